@@ -1,0 +1,39 @@
+# `make demo` and `make test` need Python 3.11 or later, make and git; each keeps its virtual environment.
+PYTHON ?= python3
+BACKENDS := jax tensorflow torch
+export TF_CPP_MIN_LOG_LEVEL := 2
+
+.PHONY: demo test lint format clean
+
+demo: .venv-demo/done
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
+
+test: lint $(BACKENDS:%=test-%) test-across
+
+lint: .venv/done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/done
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.PHONY: $(BACKENDS:%=test-%) test-across
+$(BACKENDS:%=test-%): test-%: .venv/done
+	KERAS_BACKEND=$* .venv/bin/python -m pytest tests --ignore tests/across
+
+test-across: .venv/done
+	.venv/bin/python -m pytest tests/across
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv-demo/done: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet --editable ".[jax,examples]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo demo
