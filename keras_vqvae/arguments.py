@@ -1,0 +1,61 @@
+"""Checks of arguments, one message for all: the argument's name and the value received."""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+from keras import ops
+
+Tensor: TypeAlias = Any
+"""A tensor of the running backend, or what `keras.ops` converts to one."""
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Returns `value` as an `int` of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def positive_ints(name: str, values: Any) -> tuple[int, ...]:
+    """Returns `values` as a tuple, which may be empty, of positive integers."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={values!r}")
+    # A tuple, because Keras turns the lists among a layer's attributes into tracked ones.
+    return tuple(positive_int(name, value) for value in values)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """Returns `value` as a finite `float` of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}")
+    return float(value)
+
+
+def open_fraction(name: str, value: Any) -> float:
+    """Returns `value` as a `float` strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise ValueError(f"`{name}` must lie strictly between 0 and 1. Received: {name}={value!r}")
+    return float(value)
+
+
+def code_indices(name: str, indices: Any, num_embeddings: int) -> Tensor:
+    """Returns `indices` as an int32 tensor, each inside a codebook of `num_embeddings` codes.
+
+    A compiled function has no values to look at: there an index outside is moved to the nearest one inside,
+    because the backends disagree on it (TensorFlow and PyTorch stop, JAX answers NaN).
+    """
+    indices = ops.convert_to_tensor(indices)
+    if "int" not in str(indices.dtype):
+        raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {indices.dtype}")
+    try:
+        values = ops.convert_to_numpy(indices)
+    except Exception:  # What a traced tensor raises differs by backend.
+        return ops.cast(ops.clip(indices, 0, num_embeddings - 1), "int32")
+    outside = values[(values < 0) | (values >= num_embeddings)]
+    if outside.size:
+        raise ValueError(
+            f"`{name}` must lie between 0 and {num_embeddings - 1}. Received: {name} with {np.unique(outside)[:5].tolist()}"
+        )
+    return ops.cast(indices, "int32")

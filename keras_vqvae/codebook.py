@@ -1,0 +1,252 @@
+"""Pure functions of vectors and a codebook: search, lookup, statistics and upkeep.
+
+Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
+"""
+
+import keras
+from keras import ops
+
+from keras_vqvae import arguments, estimators
+from keras_vqvae.arguments import Tensor
+
+# Scores held at a time by the search, 4 MB: they are written and read again while they lie in the cache.
+SEARCH_BUDGET = 1 << 20
+
+
+def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Tensor:
+    """Draws a codebook from the standard normal distribution.
+
+    Args:
+        num_embeddings: Number of codes, `K`.
+        embedding_dim: Size of a code, `D`.
+        seed: Integer; equal seeds give equal codebooks on one backend. Defaults to `42`.
+
+    Returns:
+        A float32 tensor `[K, D]`.
+
+    Example:
+
+    >>> init_codebook(num_embeddings=512, embedding_dim=64).shape == (512, 64)
+    True
+    """
+    shape = (
+        arguments.positive_int("num_embeddings", num_embeddings),
+        arguments.positive_int("embedding_dim", embedding_dim),
+    )
+    return keras.random.normal(shape, dtype="float32", seed=seed)
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Finds each vector's nearest code by Euclidean distance, exactly and in float32.
+
+    The `N x K` distances never exist at once: the search goes by blocks of rows. Of codes equally near, the first
+    is taken. It has no gradient.
+
+    Args:
+        vectors: `[..., D]`, with any leading dimensions.
+        codebook: `[K, D]`.
+
+    Returns:
+        Int32 indices `[...]` from 0 to `K - 1`.
+
+    Raises:
+        ValueError: If the last dimensions differ.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> keras.ops.convert_to_numpy(nearest_code(codebook[2:5], codebook)).tolist()
+    [2, 3, 4]
+    """
+    vectors = ops.stop_gradient(ops.cast(vectors, "float32"))
+    codebook = ops.stop_gradient(ops.cast(codebook, "float32"))
+    if len(codebook.shape) != 2 or len(vectors.shape) < 1 or vectors.shape[-1] != codebook.shape[-1]:
+        raise ValueError(
+            "`vectors` must have shape [..., D] and `codebook` [K, D]. "
+            f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
+        )
+    num_embeddings, dim = codebook.shape
+    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
+    codes = ops.transpose(codebook)
+    bias = -0.5 * ops.sum(ops.square(codebook), axis=-1)
+    positions = ops.arange(num_embeddings, dtype="int32")
+
+    def search(block):  # `[n, D]` -> `[n]`
+        scores = ops.matmul(block, codes) + bias
+        best = ops.max(scores, axis=-1, keepdims=True)
+        # The first of the best, as argmax has it. `ops.argmax` makes an extra pass over the scores to tell -0.0 from
+        # 0.0. The comparison is this way round so that a NaN finds code 0 rather than none.
+        return ops.min(ops.where(scores < best, num_embeddings, positions), axis=-1)
+
+    leading = ops.shape(vectors)[:-1]
+    # `[..., D]` -> `[N, D]`
+    vectors = ops.reshape(vectors, (-1, dim))
+    rows = vectors.shape[0]
+    block_rows = max(SEARCH_BUDGET // num_embeddings, 1)
+    if rows is not None and rows <= block_rows:
+        return ops.reshape(search(vectors), leading)
+    rows = ops.shape(vectors)[0]
+    blocks = (rows + block_rows - 1) // block_rows
+    # `[N, D]` -> `[blocks, block_rows, D]`, the last block filled up with zeros
+    vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
+    indices = ops.map(search, ops.reshape(vectors, (-1, block_rows, dim)))
+    return ops.reshape(ops.reshape(indices, (-1,))[:rows], leading)
+
+
+def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
+    """The rows `indices` of `codebook`, unchecked, with a dense gradient."""
+    # TensorFlow's gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. The
+    # product makes it dense; elsewhere it is a copy of the codebook.
+    return ops.take(ops.convert_to_tensor(codebook) * 1.0, indices, axis=0)
+
+
+def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
+    """Returns the codes of `indices`, with the gradient that the codebook learns by.
+
+    Args:
+        codebook: `[K, D]`.
+        indices: Integers `[...]` from 0 to `K - 1`.
+
+    Returns:
+        A tensor `[..., D]` of the codebook's dtype.
+
+    Raises:
+        ValueError: If an index lies outside the codebook. In a compiled function, where it cannot be known, the index
+            is moved to the nearest one inside.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> bool(keras.ops.all(lookup(codebook, [3, 3, 7])[0] == codebook[3]))
+    True
+    """
+    return gather_codes(codebook, arguments.code_indices("indices", indices, codebook.shape[0]))
+
+
+def quantize(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Replaces each vector by its nearest code, and passes the gradient straight through.
+
+    For the losses take the raw codes, `lookup(codebook, indices)`: see `keras_vqvae.loss`.
+
+    Args:
+        z_e: Encoder outputs `[..., D]`, with any leading dimensions.
+        codebook: `[K, D]`.
+
+    Returns:
+        `(z_q, indices)`: the codes `[..., D]` with the gradient of the identity to `z_e`, and int32 `[...]`.
+
+    Raises:
+        ValueError: If the last dimensions differ.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> z_q, indices = quantize(keras.ops.zeros((4, 7, 7, 2)), codebook)
+    >>> z_q.shape == (4, 7, 7, 2), indices.shape == (4, 7, 7)
+    (True, True)
+
+    Reference:
+
+    - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equations 1 and 2
+    """
+    z_e = ops.convert_to_tensor(z_e)
+    indices = nearest_code(z_e, codebook)
+    codes = ops.cast(gather_codes(codebook, indices), z_e.dtype)
+    return estimators.straight_through(z_e, codes), indices
+
+
+def count_codes(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
+    """How often each code occurs among the kept indices: `[N]`, booleans `[N]` -> int32 `[K]`."""
+    return ops.segment_sum(ops.cast(kept, "int32"), indices, num_segments=num_embeddings)
+
+
+def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
+    """The sum of each code's kept vectors: `[N, D]`, `[N]`, booleans `[N]` -> `[K, D]`."""
+    vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
+    return ops.segment_sum(vectors, indices, num_segments=num_embeddings)
+
+
+def ema_step(codebook: Tensor, ema_counts: Tensor, counts: Tensor, sums: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """One step of the codebook towards the moving average of the vectors that chose each code.
+
+    With `n` the counts and `s` the sums of the batch, `N` the moving counts (0 at the start) and `g` the decay:
+
+        N <- g N + (1 - g) n
+        e <- e + (1 - g) (s - n e) / N
+
+    This keeps `m = N e` of the paper's appendix A.1 without storing it. There is no start-up bias (the first hit puts
+    a code on the mean of its vectors), and a code that was not chosen stays where it is.
+
+    Args:
+        codebook: `[K, D]`, the one that the vectors were assigned by.
+        ema_counts: `[K]`, `N`.
+        counts: `[K]`, `n`.
+        sums: `[K, D]`, `s`.
+        decay: `g`.
+
+    Returns:
+        `(codebook, ema_counts)`.
+
+    Reference:
+
+    - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), appendix A.1
+    """
+    counts = ops.cast(counts, "float32")
+    # A batch without a single kept vector leaves the state as it was.
+    decay = ops.where(ops.sum(counts) > 0, decay, 1.0)
+    ema_counts = decay * ema_counts + (1 - decay) * counts
+    chosen = counts > 0
+    rate = (1 - decay) / ops.where(chosen, ema_counts, 1.0)
+    pull = sums - ops.expand_dims(counts, -1) * codebook
+    return codebook + ops.expand_dims(rate, -1) * pull, ema_counts
+
+
+def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | int) -> tuple[Tensor, Tensor]:
+    """Draws rows among the kept ones: each draw uniform, all of them spread evenly over the batch.
+
+    The draws are one random shift of a jittered grid, so that they differ from one another as long as there are
+    enough kept rows, in fixed shapes and without sorting.
+
+    Args:
+        kept: Booleans `[N]`.
+        num_draws: How many rows.
+        seed: Integer or `keras.random.SeedGenerator`.
+
+    Returns:
+        `(rows, any_kept)`: int32 `[num_draws]`, and whether there was a row to draw at all.
+    """
+    ranks = ops.cumsum(ops.cast(kept, "int32"))
+    total = ranks[-1]
+    uniform = keras.random.uniform((num_draws + 1,), seed=seed)
+    grid = (ops.arange(num_draws, dtype="float32") + uniform[1:]) / num_draws + uniform[0]
+    drawn = ops.cast(ops.floor((grid - ops.floor(grid)) * ops.cast(total, "float32")), "int32")
+    drawn = ops.clip(drawn, 0, ops.maximum(total - 1, 0))
+    # The row of rank r is the first at which the count of kept rows reaches r + 1.
+    rows = ops.searchsorted(ranks, drawn + 1, side="left")
+    return ops.minimum(ops.cast(rows, "int32"), ops.shape(kept)[0] - 1), total > 0
+
+
+def revive_dead_codes(
+    codebook: Tensor, ema_counts: Tensor, candidates: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Moves dead codes onto vectors of the batch, with the count of a code that is just alive.
+
+    A code is dead when its moving count lies below `threshold` times that of uniform use, `sum(N) / K`. The rule
+    does not depend on the batch size.
+
+    Args:
+        codebook: `[K, D]`.
+        ema_counts: `[K]`, the moving counts `N`.
+        candidates: `[K, D]`, where each code goes if it is dead.
+        threshold: Share of uniform use; at 0 nothing is dead.
+
+    Returns:
+        `(codebook, ema_counts)`.
+    """
+    # `threshold * sum(N) / K`
+    alive_from = threshold * ops.mean(ema_counts)
+    dead = ema_counts < alive_from
+    return (
+        ops.where(ops.expand_dims(dead, -1), candidates, codebook),
+        ops.where(dead, alive_from, ema_counts),
+    )

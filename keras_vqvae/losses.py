@@ -1,0 +1,118 @@
+"""Losses of a VQ-VAE. All are float32 scalars: means over all elements, or over the kept positions of a mask."""
+
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+
+
+def _mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+    # Squares of float16 overflow from 256 on.
+    a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
+    if mask is None:
+        return ops.mean(ops.square(a - b))
+    # `where` comes before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
+    difference = ops.where(ops.expand_dims(mask, -1), a - b, 0.0)
+    elements = ops.cast(ops.sum(ops.cast(mask, "int32")), "float32") * a.shape[-1]
+    return ops.sum(ops.square(difference)) / ops.maximum(elements, 1.0)
+
+
+def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pulls the codes towards the encoder's outputs: `mean((stop_gradient(z_e) - z_q) ** 2)`.
+
+    Its gradient goes to `z_q` alone, so `z_q` must be the raw codes, `lookup(codebook, indices)`. With the
+    straight-through output of `quantize` the codebook gets no gradient, and the encoder is pushed *away* from its
+    codes.
+
+    Args:
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their codes, of the same shape.
+        mask: Optional booleans `[...]`; positions that are `False` do not count.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> z_e = codebook[:3] + 0.5
+    >>> float(codebook_loss(z_e, codebook[:3]))
+    0.25
+
+    Reference:
+
+    - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, second term
+    """
+    return _mean_squared_difference(ops.stop_gradient(z_e), z_q, mask)
+
+
+def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pulls the encoder's outputs towards their codes: `mean((z_e - stop_gradient(z_q)) ** 2)`.
+
+    Its gradient goes to `z_e` alone.
+
+    Args:
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their codes, of the same shape; the straight-through output serves as well.
+        mask: Optional booleans `[...]`; positions that are `False` do not count.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> float(commitment_loss(codebook[:3] + 0.5, codebook[:3]))
+    0.25
+
+    Reference:
+
+    - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, third term
+    """
+    return _mean_squared_difference(z_e, ops.stop_gradient(z_q), mask)
+
+
+def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commitment_weight: float = 0.25) -> Tensor:
+    """The loss of a VQ-VAE: reconstruction error, codebook loss and weighted commitment loss.
+
+    `mean((reconstruction - target) ** 2) + codebook_loss(z_e, z_q) + commitment_weight * commitment_loss(z_e, z_q)`
+
+    Give it the raw codes as `z_q`, and the straight-through ones to the decoder:
+
+    ```python
+    z_e = encoder(x)
+    z_q, indices = keras_vqvae.quantize(z_e, codebook)
+    codes = keras_vqvae.lookup(codebook, indices)
+    value = keras_vqvae.loss(decoder(z_q), x, z_e, codes)
+    ```
+
+    With `z_q` in place of `codes` the value is the same and the gradients are not: the codebook gets none, and the
+    codebook term reaches the encoder with its sign reversed, which at the default weight pushes it away from its
+    code (by -0.75 times the commitment gradient).
+
+    Args:
+        reconstruction: The decoder's output.
+        target: What it should be, of the same shape.
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their raw codes, of the same shape.
+        commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> float(loss(codebook[:3], codebook[:3], codebook[:3] + 0.5, codebook[:3]))
+    0.3125
+
+    Reference:
+
+    - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3
+    """
+    commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
+    return (
+        _mean_squared_difference(reconstruction, target, mask=None)
+        + codebook_loss(z_e, z_q)
+        + commitment_weight * commitment_loss(z_e, z_q)
+    )
