@@ -1,0 +1,2 @@
+from keras_vqvae.layers.quantizer import Quantizer as Quantizer
+from keras_vqvae.layers.vector_quantizer import VectorQuantizer as VectorQuantizer
