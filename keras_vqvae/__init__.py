@@ -1,0 +1,20 @@
+"""Vector quantization for Keras 3, on TensorFlow, JAX and PyTorch."""
+
+from keras_vqvae.codebook import init_codebook as init_codebook
+from keras_vqvae.codebook import lookup as lookup
+from keras_vqvae.codebook import nearest_code as nearest_code
+from keras_vqvae.codebook import quantize as quantize
+from keras_vqvae.estimators import straight_through as straight_through
+from keras_vqvae.layers import Quantizer as Quantizer
+from keras_vqvae.layers import VectorQuantizer as VectorQuantizer
+from keras_vqvae.losses import codebook_loss as codebook_loss
+from keras_vqvae.losses import commitment_loss as commitment_loss
+from keras_vqvae.losses import loss as loss
+from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
+from keras_vqvae.metrics import CodebookUsage as CodebookUsage
+from keras_vqvae.models import VQVAE as VQVAE
+from keras_vqvae.models import build as build
+from keras_vqvae.models import build_decoder as build_decoder
+from keras_vqvae.models import build_encoder as build_encoder
+
+__version__ = "0.1.0"

@@ -1,0 +1,4 @@
+from keras_vqvae.models.mlp import build as build
+from keras_vqvae.models.mlp import build_decoder as build_decoder
+from keras_vqvae.models.mlp import build_encoder as build_encoder
+from keras_vqvae.models.vqvae import VQVAE as VQVAE

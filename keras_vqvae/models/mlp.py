@@ -1,0 +1,122 @@
+"""Encoders and decoders of dense layers, for inputs that are vectors."""
+
+from collections.abc import Callable
+
+import keras
+
+from keras_vqvae import arguments
+
+
+def _dense_stack(x, sizes: tuple[int, ...], activation: str | Callable | None, prefix: str):
+    for i, size in enumerate(sizes):
+        x = keras.layers.Dense(size, name=f"{prefix}_dense_{i}")(x)
+        x = keras.layers.Activation(activation, name=f"{prefix}_act_{i}")(x)
+    return x
+
+
+def build_encoder(
+    input_size: int,
+    embedding_dim: int = 64,
+    encoder_sizes: tuple[int, ...] = (256, 128),
+    activation: str | Callable | None = "relu",
+) -> keras.Model:
+    """Builds an encoder, `[batch, input_size]` -> `[batch, embedding_dim]`.
+
+    Args:
+        input_size: Size of an input vector.
+        embedding_dim: Size of the output, which is linear. Defaults to `64`.
+        encoder_sizes: Sizes of the hidden layers; empty makes the encoder linear. Defaults to `(256, 128)`.
+        activation: Activation of the hidden layers. Defaults to `"relu"`.
+
+    Returns:
+        A functional model: input `input`, layers `encoder_dense_i`, `encoder_act_i` and `encoder_to_embedding`.
+
+    Example:
+
+    >>> encoder = build_encoder(input_size=784, embedding_dim=32)
+    >>> encoder.output_shape
+    (None, 32)
+    """
+    input_size = arguments.positive_int("input_size", input_size)
+    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
+    encoder_sizes = arguments.positive_ints("encoder_sizes", encoder_sizes)
+    inputs = keras.Input((input_size,), name="input")
+    x = _dense_stack(inputs, encoder_sizes, activation, prefix="encoder")
+    outputs = keras.layers.Dense(embedding_dim, name="encoder_to_embedding")(x)
+    return keras.Model(inputs, outputs, name="encoder")
+
+
+def build_decoder(
+    input_size: int | None = None,
+    output_size: int | None = None,
+    embedding_dim: int = 64,
+    decoder_sizes: tuple[int, ...] = (128, 256),
+    activation: str | Callable | None = "relu",
+) -> keras.Model:
+    """Builds a decoder, `[batch, embedding_dim]` -> `[batch, output_size]`.
+
+    Args:
+        input_size: Size of the vectors that the encoder was given, the same as `output_size`. One of the two is
+            required; if both are there, `output_size` wins.
+        output_size: Size of the output, which is linear.
+        embedding_dim: Size of a code. Defaults to `64`.
+        decoder_sizes: Sizes of the hidden layers; empty makes the decoder linear. Defaults to `(128, 256)`.
+        activation: Activation of the hidden layers. Defaults to `"relu"`.
+
+    Returns:
+        A functional model: input `quantized`, layers `decoder_dense_i`, `decoder_act_i` and `decoder_output`.
+
+    Example:
+
+    >>> decoder = build_decoder(output_size=784, embedding_dim=32)
+    >>> decoder.output_shape
+    (None, 784)
+    """
+    if input_size is None and output_size is None:
+        raise ValueError(
+            "One of `input_size` and `output_size` is required. Received: input_size=None, output_size=None"
+        )
+    if input_size is not None:
+        input_size = arguments.positive_int("input_size", input_size)
+    size = input_size if output_size is None else arguments.positive_int("output_size", output_size)
+    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
+    decoder_sizes = arguments.positive_ints("decoder_sizes", decoder_sizes)
+    inputs = keras.Input((embedding_dim,), name="quantized")
+    x = _dense_stack(inputs, decoder_sizes, activation, prefix="decoder")
+    outputs = keras.layers.Dense(size, name="decoder_output")(x)
+    return keras.Model(inputs, outputs, name="decoder")
+
+
+def build(
+    input_size: int,
+    embedding_dim: int = 64,
+    num_embeddings: int = 512,
+    encoder_sizes: tuple[int, ...] = (256, 128),
+    decoder_sizes: tuple[int, ...] = (128, 256),
+    activation: str | Callable | None = "relu",
+) -> tuple[keras.Model, keras.Model]:
+    """Builds the encoder and the decoder of a VQ-VAE over vectors.
+
+    Args:
+        input_size: Size of an input vector.
+        embedding_dim: Size of a code. Defaults to `64`.
+        num_embeddings: Size of the codebook that the two are meant for; checked, and otherwise unused. Defaults to
+            `512`.
+        encoder_sizes: Sizes of the encoder's hidden layers. Defaults to `(256, 128)`.
+        decoder_sizes: Sizes of the decoder's hidden layers. Defaults to `(128, 256)`.
+        activation: Activation of the hidden layers. Defaults to `"relu"`.
+
+    Returns:
+        `(encoder, decoder)`, two functional models: see `build_encoder` and `build_decoder`.
+
+    Example:
+
+    >>> encoder, decoder = build(input_size=784, embedding_dim=32)
+    >>> decoder(encoder(keras.ops.zeros((5, 784)))).shape == (5, 784)
+    True
+    """
+    arguments.positive_int("num_embeddings", num_embeddings)
+    return (
+        build_encoder(input_size, embedding_dim, encoder_sizes, activation),
+        build_decoder(input_size, None, embedding_dim, decoder_sizes, activation),
+    )
