@@ -1,0 +1,28 @@
+"""The networks of the studies."""
+
+import keras
+from keras import layers
+
+
+def small_autoencoder(image_size: int = 28, embedding_dim: int = 32) -> tuple[keras.Model, keras.Model]:
+    """Two stages down to a quarter of the size and two up again: that of vector-quantize-pytorch's own examples."""
+    encoder = keras.Sequential(
+        [
+            keras.Input((image_size, image_size, 1)),
+            layers.Conv2D(16, 3, padding="same"),
+            layers.MaxPooling2D(),
+            layers.Activation("gelu"),
+            layers.Conv2D(embedding_dim, 3, padding="same"),
+            layers.MaxPooling2D(),
+        ]
+    )
+    decoder = keras.Sequential(
+        [
+            keras.Input((image_size // 4, image_size // 4, embedding_dim)),
+            layers.UpSampling2D(),
+            layers.Conv2D(16, 3, padding="same", activation="gelu"),
+            layers.UpSampling2D(),
+            layers.Conv2D(1, 3, padding="same"),
+        ]
+    )
+    return encoder, decoder
