@@ -53,9 +53,7 @@ def code_indices(name: str, indices: Any, num_embeddings: int) -> Tensor:
         values = ops.convert_to_numpy(indices)
     except Exception:  # What a traced tensor raises differs by backend.
         return ops.cast(ops.clip(indices, 0, num_embeddings - 1), "int32")
-    outside = values[(values < 0) | (values >= num_embeddings)]
-    if outside.size:
-        raise ValueError(
-            f"`{name}` must lie between 0 and {num_embeddings - 1}. Received: {name} with {np.unique(outside)[:5].tolist()}"
-        )
+    outside = np.unique(values[(values < 0) | (values >= num_embeddings)])[:5].tolist()
+    if outside:
+        raise ValueError(f"`{name}` must lie between 0 and {num_embeddings - 1}. Received: {name} with {outside}")
     return ops.cast(indices, "int32")

@@ -66,6 +66,10 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
             f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
         )
     num_embeddings, dim = codebook.shape
+    # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
+    # rounding does not hide the distances of vectors far from the origin.
+    centre = ops.mean(codebook, axis=0)
+    vectors, codebook = vectors - centre, codebook - centre
     # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
     codes = ops.transpose(codebook)
     bias = -0.5 * ops.sum(ops.square(codebook), axis=-1)
@@ -81,15 +85,15 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]`
     vectors = ops.reshape(vectors, (-1, dim))
-    rows = vectors.shape[0]
-    block_rows = max(SEARCH_BUDGET // num_embeddings, 1)
-    if rows is not None and rows <= block_rows:
-        return ops.reshape(search(vectors), leading)
     rows = ops.shape(vectors)[0]
+    block_rows = max(SEARCH_BUDGET // num_embeddings, 1)
+    # When traced for any batch size, `rows` is no number yet, and there is no telling.
+    if isinstance(rows, int) and rows <= block_rows:
+        return ops.reshape(search(vectors), leading)
     blocks = (rows + block_rows - 1) // block_rows
     # `[N, D]` -> `[blocks, block_rows, D]`, the last block filled up with zeros
     vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
-    indices = ops.map(search, ops.reshape(vectors, (-1, block_rows, dim)))
+    indices = ops.map(search, ops.reshape(vectors, (blocks, block_rows, dim)))
     return ops.reshape(ops.reshape(indices, (-1,))[:rows], leading)
 
 

@@ -43,7 +43,7 @@ def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tenso
 
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, second term
     """
-    return _mean_squared_difference(ops.stop_gradient(z_e), z_q, mask)
+    return _mean_squared_difference(ops.stop_gradient(ops.convert_to_tensor(z_e)), z_q, mask)
 
 
 def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Ten
 
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, third term
     """
-    return _mean_squared_difference(z_e, ops.stop_gradient(z_q), mask)
+    return _mean_squared_difference(z_e, ops.stop_gradient(ops.convert_to_tensor(z_q)), mask)
 
 
 def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commitment_weight: float = 0.25) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, codebook
+from keras_vqvae import arguments, backend, codebook
 from keras_vqvae.arguments import Tensor
 
 _SCORING = contextvars.ContextVar("scoring", default=False)
@@ -34,7 +34,8 @@ class Quantizer(keras.layers.Layer):
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
     - `estimate(vectors, codes)`: the output, with the gradient that the encoder learns by;
     - `compute_losses(vectors, codes, kept)`: a list of float32 scalars, means over the kept vectors;
-    - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does.
+    - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
+      those of all replicas.
 
     It sets `num_embeddings`, the number of codes.
 
@@ -84,7 +85,7 @@ class Quantizer(keras.layers.Layer):
             for loss in self.compute_losses(vectors, codes, kept):
                 self.add_loss(loss)
             if training and self.trainable:
-                counts = codebook.count_codes(indices, kept, self.num_embeddings)
+                counts = backend.sum_over_replicas(codebook.count_codes(indices, kept, self.num_embeddings))
                 self.code_counts.assign_add(counts)
                 self.update(ops.stop_gradient(vectors), indices, kept, counts)
         quantized = ops.reshape(ops.cast(quantized, self.compute_dtype), shape)
@@ -129,11 +130,20 @@ class Quantizer(keras.layers.Layer):
             raise ValueError(f"`{self.__class__.__name__}` must be built before it decodes. Received: built=False")
         indices = arguments.code_indices("indices", indices, self.num_embeddings)
         codes = self.lookup(ops.reshape(indices, (-1,)))
-        return ops.reshape(ops.cast(codes, self.compute_dtype), ops.shape(indices) + (codes.shape[-1],))
+        return ops.reshape(ops.cast(codes, self.compute_dtype), (*ops.shape(indices), codes.shape[-1]))
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
-        self.code_counts.assign(ops.zeros_like(self.code_counts))
+        self.code_counts.assign(ops.zeros((self.num_embeddings,), dtype="int32"))
+
+    @property
+    def output(self) -> Any:
+        # Keras gives every call of a layer in a functional model as many outputs as `output` has, and that is the first
+        # call's. Called without indices and then with them, the second call would lack one.
+        if not self._inbound_nodes:
+            return super().output
+        most = max(range(len(self._inbound_nodes)), key=lambda i: len(self._inbound_nodes[i].outputs))
+        return self._get_node_attribute_at_index(most, "output_tensors", "output")
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Any:
         # One for the quantized vectors, one for the indices: Keras pairs them with as many outputs as there are.

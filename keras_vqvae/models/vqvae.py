@@ -186,6 +186,10 @@ class VQVAE(keras.Model):
 class _DropMasked(keras.layers.Layer):
     """Puts -1, which the metrics leave out, at masked indices. A layer, because Keras gives masks to layers only."""
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
     def call(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
             return indices

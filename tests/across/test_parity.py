@@ -1,0 +1,61 @@
+"""One result on every backend, and files that each of them reads."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from quantizers import QUANTIZERS
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def run(folder, phase):
+    found = {}
+    for backend in BACKENDS:
+        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[1])}
+        subprocess.run([sys.executable, WORKER, folder, phase], env=environment, check=True)
+        with np.load(folder / f"{phase}-{backend}.npz") as file:
+            found[backend] = dict(file)
+    return found
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("across")
+
+
+@pytest.fixture(scope="session")
+def trained(folder):
+    return run(folder, "train")
+
+
+@pytest.fixture(scope="session")
+def loaded(folder, trained):
+    return run(folder, "load")
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_step_is_the_same(trained, name, backend):
+    keys = {key for key in trained["jax"] if key.startswith(f"{name}/") and not key.endswith("/codes")}
+    assert keys == {key for key in trained[backend] if key.startswith(f"{name}/") and not key.endswith("/codes")}
+    assert {f"{name}/quantized", f"{name}/indices", f"{name}/by_inputs", f"{name}/loss_0"} <= keys
+    for key in sorted(keys):
+        reference, value = trained["jax"][key], trained[backend][key]
+        if value.dtype.kind in "iu":
+            np.testing.assert_array_equal(value, reference, err_msg=key)
+        else:
+            np.testing.assert_allclose(value, reference, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("writer", BACKENDS)
+@pytest.mark.parametrize("reader", BACKENDS)
+def test_a_file_gives_equal_indices_everywhere(trained, loaded, name, writer, reader):
+    expected = trained[writer][f"{name}/codes"]
+    assert len(np.unique(expected)) > 4
+    np.testing.assert_array_equal(loaded[reader][f"{name}/{writer}"], expected)

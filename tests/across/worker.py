@@ -1,0 +1,77 @@
+"""What one backend makes of every quantizer: `python worker.py FOLDER PHASE`, with `KERAS_BACKEND` set.
+
+`PYTHONPATH` holds the folder `tests`.
+
+Phase `train`: equal weights and inputs -> indices, outputs, losses and state of a step, and a `.keras` file trained
+by `fit`. Phase `load`: the indices by every backend's file.
+"""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from gradients import layer_gradients
+from keras import ops
+from quantizers import DIM, QUANTIZERS
+
+import keras_vqvae
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def set_weights(layer: keras.Layer) -> None:
+    """Draws the float weights in NumPy, which draws the same everywhere."""
+    for i, weight in enumerate(layer.weights):
+        if len(weight.shape) > 1:
+            weight.assign(draw(100 + i, *weight.shape))
+
+
+def step(name: str) -> dict[str, np.ndarray]:
+    layer = QUANTIZERS[name]()
+    layer.build((None, DIM))
+    set_weights(layer)
+    x = draw(1, 50, DIM)
+    by_inputs, by_weights = layer_gradients(layer, x, draw(2, 50, DIM))
+    quantized, indices = layer(x, training=True, return_indices=True)
+    found = {"quantized": quantized, "indices": indices, "by_inputs": by_inputs}
+    found |= {f"by_weight_{i}": gradient for i, gradient in enumerate(by_weights)}
+    found |= {f"loss_{i}": loss for i, loss in enumerate(layer.losses)}
+    # Where dead codes move is drawn, and each backend draws its own numbers.
+    drawn = getattr(layer, "ema_decay", None) and layer.dead_code_threshold
+    if not drawn:
+        found |= {weight.path.split("/", 1)[1]: weight for weight in layer.weights}
+    return {f"{name}/{key}": ops.convert_to_numpy(value) for key, value in found.items()}
+
+
+def train(folder: pathlib.Path) -> None:
+    backend = keras.backend.backend()
+    results = {}
+    for name, make in QUANTIZERS.items():
+        results |= step(name)
+        inputs = keras.Input((3, DIM))
+        model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
+        model(inputs)
+        set_weights(model)
+        model.compile(keras.optimizers.Adam(0.01))
+        model.fit(draw(3, 64, 3, DIM), epochs=2, verbose=0, shuffle=False)
+        model.save(folder / f"{name}-{backend}.keras")
+        results[f"{name}/codes"] = model.encode(draw(4, 64, 3, DIM), verbose=0)
+    np.savez(folder / f"train-{backend}.npz", **results)
+
+
+def load(folder: pathlib.Path) -> None:
+    results = {}
+    for name in QUANTIZERS:
+        for writer in BACKENDS:
+            model = keras.models.load_model(folder / f"{name}-{writer}.keras")
+            results[f"{name}/{writer}"] = model.encode(draw(4, 64, 3, DIM), verbose=0)
+    np.savez(folder / f"load-{keras.backend.backend()}.npz", **results)
+
+
+if __name__ == "__main__":
+    {"train": train, "load": load}[sys.argv[2]](pathlib.Path(sys.argv[1]))

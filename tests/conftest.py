@@ -1,0 +1,20 @@
+import hypothesis
+import keras
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Equal draws in every test, whatever ran before it; and no policy left over."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

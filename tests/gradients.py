@@ -1,0 +1,47 @@
+"""Gradients on every backend, as NumPy arrays."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def gradients(function, *arrays):
+    """The gradients of `function(*tensors)`, a scalar, by each of the arrays."""
+    arrays = [np.asarray(array) for array in arrays]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*map(ops.convert_to_tensor, arrays))
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.convert_to_tensor(array) for array in arrays]
+        with tf.GradientTape() as tape:
+            for tensor in tensors:
+                tape.watch(tensor)
+            value = function(*tensors)
+        found = tape.gradient(value, tensors, unconnected_gradients="zero")
+    else:
+        import torch
+
+        tensors = [ops.convert_to_tensor(array).requires_grad_() for array in arrays]
+        value = function(*tensors)
+        found = torch.autograd.grad(value, tensors, allow_unused=True)
+        found = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+    return [ops.convert_to_numpy(gradient) for gradient in found]
+
+
+def layer_gradients(layer, inputs, cotangent):
+    """The gradients of `sum(layer(inputs) * cotangent) + sum(losses)` in training: by the inputs, by each weight."""
+    if not layer.built:
+        layer.build(inputs.shape)
+    cotangent = ops.convert_to_tensor(cotangent, dtype="float32")
+    trainable = [ops.convert_to_numpy(variable) for variable in layer.trainable_variables]
+    fixed = [ops.convert_to_tensor(variable) for variable in layer.non_trainable_variables]
+
+    def value(inputs, *weights):
+        output, _, losses = layer.stateless_call(list(weights), fixed, inputs, training=True, return_losses=True)
+        return sum((ops.cast(loss, "float32") for loss in losses), ops.sum(output * cotangent))
+
+    by_inputs, *by_weights = gradients(value, inputs, *trainable)
+    return by_inputs, by_weights

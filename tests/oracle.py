@@ -1,0 +1,55 @@
+"""The formulas in NumPy and float64, written down once more from the papers."""
+
+import numpy as np
+
+
+def distances(vectors, codebook):
+    vectors, codebook = np.asarray(vectors, "float64"), np.asarray(codebook, "float64")
+    return np.square(vectors[..., None, :] - codebook).sum(-1)
+
+
+def nearest_code(vectors, codebook):
+    return distances(vectors, codebook).argmin(-1)
+
+
+def assert_nearest(indices, vectors, codebook, rtol=1e-5):
+    """Each index is that of a nearest code, up to what float32 can tell of the distances."""
+    every = distances(vectors, codebook)
+    chosen = np.take_along_axis(every, np.asarray(indices)[..., None].astype("int64"), -1)[..., 0]
+    scale = np.square(np.asarray(vectors, "float64")).sum(-1) + np.square(np.asarray(codebook, "float64")).sum(-1).max()
+    np.testing.assert_array_less(chosen - every.min(-1), rtol * scale + 1e-12)
+
+
+def one_hot(indices, num_embeddings):
+    return np.eye(num_embeddings)[np.asarray(indices).reshape(-1)]
+
+
+def mean_square(difference, mask=None):
+    square = np.square(np.asarray(difference, "float64"))
+    if mask is None:
+        return square.mean()
+    square = square[np.asarray(mask, bool)]
+    return square.mean() if square.size else 0.0
+
+
+def perplexity(indices, num_embeddings):
+    shares = one_hot(indices, num_embeddings).mean(0)
+    shares = shares[shares > 0]
+    return np.exp(-np.sum(shares * np.log(shares)))
+
+
+class MovingAverage:
+    """The codebook of appendix A.1 as the paper has it: two moving averages, `N` and `m`, and their ratio."""
+
+    def __init__(self, codebook, decay):
+        self.codebook = np.array(codebook, "float64")
+        self.decay = decay
+        self.counts = np.zeros(len(codebook))
+        self.sums = np.zeros_like(self.codebook)
+
+    def update(self, vectors):
+        chosen = one_hot(nearest_code(vectors, self.codebook), len(self.codebook))
+        self.counts = self.decay * self.counts + (1 - self.decay) * chosen.sum(0)
+        self.sums = self.decay * self.sums + (1 - self.decay) * chosen.T @ np.asarray(vectors, "float64")
+        hit = self.counts > 0
+        self.codebook[hit] = self.sums[hit] / self.counts[hit, None]

@@ -1,0 +1,81 @@
+"""The examples run, each on the backend of the tests."""
+
+import gzip
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from examples import images
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(script, *arguments):
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Small IDX files, two of them gzipped."""
+    folder = tmp_path_factory.mktemp("idx")
+    rng = np.random.default_rng(0)
+    for name, count in (("train-images-idx3-ubyte", 64), ("t10k-images-idx3-ubyte", 32)):
+        content = bytes([0, 0, 8, 3]) + np.array([count, 28, 28], ">u4").tobytes()
+        content += rng.integers(256, size=(count, 28, 28), dtype="u1").tobytes()
+        if count == 64:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def test_digits_are_in_0_to_1():
+    train, test = images.load("digits")
+    assert train.shape == (1500, 8, 8, 1)
+    assert test.shape == (297, 8, 8, 1)
+    assert train.dtype == "float32"
+    assert train.min() == 0
+    assert train.max() == 1
+
+
+def test_idx_files_are_read(data_dir):
+    train, test = images.load("fashion_mnist", data_dir)
+    assert train.shape == (64, 28, 28, 1)
+    assert test.shape == (32, 28, 28, 1)
+    expected = np.random.default_rng(0).integers(256, size=(64, 28, 28), dtype="u1")
+    np.testing.assert_allclose(train[..., 0], expected / np.float32(255))
+
+
+def test_unknown_data_sets_are_named():
+    with pytest.raises(ValueError, match="Received: dataset='letters'"):
+        images.load("letters")
+
+
+def test_the_demo_trains_and_draws(tmp_path):
+    printed = run("digits.py", "--epochs", 1, "--output", tmp_path)
+    assert "val_perplexity" in printed
+    for name in ("reconstructions", "code_use", "code_maps"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert keras.models.load_model(tmp_path / "model.keras").encode(np.zeros((2, 8, 8, 1)), verbose=0).shape == (
+        2,
+        4,
+        4,
+    )
+
+
+def test_a_model_of_the_users_own(data_dir):
+    printed = run("functional.py", "--epochs", 1, "--data-dir", data_dir)
+    assert "codes used" in printed

@@ -1,0 +1,59 @@
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+import keras_vqvae
+
+METRICS = [keras_vqvae.CodebookPerplexity, keras_vqvae.CodebookUsage]
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=3))
+def test_results_are_those_of_all_batches_together(batches):
+    perplexity, usage = (metric(num_embeddings=7) for metric in METRICS)
+    for batch in batches:
+        perplexity.update_state(np.array(batch, "int32"))
+        usage.update_state(np.array(batch, "int32"))
+    everything = np.concatenate(batches)
+    np.testing.assert_allclose(perplexity.result(), oracle.perplexity(everything, 7), rtol=1e-5)
+    np.testing.assert_allclose(usage.result(), len(set(everything.tolist())) / 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_negative_indices_are_none(metric):
+    one, other = metric(5), metric(5)
+    one.update_state(np.array([[0, 1], [1, 4]]))
+    other.update_state(np.array([-1, 0, 1, -1, 1, 4, -7]))
+    assert float(one.result()) == float(other.result())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_seen_is_zero_and_reset_forgets(metric):
+    metric = metric(5)
+    assert float(metric.result()) == 0
+    metric.update_state(np.array([1, 2]))
+    assert float(metric.result()) > 0
+    metric.reset_state()
+    assert float(metric.result()) == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_config_comes_back(metric):
+    config = metric(5, name="mine").get_config()
+    assert config["num_embeddings"] == 5
+    assert metric.from_config(config).get_config() == config
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_wrong_sizes_are_named(metric):
+    with pytest.raises(ValueError, match="Received: num_embeddings=0"):
+        metric(0)
+
+
+def test_trap_float32_counts_stand_still_at_2_to_the_24():
+    metric = keras_vqvae.CodebookPerplexity(2)
+    metric.counts.assign(np.array([2**24, 2**24], "int32"))
+    metric.update_state(np.array([0, 0, 0], "int32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric.counts), [2**24 + 3, 2**24])

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from keras_vqvae import plotting
+
+
+@pytest.fixture(params=[(8, 8), (8, 8, 1), (8, 8, 3)])
+def images(request, rng):
+    return rng.random((5, *request.param))
+
+
+def pictures(figure):
+    return [axis.images[0].get_array() for axis in figure.axes]
+
+
+def test_reconstructions_stand_below_their_originals(images):
+    worse = np.clip(images + 0.5, 0, 2)
+    figure = plotting.plot_reconstructions(images, worse, max_images=3)
+    drawn = pictures(figure)
+    assert len(drawn) == 6
+    for i in range(3):
+        np.testing.assert_allclose(np.squeeze(drawn[i]), np.squeeze(images[i]))
+        np.testing.assert_allclose(np.squeeze(drawn[3 + i]), np.squeeze(np.clip(worse[i], 0, 1)))
+    error = np.square(images - np.clip(worse, 0, 1)).mean()
+    assert f"{error:.4f} on 5 images" in figure.get_suptitle()
+
+
+def test_maps_stand_below_their_images(images, rng):
+    codes = rng.integers(16, size=(5, 4, 2))
+    figure = plotting.plot_code_maps(images, codes, num_embeddings=16, max_images=9)
+    drawn = pictures(figure)
+    assert len(drawn) == 10
+    np.testing.assert_array_equal(drawn[5], codes[0])
+    assert {axis.images[0].get_clim() for axis in figure.axes[5:]} == {(0, 15)}
+
+
+def test_use_is_counted():
+    figure = plotting.plot_code_use(np.array([[3, 3], [3, 0]]), num_embeddings=4)
+    (steps,) = figure.axes[0].patches
+    np.testing.assert_allclose(steps.get_data().values, [0.75, 0.25, 0, 0])
+    # exp of the entropy of 3 / 4 and 1 / 4 is 1.75.
+    assert figure.axes[0].get_title() == "Use of the codebook: 2 of 4 codes, perplexity 2"
+
+
+def test_figures_can_be_written(images, tmp_path):
+    plotting.plot_reconstructions(images, images).savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_wrong_shapes_are_named(images):
+    with pytest.raises(ValueError, match="Received: images of shape"):
+        plotting.plot_reconstructions(images, images[:2])
+    with pytest.raises(ValueError, match="Received: codes of shape"):
+        plotting.plot_code_maps(images, np.zeros(5, int), 4)
+    with pytest.raises(ValueError, match="Received: max_images=0"):
+        plotting.plot_reconstructions(images, images, max_images=0)

@@ -1,0 +1,256 @@
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import layers, ops
+
+import keras_vqvae
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(20, 8)).astype("float32")
+
+
+def make(compiled=True, **keywords):
+    encoder, decoder = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1, **keywords), decoder)
+    if compiled:
+        model.compile(keras.optimizers.Adam(0.01))
+    return model
+
+
+LOGS = ["codebook_usage", "loss", "perplexity", "quantizer_loss", "reconstruction_loss"]
+
+
+def numpy(value):
+    return ops.convert_to_numpy(value)
+
+
+def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0):
+    z_e = numpy(model.encoder(x))
+    codebook = numpy(model.quantizer.codebook)
+    indices = oracle.nearest_code(z_e, codebook)
+    quantizer_loss = (commitment_weight + codebook_weight) * oracle.mean_square(z_e - codebook[indices])
+    reconstruction_loss = oracle.mean_square(numpy(model.decoder(codebook[indices])) - x)
+    return {
+        "loss": reconstruction_loss + quantizer_loss,
+        "reconstruction_loss": reconstruction_loss,
+        "quantizer_loss": quantizer_loss,
+        "perplexity": oracle.perplexity(indices, 16),
+        "codebook_usage": len(np.unique(indices)) / 16,
+    }
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_fit_and_evaluate_report_the_papers_numbers(x, ema_decay):
+    model = make(ema_decay=ema_decay, dead_code_threshold=0)
+    weight = 1.0 if ema_decay is None else 0.0
+    model.build(x.shape)
+    expected = expected_logs(model, x, codebook_weight=weight)
+    # One step over all samples: its logs are those of the weights before it.
+    history = model.fit(x, batch_size=20, epochs=1, verbose=0).history
+    assert sorted(history) == LOGS
+    for name, (value,) in history.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
+    # Batches of 8, 8 and 4.
+    expected = expected_logs(model, x, codebook_weight=weight)
+    result = model.evaluate(x, batch_size=8, verbose=0, return_dict=True)
+    for name, value in result.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
+
+
+def test_metrics_start_anew_every_epoch(x):
+    model = make(ema_decay=0.9)
+    model.fit(x, batch_size=5, epochs=2, verbose=0)
+    assert numpy(model._usage.counts).sum() == len(x)
+
+
+def test_training_lowers_the_error(x):
+    model = make(ema_decay=0.9)
+    history = model.fit(x, batch_size=20, epochs=60, verbose=0, validation_data=(x,)).history
+    assert sorted(history) == sorted([*LOGS, *(f"val_{name}" for name in LOGS)])
+    assert history["reconstruction_loss"][-1] < 0.7 * history["reconstruction_loss"][0]
+    assert history["val_codebook_usage"][-1] > 0.5
+
+
+def test_evaluate_and_predict_change_no_weight(x):
+    model = make(ema_decay=0.9)
+    model.fit(x, epochs=1, verbose=0)
+    before = [numpy(weight).copy() for weight in model.weights]
+    model.evaluate(x, verbose=0)
+    model.predict(x, verbose=0)
+    model.decode(model.encode(x, verbose=0), verbose=0)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(numpy(new), old)
+
+
+def test_encode_and_decode_are_the_halves_of_predict(x):
+    model = make()
+    codes = model.encode(x, batch_size=8, verbose=0)
+    assert isinstance(codes, np.ndarray)
+    assert codes.dtype == "int32"
+    np.testing.assert_array_equal(codes, numpy(model.quantizer.encode(model.encoder(x))))
+    np.testing.assert_allclose(
+        model.decode(codes, batch_size=8, verbose=0), model.predict(x, batch_size=8, verbose=0), atol=1e-6
+    )
+
+
+def test_encode_follows_the_weights(x):
+    model = make()
+    before = model.encode(x, verbose=0)
+    model.quantizer.codebook.assign(-numpy(model.quantizer.codebook))
+    after = model.encode(x, verbose=0)
+    assert (before != after).any()
+    np.testing.assert_array_equal(after, numpy(model.quantizer.encode(model.encoder(x))))
+
+
+@pytest.mark.parametrize("bad", [-1, 16])
+def test_codes_outside_the_codebook_are_named(x, bad):
+    model = make()
+    model(x)
+    with pytest.raises(ValueError, match=rf"codes.*Received: codes with \[{bad}\]"):
+        model.decode(np.array([0, bad]))
+
+
+def test_a_target_is_what_it_learns(x):
+    model = make()
+    model.build(x.shape)
+    y = x[:, ::-1] * 3
+    predicted = model.predict(x, verbose=0)
+    result = model.evaluate(x, y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(result["reconstruction_loss"], oracle.mean_square(predicted - y), rtol=1e-4)
+    model.fit(x, y, epochs=1, verbose=0)
+
+
+def test_another_loss_and_further_metrics(x):
+    model = make(compiled=False)
+    model.compile("sgd", loss="mae", metrics=["mse"])
+    predicted = model.predict(x, verbose=0)
+    result = model.evaluate(x, verbose=0, return_dict=True)
+    np.testing.assert_allclose(result["reconstruction_loss"], np.abs(predicted - x).mean(), rtol=1e-4)
+    assert "loss" in result
+    flat = {**result, **result.pop("compile_metrics", {})}
+    np.testing.assert_allclose(flat["mse"], oracle.mean_square(predicted - x), rtol=1e-4)
+
+
+def test_sample_weights_weigh_the_reconstruction(x):
+    model = make()
+    predicted = model.predict(x, verbose=0)
+    weight = np.linspace(0, 2, len(x)).astype("float32")
+    model.compile("sgd")
+    result = keras.Model.evaluate(model, x, x, sample_weight=weight, batch_size=20, verbose=0, return_dict=True)
+    expected = (np.square(predicted - x).mean(-1) * weight).mean()
+    np.testing.assert_allclose(result["reconstruction_loss"], expected, rtol=1e-4)
+
+
+def test_saving_needs_no_custom_objects_and_training_goes_on(x, tmp_path):
+    model = make(ema_decay=0.9)
+    model.fit(x, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.encode(x, verbose=0), model.encode(x, verbose=0))
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations)
+    loaded.fit(x, epochs=1, verbose=0)
+
+
+def test_weights_survive_a_file_of_their_own(x, tmp_path):
+    model, other = make(ema_decay=0.9), make(compiled=False, ema_decay=0.9)
+    model.fit(x, epochs=2, verbose=0)
+    model.encode(x, verbose=0)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other(x)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_it_can_be_part_of_a_functional_model(x):
+    model = make()
+    inputs = keras.Input((8,))
+    whole = keras.Model(inputs, layers.Dense(2)(model(inputs)))
+    assert whole.output_shape == (None, 2)
+    whole.compile("sgd", "mse")
+    whole.fit(x, x[:, :2], verbose=0)
+    whole(x, training=True)
+    assert len(whole.losses) == 2
+
+
+def test_train_and_test_on_batch(x):
+    model = make()
+    assert set(model.train_on_batch(x, return_dict=True)) == set(LOGS)
+    assert set(model.test_on_batch(x, return_dict=True)) == set(LOGS)
+
+
+def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
+    """`quantizer_loss` is the quantizer's own; a regularizer elsewhere counts in `loss` alone."""
+    encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1))])
+    decoder = keras.Sequential([keras.Input((3,)), layers.Dense(8)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), decoder)
+    model.compile("sgd")
+    model(x)
+    expected = expected_logs(model, x)
+    regularizer = 0.1 * np.square(numpy(encoder.layers[0].kernel)).sum()
+    for result in (
+        model.evaluate(x, batch_size=20, verbose=0, return_dict=True),
+        {name: values[0] for name, values in model.fit(x, batch_size=20, verbose=0).history.items()},
+    ):
+        np.testing.assert_allclose(result["quantizer_loss"], expected["quantizer_loss"], rtol=1e-4)
+        np.testing.assert_allclose(result["reconstruction_loss"], expected["reconstruction_loss"], rtol=1e-4)
+        np.testing.assert_allclose(result["loss"], expected["loss"] + regularizer, rtol=1e-4)
+
+
+def test_masked_positions_count_in_no_log(rng):
+    x = rng.normal(size=(6, 5, 4)).astype("float32")
+    x[:, 3:] = 0
+    encoder = keras.Sequential([layers.Masking(), layers.Dense(3)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(4))
+    model.compile("sgd")
+    z_e = numpy(model.encoder(x))[:, :3]
+    model(x)
+    codebook = numpy(model.quantizer.codebook)
+    indices = oracle.nearest_code(z_e, codebook)
+    result = model.evaluate(x, verbose=0, return_dict=True)
+    np.testing.assert_allclose(result["perplexity"], oracle.perplexity(indices, 16), rtol=1e-5)
+    np.testing.assert_allclose(result["quantizer_loss"], 1.25 * oracle.mean_square(z_e - codebook[indices]), rtol=1e-4)
+    model.fit(x, verbose=0)
+
+
+def test_subclassed_parts_need_no_shapes(x):
+    class Part(keras.Model):
+        def __init__(self, size):
+            super().__init__()
+            self.dense = layers.Dense(size)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = keras_vqvae.VQVAE(Part(3), keras_vqvae.VectorQuantizer(16), Part(8))
+    model.compile()
+    model.fit(x, verbose=0)
+    assert model.encode(x, verbose=0).shape == (20,)
+    assert model.predict(x, verbose=0).shape == (20, 8)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_wholly_non_finite_data_leaves_the_codebook(x, ema_decay, bad):
+    # No activation in between: compiled by XLA for a CPU, `relu` of NaN may be 0.
+    quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay)
+    model = keras_vqvae.VQVAE(layers.Identity(), quantizer, layers.Dense(8))
+    model.compile(keras.optimizers.Adam(0.01))
+    model.build(x.shape)
+    before = numpy(quantizer.codebook).copy()
+    model.fit(np.full_like(x, bad), verbose=0)
+    np.testing.assert_array_equal(numpy(quantizer.codebook), before)
+    np.testing.assert_array_equal(numpy(quantizer.code_counts), 0)
+
+
+@pytest.mark.parametrize("name", ["encoder", "quantizer", "decoder"])
+def test_wrong_parts_are_named(name):
+    parts = {"encoder": layers.Dense(3), "quantizer": keras_vqvae.VectorQuantizer(8), "decoder": layers.Dense(8)}
+    with pytest.raises(ValueError, match=f"`{name}` must be a .*Received: {name}="):
+        keras_vqvae.VQVAE(**{**parts, name: "part"})
+    with pytest.raises(ValueError, match="`quantizer` must be a Quantizer"):
+        keras_vqvae.VQVAE(**{**parts, "quantizer": layers.Dense(3)})
