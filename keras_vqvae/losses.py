@@ -36,7 +36,7 @@ def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tenso
 
     >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
     >>> z_e = codebook[:3] + 0.5
-    >>> float(codebook_loss(z_e, codebook[:3]))
+    >>> round(float(codebook_loss(z_e, codebook[:3])), 4)
     0.25
 
     Reference:
@@ -62,7 +62,7 @@ def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Ten
     Example:
 
     >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
-    >>> float(commitment_loss(codebook[:3] + 0.5, codebook[:3]))
+    >>> round(float(commitment_loss(codebook[:3] + 0.5, codebook[:3])), 4)
     0.25
 
     Reference:
@@ -103,7 +103,7 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
     Example:
 
     >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
-    >>> float(loss(codebook[:3], codebook[:3], codebook[:3] + 0.5, codebook[:3]))
+    >>> round(float(loss(codebook[:3], codebook[:3], codebook[:3] + 0.5, codebook[:3])), 4)
     0.3125
 
     Reference:
