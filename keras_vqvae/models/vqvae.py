@@ -82,7 +82,8 @@ class VQVAE(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras leaves this to every model with a `compile` of its own.
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.decoder(self.quantizer(self.encoder(keras.KerasTensor(input_shape))))
