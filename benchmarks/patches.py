@@ -52,12 +52,13 @@ def main() -> None:
         model = keras_vqvae.VQVAE(identity(), quantizer, identity())
         model.compile()
         start = time.perf_counter()
-        model.fit(train, batch_size=arguments.batch_size, epochs=arguments.steps // 100, verbose=0)
+        history = model.fit(train, batch_size=arguments.batch_size, epochs=arguments.steps // 100, verbose=0).history
         seconds = time.perf_counter() - start
         result = model.evaluate(test, batch_size=arguments.batch_size, verbose=0, return_dict=True)
         print(
             f"{keras.backend.backend():10} {name:10} error {result['reconstruction_loss']:.5f} "
-            f"used {result['codebook_usage']:.1%} perplexity {result['perplexity']:.0f} ({seconds:.0f} s)",
+            f"used {result['codebook_usage']:.1%} (last epoch of training {history['codebook_usage'][-1]:.1%}) "
+            f"perplexity {result['perplexity']:.0f} ({seconds:.0f} s)",
             flush=True,
         )
 
