@@ -2,7 +2,6 @@
 
 from keras_vqvae.codebook import init_codebook as init_codebook
 from keras_vqvae.codebook import lookup as lookup
-from keras_vqvae.codebook import nearest_code as nearest_code
 from keras_vqvae.codebook import quantize as quantize
 from keras_vqvae.estimators import straight_through as straight_through
 from keras_vqvae.layers import Quantizer as Quantizer
@@ -16,5 +15,6 @@ from keras_vqvae.models import VQVAE as VQVAE
 from keras_vqvae.models import build as build
 from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
+from keras_vqvae.search import nearest_code as nearest_code
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Pure functions of vectors and a codebook: search, lookup, statistics and upkeep.
+"""Pure functions of vectors and a codebook: lookup, statistics and upkeep.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
@@ -8,9 +8,7 @@ from keras import ops
 
 from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
-
-# Scores held at a time by the search, 4 MB: they are written and read again while they lie in the cache.
-SEARCH_BUDGET = 1 << 20
+from keras_vqvae.search import nearest_code
 
 
 def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Tensor:
@@ -34,67 +32,6 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
         arguments.positive_int("embedding_dim", embedding_dim),
     )
     return keras.random.normal(shape, dtype="float32", seed=seed)
-
-
-def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Finds each vector's nearest code by Euclidean distance, exactly and in float32.
-
-    The `N x K` distances never exist at once: the search goes by blocks of rows. Of codes equally near, the first
-    is taken. It has no gradient.
-
-    Args:
-        vectors: `[..., D]`, with any leading dimensions.
-        codebook: `[K, D]`.
-
-    Returns:
-        Int32 indices `[...]` from 0 to `K - 1`.
-
-    Raises:
-        ValueError: If the last dimensions differ.
-
-    Example:
-
-    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
-    >>> keras.ops.convert_to_numpy(nearest_code(codebook[2:5], codebook)).tolist()
-    [2, 3, 4]
-    """
-    vectors = ops.stop_gradient(ops.cast(vectors, "float32"))
-    codebook = ops.stop_gradient(ops.cast(codebook, "float32"))
-    if len(codebook.shape) != 2 or len(vectors.shape) < 1 or vectors.shape[-1] != codebook.shape[-1]:
-        raise ValueError(
-            "`vectors` must have shape [..., D] and `codebook` [K, D]. "
-            f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
-        )
-    num_embeddings, dim = codebook.shape
-    # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
-    # rounding does not hide the distances of vectors far from the origin.
-    centre = ops.mean(codebook, axis=0)
-    vectors, codebook = vectors - centre, codebook - centre
-    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
-    codes = ops.transpose(codebook)
-    bias = -0.5 * ops.sum(ops.square(codebook), axis=-1)
-    positions = ops.arange(num_embeddings, dtype="int32")
-
-    def search(block):  # `[n, D]` -> `[n]`
-        scores = ops.matmul(block, codes) + bias
-        best = ops.max(scores, axis=-1, keepdims=True)
-        # The first of the best, as argmax has it. `ops.argmax` makes an extra pass over the scores to tell -0.0 from
-        # 0.0. The comparison is this way round so that a NaN finds code 0 rather than none.
-        return ops.min(ops.where(scores < best, num_embeddings, positions), axis=-1)
-
-    leading = ops.shape(vectors)[:-1]
-    # `[..., D]` -> `[N, D]`
-    vectors = ops.reshape(vectors, (-1, dim))
-    rows = ops.shape(vectors)[0]
-    block_rows = max(SEARCH_BUDGET // num_embeddings, 1)
-    # When traced for any batch size, `rows` is no number yet, and there is no telling.
-    if isinstance(rows, int) and rows <= block_rows:
-        return ops.reshape(search(vectors), leading)
-    blocks = (rows + block_rows - 1) // block_rows
-    # `[N, D]` -> `[blocks, block_rows, D]`, the last block filled up with zeros
-    vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
-    indices = ops.map(search, ops.reshape(vectors, (blocks, block_rows, dim)))
-    return ops.reshape(ops.reshape(indices, (-1,))[:rows], leading)
 
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:

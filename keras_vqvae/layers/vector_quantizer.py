@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators, losses
+from keras_vqvae import arguments, backend, codebook, estimators, losses, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 
@@ -123,7 +123,7 @@ class VectorQuantizer(Quantizer):
         super().build(input_shape)
 
     def assign(self, vectors: Tensor) -> Tensor:
-        return codebook.nearest_code(vectors, self.codebook)
+        return search.nearest_code(vectors, self.codebook)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)

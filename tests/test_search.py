@@ -1,0 +1,93 @@
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import gradients
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+import keras_vqvae
+from keras_vqvae import backend
+
+BLOCKS = [(50, 7), (640, 64), (1 << 20, 1024)]
+"""Scores and codes at a time."""
+
+
+def set_blocks(patch, blocks):
+    patch.setattr(backend, "BLOCK_SCORES", blocks[0])
+    patch.setattr(backend, "BLOCK_CODES", blocks[1])
+
+
+@given(
+    leading=st.lists(st.integers(1, 4), max_size=3),
+    num_embeddings=st.sampled_from([1, 3, 40, 64, 128]),
+    dim=st.integers(1, 9),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    blocks=st.sampled_from(BLOCKS),
+    seed=st.integers(0, 2**16),
+)
+def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
+    leading, num_embeddings, dim, dtype, blocks, seed
+):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(*leading, dim)).astype(dtype)
+    codes = rng.normal(size=(num_embeddings, dim)).astype("float32")
+    with pytest.MonkeyPatch.context() as patch:
+        set_blocks(patch, blocks)
+        indices = keras_vqvae.nearest_code(vectors, codes)
+    assert keras.backend.standardize_dtype(indices.dtype) == "int32"
+    assert tuple(indices.shape) == tuple(leading)
+    oracle.assert_nearest(ops.convert_to_numpy(indices), vectors, codes)
+
+
+def test_the_block_does_not_change_the_result(rng, monkeypatch):
+    vectors, codes = rng.normal(size=(501, 8)), rng.normal(size=(192, 8))
+    found = []
+    for blocks in BLOCKS:
+        set_blocks(monkeypatch, blocks)
+        found.append(ops.convert_to_numpy(keras_vqvae.nearest_code(vectors, codes)))
+        np.testing.assert_array_equal(found[-1], oracle.nearest_code(vectors, codes))
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("copies", [1, 16])
+def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
+    set_blocks(monkeypatch, blocks)
+    codes = np.tile(
+        np.array([[5, 5], [1, 0], [-1, 0], [1, 0], [4, 4], [0, -1], [7, 7], [0, 1]], "float32"), (copies, 1)
+    )
+    indices = keras_vqvae.nearest_code(np.zeros((3, 2), "float32"), codes)
+    np.testing.assert_array_equal(ops.convert_to_numpy(indices), [1, 1, 1])
+
+
+def test_far_from_the_origin_the_search_is_as_exact_as_the_inputs(rng):
+    """Written out without care, `z e - |e|^2 / 2` loses distances below 1e-7 of `|z|^2`: here, all of them."""
+    codes = (1000 + 0.1 * rng.normal(size=(64, 4))).astype("float32")
+    vectors = (1000 + 0.1 * rng.normal(size=(500, 4))).astype("float32")
+    indices = ops.convert_to_numpy(keras_vqvae.nearest_code(vectors, codes))
+    oracle.assert_nearest(indices, vectors - np.float32(1000), codes - np.float32(1000), rtol=1e-5)
+
+
+def test_vectors_that_are_not_finite_find_some_code():
+    vectors = np.array([[np.nan, 0], [np.inf, 0], [-np.inf, np.inf], [1e30, 1e30]], "float32")
+    for num_embeddings in (3, 128):
+        codes = np.eye(num_embeddings, 2, dtype="float32")
+        indices = ops.convert_to_numpy(keras_vqvae.nearest_code(vectors, codes))
+        assert ((indices >= 0) & (indices < num_embeddings)).all()
+
+
+def test_the_search_has_no_gradient(rng):
+    vectors, codes = rng.normal(size=(4, 2)).astype("float32"), rng.normal(size=(3, 2)).astype("float32")
+
+    def value(vectors, codes):
+        return ops.sum(ops.cast(keras_vqvae.nearest_code(vectors, codes), "float32") + ops.sum(vectors * 0))
+
+    for gradient in gradients(value, vectors, codes):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(("vectors", "codes"), [((4, 3), (5, 2)), ((4, 3), (3,)), ((), (5, 3)), ((3,), (2, 5, 3))])
+def test_shapes_that_do_not_fit_are_named(vectors, codes):
+    with pytest.raises(ValueError, match="Received: vectors of shape .*, codebook of shape"):
+        keras_vqvae.quantize(np.zeros(vectors, "float32"), np.zeros(codes, "float32"))
