@@ -1,0 +1,63 @@
+"""Compiled functions and steps of each backend, that return when their work is done."""
+
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import keras
+import numpy as np
+from keras import ops
+
+from benchmarks import timing
+
+BACKEND = keras.backend.backend()
+if BACKEND == "torch":
+    import torch
+
+    torch.set_num_threads(timing.THREADS)
+
+
+def compiled(function: Callable, *arrays: np.ndarray) -> Callable[[], None]:
+    """`function(*arrays)` in the way that the backend is used: traced on JAX and TensorFlow, eager on PyTorch."""
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    if BACKEND == "jax":
+        import jax
+
+        traced = jax.jit(function)
+        return lambda: jax.block_until_ready(traced(*tensors))
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        traced = tf.function(function, jit_compile=True)
+
+        def run() -> None:
+            # Copying one number out waits for all.
+            [tf.reshape(x, (-1,))[:1].numpy() for x in tf.nest.flatten(traced(*tensors))]
+
+        return run
+
+    def run() -> None:
+        function(*tensors)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return torch.no_grad()(run)
+
+
+class Scale(keras.layers.Layer):
+    """A trainable factor an axis: in front of a layer it makes the gradient go all the way."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=input_shape[-1:], initializer="ones")
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
+def training_step(layer: keras.Layer, x: np.ndarray) -> Callable[[], None]:
+    """Forward, backward and, with Adam, update of one layer whose output is averaged."""
+    model = keras.Sequential([keras.Input(x.shape[1:]), Scale(), layer])
+    model.compile("adam", loss=lambda y, y_pred: ops.mean(y_pred), jit_compile="auto")
+    x = ops.convert_to_tensor(x)
+    return lambda: model.train_on_batch(x, x)

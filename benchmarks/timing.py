@@ -1,0 +1,43 @@
+"""Medians in one run, tables and JSON for all benchmarks."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+THREADS = 2
+RESULTS = pathlib.Path(__file__).with_name("results")
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int = 3, repeats: int = 3) -> dict[str, dict]:
+    """Times functions that return when their work is done: milliseconds, and the spread of the middle half.
+
+    Each runs some times in a row, the first of which does not count, and then the next has its turn: what else the
+    machine does hits all of them, and the threads of one, which may spin for a while, do not slow the other down.
+    """
+    times = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            for repeat in range(1 + repeats):
+                start = time.perf_counter()
+                function()
+                if repeat:
+                    times[name].append(1e3 * (time.perf_counter() - start))
+    quartiles = {name: np.percentile(values, [25, 50, 75]) for name, values in times.items()}
+    return {name: {"ms": middle, "spread": high - low} for name, (low, middle, high) in quartiles.items()}
+
+
+def report(name: str, rows: list[dict]) -> None:
+    """Prints a table and writes it as JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
+    for row in rows:
+        print("| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |", flush=True)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
