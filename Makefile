@@ -3,7 +3,7 @@ PYTHON ?= python3
 BACKENDS := jax tensorflow torch
 export TF_CPP_MIN_LOG_LEVEL := 2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
@@ -25,6 +25,20 @@ $(BACKENDS:%=test-%): test-%: .venv/done
 test-across: .venv/done
 	.venv/bin/python -m pytest tests/across
 
+# A short form; each script says how to run the whole.
+bench: $(BACKENDS:%=bench-%)
+
+.PHONY: $(BACKENDS:%=bench-%)
+$(BACKENDS:%=bench-%): bench-%: .venv-bench/done
+	KERAS_BACKEND=$* .venv-bench/bin/python -m benchmarks.search
+	KERAS_BACKEND=$* .venv-bench/bin/python -m benchmarks.step
+	KERAS_BACKEND=$* .venv-bench/bin/python -m benchmarks.memory
+
+.venv-bench/done: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --editable ".[bench]"
+	touch $@
+
 .venv/done: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable ".[test]"
@@ -36,4 +50,4 @@ test-across: .venv/done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo demo
+	rm -rf .venv .venv-demo .venv-bench demo benchmarks/results

@@ -6,7 +6,7 @@ Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, backend, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.search import nearest_code
 
@@ -36,9 +36,7 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     """The rows `indices` of `codebook`, unchecked, with a dense gradient."""
-    # TensorFlow's gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. The
-    # product makes it dense; elsewhere it is a copy of the codebook.
-    return ops.take(ops.convert_to_tensor(codebook) * 1.0, indices, axis=0)
+    return ops.take(backend.dense_gradient(ops.convert_to_tensor(codebook)), indices, axis=0)
 
 
 def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
@@ -98,13 +96,13 @@ def quantize(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 def count_codes(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
     """How often each code occurs among the kept indices: `[N]`, booleans `[N]` -> int32 `[K]`."""
-    return ops.segment_sum(ops.cast(kept, "int32"), indices, num_segments=num_embeddings)
+    return backend.segment_sum(ops.cast(kept, "int32"), indices, num_embeddings)
 
 
 def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
     """The sum of each code's kept vectors: `[N, D]`, `[N]`, booleans `[N]` -> `[K, D]`."""
     vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
-    return ops.segment_sum(vectors, indices, num_segments=num_embeddings)
+    return backend.segment_sum(vectors, indices, num_embeddings)
 
 
 def ema_step(codebook: Tensor, ema_counts: Tensor, counts: Tensor, sums: Tensor, decay: float) -> tuple[Tensor, Tensor]:

@@ -52,13 +52,10 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
     # rounding does not hide the distances of vectors far from the origin.
     centre = ops.mean(codebook, axis=0)
-    vectors, codebook = vectors - centre, codebook - centre
-    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
-    bias = -0.5 * ops.sum(ops.square(codebook), axis=-1)
+    vectors = vectors - centre
     best = found = None
     for start in range(0, codebook.shape[0], block_codes):
-        block = slice(start, start + block_codes)
-        scores, indices = _search_codes(vectors, codebook[block], bias[block], block_scores)
+        scores, indices = _search_codes(vectors, codebook[start : start + block_codes] - centre, block_scores)
         if best is None:
             best, found = scores, indices
         else:
@@ -68,8 +65,10 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     return found
 
 
-def _search_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_scores: int) -> tuple[Tensor, Tensor]:
-    """`[N, D]`, `[k, D]`, `[k]` -> the best score and its int32 index, `[N]` each, by blocks of vectors."""
+def _search_codes(vectors: Tensor, codes: Tensor, block_scores: int) -> tuple[Tensor, Tensor]:
+    """`[N, D]`, `[k, D]` -> the best score and its int32 index, `[N]` each, by blocks of vectors."""
+    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
+    bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
     rows, dim = ops.shape(vectors)
     block_rows = max(block_scores // codes.shape[0], 1)
     # When traced for any batch size, `rows` is no number yet, and there is no telling.
@@ -77,7 +76,8 @@ def _search_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_scores: in
         return backend.best_code(vectors, codes, bias)
     blocks = (rows + block_rows - 1) // block_rows
     # `[N, D]` -> `[blocks, block_rows, D]`, the last block filled up with zeros
-    vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
+    if not (isinstance(rows, int) and rows % block_rows == 0):
+        vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
     vectors = ops.reshape(vectors, (blocks, block_rows, dim))
     scores, indices = ops.map(lambda block: backend.best_code(block, codes, bias), vectors)
     return ops.reshape(scores, (-1,))[:rows], ops.reshape(indices, (-1,))[:rows]

@@ -66,10 +66,12 @@ def test_statistics_are_those_of_one_hot_codes(num_embeddings, rows, seed):
     kept = rng.random(rows) < 0.7
     vectors[~kept] = np.nan
     chosen = oracle.one_hot(indices, num_embeddings)[kept]
+    expected = chosen.T @ vectors[kept]
+    vectors, indices, kept = (ops.convert_to_tensor(array) for array in (vectors, indices, kept))
     counts = codebook.count_codes(indices, kept, num_embeddings)
     sums = codebook.sum_by_code(vectors, indices, kept, num_embeddings)
     np.testing.assert_array_equal(ops.convert_to_numpy(counts), chosen.sum(0))
-    np.testing.assert_allclose(ops.convert_to_numpy(sums), chosen.T @ vectors[kept], atol=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(sums), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
@@ -81,13 +83,13 @@ def test_the_moving_average_is_the_papers(decay, rng):
     found = codes
     for _ in range(20):
         vectors = rng.normal(size=(30, 3)).astype("float32")
-        indices = oracle.nearest_code(vectors, expected.codebook).astype("int32")
-        kept = np.ones(30, bool)
+        indices = ops.convert_to_tensor(oracle.nearest_code(vectors, expected.codebook), dtype="int32")
+        kept = ops.ones(30, dtype="bool")
         found, counts = codebook.ema_step(
             ops.convert_to_tensor(found),
             ops.convert_to_tensor(counts),
             codebook.count_codes(indices, kept, 8),
-            codebook.sum_by_code(vectors, indices, kept, 8),
+            codebook.sum_by_code(ops.convert_to_tensor(vectors), indices, kept, 8),
             decay,
         )
         expected.update(vectors)

@@ -79,7 +79,6 @@ class Quantizer(keras.layers.Layer):
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         indices = self.assign(vectors)
         codes = self.lookup(indices)
-        quantized = self.estimate(vectors, codes)
         if training or _SCORING.get():
             kept = self._kept(vectors, shape[:-1], mask)
             for loss in self.compute_losses(vectors, codes, kept):
@@ -88,6 +87,7 @@ class Quantizer(keras.layers.Layer):
                 counts = backend.sum_over_replicas(codebook.count_codes(indices, kept, self.num_embeddings))
                 self.code_counts.assign_add(counts)
                 self.update(ops.stop_gradient(vectors), indices, kept, counts)
+        quantized = self.estimate(vectors, codes)
         quantized = ops.reshape(ops.cast(quantized, self.compute_dtype), shape)
         return (quantized, ops.reshape(indices, shape[:-1])) if return_indices else quantized
 
