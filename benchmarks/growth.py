@@ -19,7 +19,7 @@ def main() -> None:
     sizes = [(2**12 << i, 1024) for i in range(arguments.doublings)]
     sizes += [(2**13, 512 << i) for i in range(arguments.doublings + 1)]
     rows = []
-    for n, k in sizes:
+    for n, k in dict.fromkeys(sizes):
         x = np.random.default_rng(0).normal(size=(64, n // 64, arguments.dim)).astype("float32")
         functions = {"ours": step.our_step(x, k, ema=True)}
         if backends.BACKEND == "torch" and n * k <= 2 ** (22 + arguments.peer_doublings):

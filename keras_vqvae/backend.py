@@ -53,10 +53,22 @@ def of_first_replica(x: Tensor) -> Tensor:
 
 
 if keras.backend.backend() == "jax":
+    import functools
+
     import jax
 
-    jit = jax.jit
     on_accelerator = jax.default_backend() != "cpu"
+
+    def jit(function, static_argnums: tuple[int, ...] = ()):
+        compiled = jax.jit(function, static_argnums=static_argnums)
+
+        @functools.wraps(function)
+        def call(*arguments):
+            # Accelerators multiply float32 in fewer bits unless told otherwise.
+            with jax.default_matmul_precision("highest"):
+                return compiled(*arguments)
+
+        return call
 
 elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -64,8 +76,8 @@ elif keras.backend.backend() == "tensorflow":
     on_accelerator = bool(tf.config.list_physical_devices("GPU"))
 
     def dense_gradient(x: Tensor) -> Tensor:
-        # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a product
-        # is dense.
+        # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
+        # product is dense.
         return x * 1.0
 
     def sum_over_replicas(x: Tensor) -> Tensor:

@@ -77,6 +77,15 @@ def test_vectors_that_are_not_finite_find_some_code():
         assert ((indices >= 0) & (indices < num_embeddings)).all()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone has a precision that code can set")
+def test_trap_accelerators_multiply_float32_in_fewer_bits():
+    import jax
+
+    for traced in (keras_vqvae.nearest_code, jax.jit(keras_vqvae.nearest_code)):
+        program = str(jax.make_jaxpr(traced)(np.zeros((5, 4), "float32"), np.zeros((3, 4), "float32")))
+        assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in program.replace("lax.", "")
+
+
 def test_the_search_has_no_gradient(rng):
     vectors, codes = rng.normal(size=(4, 2)).astype("float32"), rng.normal(size=(3, 2)).astype("float32")
 
