@@ -55,9 +55,9 @@ class Scale(keras.layers.Layer):
         return inputs * self.scale
 
 
-def training_step(layer: keras.Layer, x: np.ndarray) -> Callable[[], None]:
+def training_step(layer: keras.Layer, x: np.ndarray, jit_compile: bool | str = "auto") -> Callable[[], None]:
     """Forward, backward and, with Adam, update of one layer whose output is averaged."""
     model = keras.Sequential([keras.Input(x.shape[1:]), Scale(), layer])
-    model.compile("adam", loss=lambda y, y_pred: ops.mean(y_pred), jit_compile="auto")
+    model.compile("adam", loss=lambda y, y_pred: ops.mean(y_pred), jit_compile=jit_compile)
     x = ops.convert_to_tensor(x)
     return lambda: model.train_on_batch(x, x)

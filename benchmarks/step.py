@@ -33,9 +33,9 @@ def peer_step(x: np.ndarray, num_embeddings: int, ema: bool, compile_it: bool) -
     return step
 
 
-def our_step(x: np.ndarray, num_embeddings: int, ema: bool) -> Callable[[], None]:
+def our_step(x: np.ndarray, num_embeddings: int, ema: bool, jit_compile: bool | str = "auto") -> Callable[[], None]:
     layer = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.8 if ema else None, dead_code_threshold=0)
-    return backends.training_step(layer, x)
+    return backends.training_step(layer, x, jit_compile)
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=16384)
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--compiled", action="store_true", help="the peer under torch.compile, too; takes minutes")
+    parser.add_argument("--compiled", action="store_true", help="under torch.compile, too; takes minutes")
     arguments = parser.parse_args()
     x = np.random.default_rng(0).normal(size=(64, arguments.vectors // 64, arguments.dim)).astype("float32")
     rows = []
@@ -53,6 +53,7 @@ def main() -> None:
             if backends.BACKEND == "torch":
                 functions["peer"] = peer_step(x, num_embeddings, ema, compile_it=False)
                 if arguments.compiled:
+                    functions["ours compiled"] = our_step(x, num_embeddings, ema, jit_compile=True)
                     functions["peer compiled"] = peer_step(x, num_embeddings, ema, compile_it=True)
             found = timing.medians(functions)
             owner = "EMA" if ema else "optimizer"

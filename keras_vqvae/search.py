@@ -11,8 +11,8 @@ from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 
 
-def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Finds each vector's nearest code by Euclidean distance.
+def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean") -> Tensor:
+    """Finds each vector's nearest code.
 
     The search goes by blocks of vectors and codes, so its memory does not grow with `N x K`. Of codes equally near, the
     first is taken. It has no gradient.
@@ -20,12 +20,13 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     Args:
         vectors: `[..., D]`, with any leading dimensions.
         codebook: `[K, D]`.
+        distance: `"euclidean"`, or `"cosine"`, which compares directions. Defaults to `"euclidean"`.
 
     Returns:
         Int32 indices `[...]` from 0 to `K - 1`.
 
     Raises:
-        ValueError: If the last dimensions differ.
+        ValueError: If the last dimensions differ, or `distance` is unknown.
 
     Example:
 
@@ -40,6 +41,11 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
             "`vectors` must have shape [..., D] and `codebook` [K, D]. "
             f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
         )
+    if distance == "cosine":
+        # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
+        vectors, codebook = ops.normalize(vectors, axis=-1), ops.normalize(codebook, axis=-1)
+    elif distance != "euclidean":
+        raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}")
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))

@@ -61,6 +61,16 @@ def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
     np.testing.assert_array_equal(ops.convert_to_numpy(indices), [1, 1, 1])
 
 
+def test_by_cosine_the_direction_decides(rng):
+    vectors, codes = rng.normal(size=(200, 6)), rng.normal(size=(50, 6))
+    cosines = vectors @ codes.T / np.linalg.norm(codes, axis=-1)
+    scales = rng.uniform(0.01, 100, size=(50, 1))
+    found = keras_vqvae.nearest_code(vectors, codes * scales, distance="cosine")
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), cosines.argmax(-1))
+    with pytest.raises(ValueError, match="`distance`.*Received: distance='manhattan'"):
+        keras_vqvae.nearest_code(vectors, codes, distance="manhattan")
+
+
 def test_far_from_the_origin_the_search_is_as_exact_as_the_inputs(rng):
     """Written out without care, `z e - |e|^2 / 2` loses distances below 1e-7 of `|z|^2`: here, all of them."""
     codes = (1000 + 0.1 * rng.normal(size=(64, 4))).astype("float32")
