@@ -1,9 +1,11 @@
 """How the gradient passes the assignment of codes, which has none of its own.
 
-An estimator maps encoder outputs and their codes, both `[..., D]`, to the quantizer's output: its value is the codes,
-its gradient is what the estimator says. It gives the codes no gradient; the losses do that.
+An estimator maps encoder outputs and their codes, both `[..., D]`, to the quantizer's output. Without randomness its
+value is the codes, and its gradient what the estimator says. One that takes a `seed`, too, draws its value near the
+codes or at their distance: a training noise, to which the straight-through estimator is the counterpart in inference.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from keras import ops
 
 from keras_vqvae.arguments import Tensor
 
-Estimator = Callable[[Tensor, Tensor], Tensor]
+Estimator = Callable[..., Tensor]
 
 
 def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
@@ -41,7 +43,136 @@ def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
     return ops.stop_gradient(z_q) + (z_e - ops.stop_gradient(z_e))
 
 
-_BY_NAME: dict[str, Estimator] = {"straight_through": straight_through}
+def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
+    """The codes, with the gradient of the rotation and scaling that takes each vector to its code.
+
+    With `u = z / |z|`, `c = q / |q|` and `w = (u + c) / |u + c|`, all held constant, the output is
+    `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, which is `q`. Angles between gradient and vector become angles between
+    gradient and code. Where there is no such rotation (`z = 0`, `q = 0` or `q` opposite to `z`) the gradient is copied.
+    The codes get no gradient.
+
+    Args:
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their codes, of the same shape.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> z_q = rotation(codebook[:3] + 0.1, codebook[:3])
+    >>> bool(keras.ops.all(z_q == codebook[:3]))
+    True
+
+    Reference:
+
+    - [Fifty et al., 2024](https://arxiv.org/abs/2410.06424), equation 4
+    """
+    z_e, z_q = ops.convert_to_tensor(z_e), ops.stop_gradient(ops.convert_to_tensor(z_q))
+    # Norms in float32: squares of float16 overflow from 256 on.
+    z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
+    u, z_norm = _unit(ops.stop_gradient(z))
+    c, q_norm = _unit(q)
+    w, w_norm = _unit(u + c)
+    # Below this the direction of `u + c`, of two vectors of length 1, is rounding noise.
+    rotates = ops.logical_and(ops.logical_and(z_norm > 0, q_norm > 0), w_norm > 1e-6)
+    rotated = z - 2 * _dot(z, w) * w + 2 * _dot(z, u) * c
+    rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
+    # The value is that of the code to the last bit, the gradient that of `rotated`.
+    return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)
+
+
+def diveq(z_e: Tensor, z_q: Tensor, seed: Any = None, stddev: float = 0.03) -> Tensor:
+    """The vector moved as far as its code is away, in nearly the code's direction: DiVeQ.
+
+    `z + |q - z| * stop_gradient(unit(q - z + stddev * v))` with `v` standard normal. The distance has a gradient, to
+    vectors and codes alike: the codebook learns from the reconstruction, and needs no losses of its own.
+
+    Args:
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their codes, of the same shape.
+        seed: Integer or `keras.random.SeedGenerator`.
+        stddev: Noise of the direction, at least 0. Defaults to `0.03`.
+
+    Returns:
+        A tensor of the same shape, at the codes but for the noise.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> z_q = diveq(codebook[:3] + 0.1, codebook[:3], seed=0, stddev=0.0)
+    >>> bool(keras.ops.all(abs(z_q - codebook[:3]) < 1e-6))
+    True
+
+    Reference:
+
+    - [Vali et al., 2025](https://arxiv.org/abs/2509.26469)
+    """
+    z, q, noise = _floats_and_noise(z_e, z_q, seed)
+    return _step_towards(z, q, ops.stop_gradient(q - z) + stddev * noise, z_e)
+
+
+def nsvq(z_e: Tensor, z_q: Tensor, seed: Any = None) -> Tensor:
+    """The vector with noise of the length of its quantization error: noise substitution.
+
+    `z + |q - z| * v / |v|` with `v` standard normal. The length has a gradient, to vectors and codes alike: the
+    codebook learns from the reconstruction, and needs no losses of its own.
+
+    Args:
+        z_e: Encoder outputs, `[..., embedding_dim]`.
+        z_q: Their codes, of the same shape.
+        seed: Integer or `keras.random.SeedGenerator`.
+
+    Returns:
+        A tensor of the same shape, as far from `z_e` as the codes are.
+
+    Example:
+
+    >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
+    >>> nsvq(codebook[:3] + 0.1, codebook[:3], seed=0).shape == (3, 2)
+    True
+
+    Reference:
+
+    - [Vali and Baeckstroem, 2022](https://ieeexplore.ieee.org/document/9696322)
+    """
+    z, q, noise = _floats_and_noise(z_e, z_q, seed)
+    return _step_towards(z, q, noise, z_e)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return ops.sum(a * b, axis=-1, keepdims=True)
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`."""
+    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
+    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
+    scale = ops.where(scale > 0, scale, 1.0)
+    square = _dot(x / scale, x / scale)
+    norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)
+    return x / ops.where(norm > 0, norm, 1.0), norm
+
+
+def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Any) -> tuple[Tensor, Tensor, Tensor]:
+    z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
+    return z, q, keras.random.normal(ops.shape(z), dtype="float32", seed=seed)
+
+
+def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tensor:
+    moved = z + _unit(q - z)[1] * ops.stop_gradient(_unit(direction)[0])
+    return ops.cast(moved, ops.convert_to_tensor(like).dtype)
+
+
+_BY_NAME: dict[str, Estimator] = {function.__name__: function for function in (straight_through, rotation, diveq, nsvq)}
+
+
+def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, training: bool) -> Tensor:
+    """The estimator's output: in inference always the codes."""
+    if "seed" not in inspect.signature(estimator).parameters:
+        return estimator(z_e, z_q)
+    return estimator(z_e, z_q, seed=seed) if training else straight_through(z_e, z_q)
 
 
 def get(identifier: str | dict | Estimator) -> Estimator:
