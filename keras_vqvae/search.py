@@ -41,15 +41,20 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
             "`vectors` must have shape [..., D] and `codebook` [K, D]. "
             f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
         )
-    if distance == "cosine":
+    if check_distance(distance) == "cosine":
         # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
         vectors, codebook = ops.normalize(vectors, axis=-1), ops.normalize(codebook, axis=-1)
-    elif distance != "euclidean":
-        raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}")
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
     return ops.reshape(_search(vectors, codebook, backend.BLOCK_SCORES, backend.BLOCK_CODES), leading)
+
+
+def check_distance(distance: str) -> str:
+    """Returns `distance`, one of the two."""
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}")
+    return distance
 
 
 @functools.partial(backend.jit, static_argnums=(2, 3))

@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import ops
+
+import keras_vqvae
+
+
+def fit(vectors, *args, **keywords):
+    codes, counts = keras_vqvae.kmeans(vectors, *args, verbose=0, **keywords)
+    return ops.convert_to_numpy(codes), counts
+
+
+def error(vectors, codes):
+    return oracle.distances(vectors, codes).min(-1).mean()
+
+
+@pytest.fixture
+def blobs(rng):
+    """Twelve clusters far apart, and their centres."""
+    centres = 100 * rng.normal(size=(12, 5))
+    return (centres[:, None] + rng.normal(size=(12, 30, 5))).astype("float32"), centres
+
+
+def test_clusters_that_lie_apart_are_found(blobs):
+    vectors, _ = blobs
+    codes, counts = fit(vectors, 12, seed=0)
+    order = oracle.nearest_code(vectors.mean(1), codes)
+    np.testing.assert_allclose(codes[order], vectors.mean(1), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(counts, 30)
+
+
+def test_a_step_is_lloyds(rng):
+    vectors = rng.normal(size=(200, 3)).astype("float32")
+    start, _ = fit(vectors, 8, init="random", epochs=1, seed=4)
+    end, counts = fit(vectors, 8, init="random", epochs=2, seed=4)
+    nearest = oracle.nearest_code(vectors, start)
+    expected = np.stack([vectors[nearest == code].mean(0) for code in range(8)])
+    np.testing.assert_allclose(end, expected, atol=1e-5)
+    np.testing.assert_array_equal(counts, np.bincount(oracle.nearest_code(vectors, end), minlength=8))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"init": "random"}, {"batch_size": 256}])
+def test_the_error_is_that_of_scikit_learn(keywords):
+    cluster = pytest.importorskip("sklearn.cluster")
+    datasets = pytest.importorskip("sklearn.datasets")
+    vectors = datasets.load_digits().data.astype("float32")
+    codes, _ = fit(vectors, 32, seed=0, **keywords)
+    peer = cluster.KMeans(32, n_init=1, random_state=0, init=keywords.get("init", "k-means++")).fit(vectors)
+    assert error(vectors, codes) < 1.05 * peer.inertia_ / len(vectors)
+
+
+def test_it_stops_where_codes_stand_still(blobs, capsys):
+    vectors, _ = blobs
+    codes, _ = fit(vectors, 12, seed=0, epochs=5)
+    more, _ = fit(vectors, 12, seed=0, epochs=500)
+    np.testing.assert_array_equal(codes, more)
+
+
+def test_equal_seeds_give_equal_codes(rng):
+    vectors = rng.normal(size=(100, 3)).astype("float32")
+    for keywords in ({}, {"init": "random"}, {"batch_size": 16}):
+        one, other, third = (fit(vectors, 8, seed=seed, epochs=2, **keywords)[0] for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one, other)
+        assert (one != third).any()
+
+
+def test_vectors_that_are_not_finite_are_left_out(rng):
+    vectors = rng.normal(size=(50, 3)).astype("float32")
+    codes, _ = fit(vectors, 4, seed=1)
+    bad = np.array([[np.nan, 0, 0], [0, np.inf, 0], [1e30, 0, 0]], "float32")
+    again, counts = fit(np.concatenate([vectors[:20], bad, vectors[20:]]), 4, seed=1)
+    np.testing.assert_array_equal(again, codes)
+    assert counts.sum() == 50
+    with pytest.raises(ValueError, match="finite.*Received: vectors of shape"):
+        fit(bad, 4)
+
+
+def test_more_codes_than_vectors_cover_each_vector(rng):
+    vectors = rng.normal(size=(5, 3)).astype("float32")
+    for init in ("k-means++", "random"):
+        codes, counts = fit(vectors, 16, init=init, seed=0, epochs=30)
+        assert np.isfinite(codes).all()
+        assert counts.sum() == 5
+        assert (error(vectors, codes) < 1e-6) or init == "random"
+
+
+def test_by_cosine_codes_are_unit_vectors_of_the_directions(blobs, rng):
+    directions = keras.utils.normalize(blobs[1])
+    lengths = rng.uniform(0.1, 100, size=(12, 30, 1))
+    vectors = (directions[:, None] + 0.01 * rng.normal(size=(12, 30, 5))) * lengths
+    codes, counts = fit(vectors, 12, distance="cosine", seed=0)
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(counts, 30)
+    assert (directions @ codes.T).max(-1).min() > 0.999
+
+
+def test_chunks_change_nothing(rng, monkeypatch):
+    vectors = rng.normal(size=(100, 3)).astype("float32")
+    whole, counts = fit(vectors, 8, seed=1)
+    monkeypatch.setitem(keras_vqvae.kmeans.__globals__, "_CHUNK_ELEMENTS", 7 * 3)
+    parts, same = fit(vectors, 8, seed=1)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    np.testing.assert_array_equal(same, counts)
+
+
+def test_progress_is_shown(blobs, capsys):
+    keras_vqvae.kmeans(blobs[0], 12, epochs=3, seed=0, verbose=1)
+    assert "3/3" in capsys.readouterr().out
+    keras_vqvae.kmeans(blobs[0], 12, epochs=3, seed=0, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_embeddings", 0), ("init", "best"), ("epochs", 0), ("batch_size", 0), ("distance", "l1")]
+)
+def test_wrong_arguments_are_named(name, value):
+    keywords = {"num_embeddings": 4, name: value}
+    with pytest.raises(ValueError, match=f"Received: {name}="):
+        keras_vqvae.kmeans(np.ones((5, 3), "float32"), **keywords)
