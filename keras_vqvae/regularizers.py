@@ -1,0 +1,129 @@
+"""A regularizer of how vectors are spread over the codes.
+
+Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import arguments, backend
+from keras_vqvae.arguments import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class EntropyRegularizer:
+    """Makes each vector sure of its code, and all codes equally used: an entropy loss on soft assignments.
+
+    `weight * (E[H(p)] - diversity_weight * H(E[p]))`, where `p = softmax(-|z - e|^2 / temperature)` are a vector's
+    soft assignments to the codes, and the means go over the vectors. Both vectors and codes learn from it. The
+    `N x K` assignments are not kept: forward and backward hold a block of them at a time.
+
+    Args:
+        weight: Weight of the loss, at least 0. Defaults to `0.1`.
+        diversity_weight: Weight of the second entropy beside the first, at least 0. Defaults to `1.0`.
+        temperature: Of the assignments, in units of a squared distance, above 0. Defaults to `0.1`.
+
+    Call arguments:
+        vectors: `[N, D]`.
+        codebook: `[K, D]`.
+        kept: Booleans `[N]`, the vectors that count.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+
+    >>> layer = VectorQuantizer(num_embeddings=16, assignment_regularizer=EntropyRegularizer(weight=0.05))
+    >>> quantized = layer(keras.random.normal((32, 4)), training=True)
+    >>> len(layer.losses)
+    3
+
+    Reference:
+
+    - [Yu et al., 2024](https://arxiv.org/abs/2310.05737), equation 6
+    """
+
+    def __init__(self, weight: float = 0.1, diversity_weight: float = 1.0, temperature: float = 0.1):
+        self.weight = arguments.non_negative("weight", weight)
+        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
+        self.temperature = arguments.positive("temperature", temperature)
+
+    def __call__(self, vectors: Tensor, codebook: Tensor, kept: Tensor) -> Tensor:
+        # A vector that does not count may be no number at all.
+        vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
+        codebook = ops.convert_to_tensor(codebook)
+        kept = ops.cast(kept, "float32")
+        value, by_vectors, by_codebook = _entropies(
+            ops.stop_gradient(vectors),
+            ops.stop_gradient(codebook),
+            kept / ops.maximum(ops.sum(kept), 1.0),
+            1 / self.temperature,
+            self.diversity_weight,
+            backend.BLOCK_SCORES,
+        )
+        # The value of the loss, and the gradient of this, which is linear in what learns: nothing of the passes over the
+        # blocks is kept for the backward one.
+        carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
+        return self.weight * (value + carrier - ops.stop_gradient(carrier))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "weight": self.weight,
+            "diversity_weight": self.diversity_weight,
+            "temperature": self.temperature,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "EntropyRegularizer":
+        return cls(**config)
+
+
+def _entropies(
+    vectors: Tensor, codebook: Tensor, shares: Tensor, sharpness: float, diversity: float, block_scores: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
+    rows, dim = ops.shape(vectors)
+    num_embeddings = codebook.shape[0]
+    block = max(block_scores // num_embeddings, 1)
+    block = min(block, rows) if isinstance(rows, int) else block
+    blocks = (rows + block - 1) // block
+    # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
+    vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
+    shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
+    bias = ops.sum(ops.square(codebook), axis=-1)
+
+    def log_assignments(z: Tensor) -> Tensor:
+        # `-|z - e|^2` but for `|z|^2`, which softmax does not see: `[block, D]` -> `[block, K]`
+        return ops.log_softmax(sharpness * (2 * ops.matmul(z, ops.transpose(codebook)) - bias), axis=-1)
+
+    def first_pass(i: Tensor, sums: tuple) -> tuple:
+        sure, mean = sums
+        log_p = log_assignments(ops.take(vectors, i, axis=0))
+        p = ops.exp(log_p) * ops.take(shares, i, axis=0)
+        return sure - ops.sum(p * log_p), mean + ops.sum(p, axis=0)
+
+    sure, mean = ops.fori_loop(0, blocks, first_pass, (ops.zeros(()), ops.zeros((num_embeddings,))))
+    # 0 log 0 is 0.
+    log_mean = ops.log(ops.where(mean > 0, mean, 1.0))
+    value = sure + diversity * ops.sum(mean * log_mean)
+
+    def by_logits(z: Tensor, share: Tensor) -> Tensor:
+        log_p = log_assignments(z)
+        # By the logits `a`: `dH(p)/da = -p (log p - E_p[log p])`, and of the mean's entropy the same with `log E[p]`.
+        slope = diversity * log_mean - log_p
+        p = ops.exp(log_p)
+        return share * p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
+
+    def second_pass(i: Tensor, sums: tuple) -> tuple:
+        z = ops.take(vectors, i, axis=0)
+        slopes = by_logits(z, ops.take(shares, i, axis=0))
+        return sums[0] + ops.matmul(ops.transpose(slopes), z), sums[1] + ops.sum(slopes, axis=0)
+
+    start = (ops.zeros((num_embeddings, dim)), ops.zeros((num_embeddings,)))
+    by_products, by_bias = ops.fori_loop(0, blocks, second_pass, start)
+    by_codebook = by_products - ops.expand_dims(by_bias, -1) * codebook
+    by_vectors = ops.map(lambda block: ops.matmul(by_logits(*block), codebook), (vectors, shares))
+    by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
+    return value, 2 * sharpness * by_vectors, 2 * sharpness * by_codebook

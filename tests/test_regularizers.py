@@ -1,0 +1,72 @@
+import keras
+import numpy as np
+import pytest
+from gradients import gradients
+from keras import ops
+
+import keras_vqvae
+from keras_vqvae import backend
+
+
+def direct(z, e, kept, weight, diversity, temperature):
+    """The definition, with all `N x K` soft assignments."""
+    log_p = ops.log_softmax(-ops.sum(ops.square(z[:, None] - e), -1) / temperature, -1)
+    p = ops.exp(log_p)
+    shares = ops.convert_to_tensor((kept / kept.sum())[:, None].astype("float32"))
+    mean = ops.sum(p * shares, 0)
+    return weight * (-ops.sum(shares * p * log_p) + diversity * ops.sum(mean * ops.log(mean)))
+
+
+@pytest.mark.parametrize("block_scores", [1 << 20, 40, 1])
+def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, block_scores):
+    monkeypatch.setattr(backend, "BLOCK_SCORES", block_scores)
+    z, e = rng.normal(size=(19, 3)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
+    kept = rng.random(19) < 0.7
+    regularizer = keras_vqvae.EntropyRegularizer(0.2, 0.7, 0.3)
+
+    def blocked(z, e):
+        return regularizer(z, e, ops.convert_to_tensor(kept))
+
+    def whole(z, e):
+        return direct(z, e, kept, 0.2, 0.7, 0.3)
+
+    tensors = ops.convert_to_tensor(z), ops.convert_to_tensor(e)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(blocked(*tensors)), ops.convert_to_numpy(whole(*tensors)), atol=1e-6
+    )
+    for one, other in zip(gradients(blocked, z, e), gradients(whole, z, e), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_it_spreads_vectors_over_the_codes(rng):
+    """All vectors nearest to one code of sixteen: descent by the second entropy moves codes into use."""
+    x = (0.1 * rng.normal(size=(64, 2))).astype("float32")
+
+    def used(weight):
+        regularizer = keras_vqvae.EntropyRegularizer(weight, diversity_weight=2.0, temperature=1.0)
+        start = np.concatenate([np.zeros((1, 2)), 1 + rng.random(size=(15, 2))])
+        layer = keras_vqvae.VectorQuantizer(
+            16,
+            codebook_weight=0,
+            assignment_regularizer=regularizer,
+            embeddings_initializer=lambda shape, dtype: ops.convert_to_tensor(start, dtype=dtype),
+        )
+        model = keras.Sequential([keras.Input((2,)), layer])
+        model.compile(keras.optimizers.Adam(0.05), lambda y, y_pred: 0.0 * ops.mean(y_pred))
+        model.fit(x, x, batch_size=64, epochs=60, verbose=0)
+        return len(np.unique(ops.convert_to_numpy(layer.encode(x))))
+
+    assert used(0.0) == 1
+    assert used(1.0) > 4
+
+
+def test_the_config_comes_back_within_the_layers():
+    layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.EntropyRegularizer(0.3, 0.2, 0.1))
+    again = keras_vqvae.VectorQuantizer.from_config(layer.get_config())
+    assert again.assignment_regularizer.get_config() == {"weight": 0.3, "diversity_weight": 0.2, "temperature": 0.1}
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", -1), ("diversity_weight", None), ("temperature", 0)])
+def test_wrong_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+        keras_vqvae.EntropyRegularizer(**{name: value})
