@@ -99,6 +99,15 @@ def count_codes(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
     return backend.segment_sum(ops.cast(kept, "int32"), indices, num_embeddings)
 
 
+def count_columns(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
+    """The same for `Q` codebooks at once: `[N, Q]`, booleans `[N, Q]` -> int32 `[Q, K]`."""
+    columns = indices.shape[-1]
+    # Each column in a range of its own.
+    indices = ops.maximum(indices, 0) + num_embeddings * ops.arange(columns, dtype="int32")
+    counts = count_codes(ops.reshape(indices, (-1,)), ops.reshape(kept, (-1,)), columns * num_embeddings)
+    return ops.reshape(counts, (columns, num_embeddings))
+
+
 def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
     """The sum of each code's kept vectors: `[N, D]`, `[N]`, booleans `[N]` -> `[K, D]`."""
     vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)

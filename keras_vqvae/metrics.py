@@ -9,21 +9,44 @@ from keras_vqvae import arguments, codebook
 from keras_vqvae.arguments import Tensor
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """The exponential of the entropy of `counts / sum(counts)`, the mean over all codebooks: `[..., K]` -> a scalar."""
+    counts = ops.cast(counts, "float32")
+    total = ops.sum(counts, axis=-1, keepdims=True)
+    shares = counts / ops.maximum(total, 1.0)
+    # 0 log 0 is 0.
+    entropy = -ops.sum(shares * ops.log(ops.where(shares > 0, shares, 1.0)), axis=-1)
+    return ops.mean(ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0))
+
+
+def usage(counts: Tensor) -> Tensor:
+    """The share of the codes with a count above 0: `[..., K]` -> a scalar."""
+    return ops.mean(ops.cast(ops.convert_to_tensor(counts) > 0, "float32"))
+
+
 class _CodeCounts(keras.metrics.Metric):
     """Counts the codes that `update_state` is given; a negative index is none."""
 
-    def __init__(self, num_embeddings: int, name: str | None = None, dtype: Any = None):
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str | None = None, dtype: Any = None):
         super().__init__(name=name, dtype=dtype)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        self.num_codebooks = arguments.positive_int("num_codebooks", num_codebooks)
         # Integers: a float32 count stands still at 2^24.
-        self.counts = self.add_variable(shape=(self.num_embeddings,), initializer="zeros", dtype="int32", name="counts")
+        self.counts = self.add_variable(
+            shape=(self.num_codebooks, self.num_embeddings), initializer="zeros", dtype="int32", name="counts"
+        )
 
     def update_state(self, indices: Tensor) -> None:
-        indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1,))
-        self.counts.assign_add(codebook.count_codes(ops.maximum(indices, 0), indices >= 0, self.num_embeddings))
+        # `[..., Q]` -> `[N, Q]` -> `[Q, K]`
+        indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, self.num_codebooks))
+        self.counts.assign_add(codebook.count_columns(indices, indices >= 0, self.num_embeddings))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_embeddings": self.num_embeddings}
+        return {
+            **super().get_config(),
+            "num_embeddings": self.num_embeddings,
+            "num_codebooks": self.num_codebooks,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -33,7 +56,9 @@ class CodebookPerplexity(_CodeCounts):
     It lies between 1, a single code, and `num_embeddings`, uniform use; 0 before the first update.
 
     Args:
-        num_embeddings: Number of codes.
+        num_embeddings: Number of codes, of each codebook.
+        num_codebooks: How many codebooks, of which the mean is taken; the last axes of the indices have this size.
+            Defaults to `1`.
         name: Defaults to `"perplexity"`.
 
     Example:
@@ -44,16 +69,11 @@ class CodebookPerplexity(_CodeCounts):
     4.0
     """
 
-    def __init__(self, num_embeddings: int, name: str = "perplexity", dtype: Any = None):
-        super().__init__(num_embeddings, name, dtype)
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "perplexity", dtype: Any = None):
+        super().__init__(num_embeddings, num_codebooks, name, dtype)
 
     def result(self) -> Tensor:
-        counts = ops.cast(self.counts, "float32")
-        total = ops.sum(counts)
-        shares = counts / ops.maximum(total, 1.0)
-        # 0 log 0 is 0.
-        entropy = -ops.sum(shares * ops.log(ops.where(shares > 0, shares, 1.0)))
-        return ops.where(total > 0, ops.exp(entropy), 0.0)
+        return perplexity(self.counts)
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -61,7 +81,9 @@ class CodebookUsage(_CodeCounts):
     """The share of the codes that were chosen at least once, between 0 and 1.
 
     Args:
-        num_embeddings: Number of codes.
+        num_embeddings: Number of codes, of each codebook.
+        num_codebooks: How many codebooks, of which the mean is taken; the last axes of the indices have this size.
+            Defaults to `1`.
         name: Defaults to `"codebook_usage"`.
 
     Example:
@@ -72,8 +94,8 @@ class CodebookUsage(_CodeCounts):
     0.375
     """
 
-    def __init__(self, num_embeddings: int, name: str = "codebook_usage", dtype: Any = None):
-        super().__init__(num_embeddings, name, dtype)
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "codebook_usage", dtype: Any = None):
+        super().__init__(num_embeddings, num_codebooks, name, dtype)
 
     def result(self) -> Tensor:
-        return ops.mean(ops.cast(ops.convert_to_tensor(self.counts) > 0, "float32"))
+        return usage(self.counts)

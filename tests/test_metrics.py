@@ -22,6 +22,20 @@ def test_results_are_those_of_all_batches_together(batches):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_of_several_codebooks_it_is_the_mean(metric, rng):
+    indices = rng.integers(-1, 5, size=(4, 6, 3))
+    several = metric(5, num_codebooks=3)
+    several.update_state(indices)
+    each = []
+    for column in range(3):
+        one = metric(5)
+        one.update_state(indices[..., column])
+        each.append(float(one.result()))
+    np.testing.assert_allclose(several.result(), np.mean(each), rtol=1e-6)
+    assert several.from_config(several.get_config()).num_codebooks == 3
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_negative_indices_are_none(metric):
     one, other = metric(5), metric(5)
     one.update_state(np.array([[0, 1], [1, 4]]))
@@ -54,6 +68,6 @@ def test_wrong_sizes_are_named(metric):
 
 def test_trap_float32_counts_stand_still_at_2_to_the_24():
     metric = keras_vqvae.CodebookPerplexity(2)
-    metric.counts.assign(np.array([2**24, 2**24], "int32"))
+    metric.counts.assign(np.array([[2**24, 2**24]], "int32"))
     metric.update_state(np.array([0, 0, 0], "int32"))
-    np.testing.assert_array_equal(ops.convert_to_numpy(metric.counts), [2**24 + 3, 2**24])
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric.counts), [[2**24 + 3, 2**24]])
