@@ -1,6 +1,7 @@
 """Pictures of a quantizer at work, as matplotlib figures: `figure.savefig("name.png")`."""
 
 import numpy as np
+from keras import ops
 from matplotlib.figure import Figure
 
 from keras_vqvae import arguments
@@ -87,4 +88,61 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int) -> Figure:
         f"perplexity {np.exp(-np.sum(used * np.log(used))):.0f}"
     )
     axis.legend()
+    return figure
+
+
+def plot_code_atlas(images: np.ndarray, counts: np.ndarray | None = None, max_images: int = 256) -> Figure:
+    """Draws what each code looks like: an image for each, most used first where `counts` say so.
+
+    For an encoder that gives an image `rows x columns` codes, an image that consists of one code throughout:
+
+    ```python
+    codes = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, rows, columns))
+    figure = plot_code_atlas(model.decode(codes), model.quantizer.code_counts)
+    ```
+
+    Args:
+        images: Each code decoded, `[K, height, width]` or `[K, height, width, channels]`, in 0..1; clipped to that.
+        counts: How often each code is used, `[K]`. Defaults to `None`: in the order of the codebook.
+        max_images: How many to draw. Defaults to `256`.
+    """
+    images = np.clip(images, 0, 1)
+    order, title = np.arange(len(images)), "in order of the codebook"
+    if counts is not None:
+        counts = ops.convert_to_numpy(counts)
+        if counts.shape != (len(images),):
+            raise ValueError(f"`counts` must have one for each image. Received: counts of shape {counts.shape}")
+        order, title = np.argsort(-counts, kind="stable"), "most used first"
+    drawn = images[order[: arguments.positive_int("max_images", max_images)]]
+    columns = int(np.ceil(np.sqrt(2 * len(drawn))))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(9, 9 * rows / columns + 0.6), layout="constrained")
+    figure.suptitle(f"What the codes decode to: {len(drawn)} of {len(images)}, {title}")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.axis("off")
+    for axis, image in zip(figure.axes, drawn, strict=False):
+        axis.imshow(image, **_grey(images))
+    return figure
+
+
+def plot_training(history: dict[str, list[float]]) -> Figure:
+    """Draws the curves of a training, one panel a quantity, training beside validation.
+
+    Args:
+        history: What `fit` returns has it as `history.history`: values by epoch of each of the logs.
+    """
+    names = [name for name in history if not name.startswith("val_")]
+    if not names:
+        raise ValueError(f"`history` must hold logs of training. Received: history={history!r}")
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    for axis, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
+        for curve, label, style in ((name, "training", "solid"), (f"val_{name}", "validation", "dashed")):
+            if curve in history:
+                axis.plot(np.arange(1, len(history[curve]) + 1), history[curve], label=label, linestyle=style)
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+        axis.legend()
+    for axis in figure.axes[len(names) :]:
+        axis.remove()
     return figure

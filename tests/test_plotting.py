@@ -42,6 +42,26 @@ def test_use_is_counted():
     assert figure.axes[0].get_title() == "Use of the codebook: 2 of 4 codes, perplexity 2"
 
 
+def test_an_atlas_has_the_most_used_codes_first(images):
+    figure = plotting.plot_code_atlas(2 * images, counts=[3, 9, 0, 5, 4], max_images=4)
+    drawn = [np.squeeze(axis.images[0].get_array()) for axis in figure.axes if axis.images]
+    assert len(drawn) == 4
+    for image, code in zip(drawn, [1, 3, 4, 0], strict=True):
+        np.testing.assert_allclose(image, np.squeeze(np.clip(2 * images[code], 0, 1)))
+    assert "4 of 5, most used first" in figure.get_suptitle()
+    first = next(axis for axis in plotting.plot_code_atlas(images).axes if axis.images)
+    np.testing.assert_allclose(np.squeeze(first.images[0].get_array()), np.squeeze(images[0]))
+
+
+def test_training_stands_beside_validation():
+    figure = plotting.plot_training({"loss": [3, 2], "perplexity": [1, 4], "val_loss": [4, 3]})
+    assert [axis.get_title() for axis in figure.axes] == ["loss", "perplexity"]
+    loss, validation = figure.axes[0].lines
+    np.testing.assert_array_equal(loss.get_xydata(), [[1, 3], [2, 2]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[1, 4], [2, 3]])
+    assert len(figure.axes[1].lines) == 1
+
+
 def test_figures_can_be_written(images, tmp_path):
     plotting.plot_reconstructions(images, images).savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
@@ -52,5 +72,9 @@ def test_wrong_shapes_are_named(images):
         plotting.plot_reconstructions(images, images[:2])
     with pytest.raises(ValueError, match="Received: codes of shape"):
         plotting.plot_code_maps(images, np.zeros(5, int), 4)
+    with pytest.raises(ValueError, match="Received: counts of shape"):
+        plotting.plot_code_atlas(images, counts=[1, 2])
+    with pytest.raises(ValueError, match="Received: history="):
+        plotting.plot_training({"val_loss": [1]})
     with pytest.raises(ValueError, match="Received: max_images=0"):
         plotting.plot_reconstructions(images, images, max_images=0)
