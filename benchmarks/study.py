@@ -1,0 +1,74 @@
+"""Does the codebook learn? Error, use and perplexity on test images, method by method, beside vector-quantize-pytorch.
+
+KERAS_BACKEND=torch python -m benchmarks.study --data-dir FOLDER_OF_IDX_FILES --codes 1024 --seeds 0 1 2
+python -m benchmarks.study --short
+
+A row a run, each kept in `results/study/` as soon as it is there; rows that are there are not run again.
+"""
+
+import argparse
+import json
+import time
+
+import keras
+import numpy as np
+
+from benchmarks import methods, networks, timing
+from examples import images
+
+FOLDER = timing.RESULTS / "study"
+
+
+def run(
+    method: methods.Method, num_embeddings: int, seed: int, train: np.ndarray, test: np.ndarray, steps: int
+) -> dict:
+    """Trains once and looks at the test images."""
+    keras.utils.set_random_seed(seed)
+    rows = np.random.default_rng(seed).integers(len(train), size=steps * 64)
+    encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=32)
+    model, callbacks = method(encoder, decoder, num_embeddings, seed, train)
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    start = time.perf_counter()
+    model.fit(train[rows], train[rows], batch_size=64, shuffle=False, verbose=0, callbacks=callbacks)
+    seconds = time.perf_counter() - start
+    codes = model.encode(test, batch_size=500, verbose=0).ravel()
+    counts = np.bincount(codes, minlength=num_embeddings)
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "error": float(np.mean(np.square(model.predict(test, batch_size=500, verbose=0) - test))),
+        "used": len(shares) / num_embeddings,
+        "perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
+        "ms a step": 1e3 * seconds / steps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
+    parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), choices=methods.METHODS, metavar="NAME")
+    parser.add_argument("--codes", type=int, nargs="+", default=[1024])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--short", action="store_true", help="30 steps on the digits, 64 codes")
+    arguments = parser.parse_args()
+    if arguments.short:
+        arguments.dataset, arguments.codes, arguments.seeds, arguments.steps = "digits", [64], [0], 30
+    train, test = images.load(arguments.dataset, arguments.data_dir)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in arguments.seeds:
+        for num_embeddings in arguments.codes:
+            for name in arguments.methods:
+                row = {"method": name, "K": num_embeddings, "seed": seed}
+                file = FOLDER / f"{arguments.dataset} {arguments.steps} {name} {num_embeddings} {seed}.json"
+                if not file.exists():
+                    found = run(methods.METHODS[name], num_embeddings, seed, train, test, arguments.steps)
+                    file.write_text(json.dumps({**row, "backend": keras.backend.backend(), **found}))
+                rows.append(json.loads(file.read_text()))
+                print(rows[-1], flush=True)
+    timing.report("study", rows)
+
+
+if __name__ == "__main__":
+    main()
