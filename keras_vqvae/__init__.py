@@ -1,9 +1,16 @@
 """Vector quantization for Keras 3, on TensorFlow, JAX and PyTorch."""
 
+from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
+from keras_vqvae.callbacks import ReviveDeadCodes as ReviveDeadCodes
 from keras_vqvae.codebook import init_codebook as init_codebook
 from keras_vqvae.codebook import lookup as lookup
 from keras_vqvae.codebook import quantize as quantize
+from keras_vqvae.estimators import diveq as diveq
+from keras_vqvae.estimators import nsvq as nsvq
+from keras_vqvae.estimators import rotation as rotation
 from keras_vqvae.estimators import straight_through as straight_through
+from keras_vqvae.kmeans import kmeans as kmeans
+from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
 from keras_vqvae.layers import Quantizer as Quantizer
 from keras_vqvae.layers import VectorQuantizer as VectorQuantizer
 from keras_vqvae.losses import codebook_loss as codebook_loss
@@ -15,6 +22,7 @@ from keras_vqvae.models import VQVAE as VQVAE
 from keras_vqvae.models import build as build
 from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
+from keras_vqvae.regularizers import EntropyRegularizer as EntropyRegularizer
 from keras_vqvae.search import nearest_code as nearest_code
 
 __version__ = "0.1.0"

@@ -11,4 +11,8 @@ QUANTIZERS = {
     "ema_without_revival": lambda **keywords: keras_vqvae.VectorQuantizer(
         16, ema_decay=0.9, dead_code_threshold=0, seed=7, **keywords
     ),
+    "cosine": lambda **keywords: keras_vqvae.VectorQuantizer(
+        16, ema_decay=0.9, distance="cosine", estimator="rotation", seed=7, **keywords
+    ),
+    "diveq": lambda **keywords: keras_vqvae.VectorQuantizer(16, estimator="diveq", seed=7, **keywords),
 }

@@ -189,6 +189,8 @@ def test_trap_a_layer_called_twice_adds_its_losses_twice(x):
         "ema_decay": [0, 1, 1.5, -0.1, float("nan"), "0.9", True],
         "estimator": ["rotate", 3, None],
         "dead_code_threshold": [-1, float("nan"), None],
+        "distance": ["l1", None],
+        "assignment_regularizer": ["l2", 3],
     }.items(),
 )
 def test_wrong_arguments_are_named(name, values):

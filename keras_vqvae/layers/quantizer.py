@@ -6,22 +6,39 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend, codebook
 from keras_vqvae.arguments import Tensor
 
 _SCORING = contextvars.ContextVar("scoring", default=False)
+_COUNTING = contextvars.ContextVar("counting", default=False)
+_SEEN: contextvars.ContextVar[list | None] = contextvars.ContextVar("seen", default=None)
 
 
 @contextlib.contextmanager
-def scoring() -> Iterator[None]:
-    """Inside, quantizers add their losses in inference too, as `VQVAE.evaluate` needs; they learn nothing from it."""
-    token = _SCORING.set(True)
+def _inside(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
+    token = variable.set(value)
     try:
-        yield
+        yield value
     finally:
-        _SCORING.reset(token)
+        variable.reset(token)
+
+
+def scoring() -> contextlib.AbstractContextManager:
+    """Inside, quantizers add their losses in inference too, as `VQVAE.evaluate` needs; they learn nothing from it."""
+    return _inside(_SCORING, True)
+
+
+def counting() -> contextlib.AbstractContextManager:
+    """Inside, quantizers count their codes in inference too, as `CodebookMonitor` needs of an evaluation."""
+    return _inside(_COUNTING, True)
+
+
+def watching() -> contextlib.AbstractContextManager[list[tuple["Quantizer", Tensor, Tensor]]]:
+    """Inside, each call of a quantizer outside of compiled code leaves itself, its vectors `[N, D]` and which are kept."""
+    return _inside(_SEEN, [])
 
 
 class Quantizer(keras.layers.Layer):
@@ -30,9 +47,10 @@ class Quantizer(keras.layers.Layer):
     A subclass creates its weights in `build`, calls `super().build(input_shape)` there, and says, on float32 vectors
     `[N, D]` whatever the input's rank and dtype:
 
+    - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
     - `assign(vectors)`: the codes' int32 indices, `[N]`;
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
-    - `estimate(vectors, codes)`: the output, with the gradient that the encoder learns by;
+    - `estimate(vectors, codes, training)`: the output, with the gradient that the encoder learns by;
     - `compute_losses(vectors, codes, kept)`: a list of float32 scalars, means over the kept vectors;
     - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
       those of all replicas.
@@ -77,17 +95,22 @@ class Quantizer(keras.layers.Layer):
         shape = ops.shape(inputs)
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
+        kept = self._kept(vectors, shape[:-1], mask)
+        if (seen := _SEEN.get()) is not None:
+            seen.append((self, vectors, kept))
+        vectors = self.project(vectors)
         indices = self.assign(vectors)
         codes = self.lookup(indices)
+        learning = training and self.trainable
         if training or _SCORING.get():
-            kept = self._kept(vectors, shape[:-1], mask)
             for loss in self.compute_losses(vectors, codes, kept):
                 self.add_loss(loss)
-            if training and self.trainable:
-                counts = backend.sum_over_replicas(codebook.count_codes(indices, kept, self.num_embeddings))
-                self.code_counts.assign_add(counts)
-                self.update(ops.stop_gradient(vectors), indices, kept, counts)
-        quantized = self.estimate(vectors, codes)
+        if learning or _COUNTING.get():
+            counts = backend.sum_over_replicas(codebook.count_codes(indices, kept, self.num_embeddings))
+            self.code_counts.assign_add(counts)
+        if learning:
+            self.update(ops.stop_gradient(vectors), indices, kept, counts)
+        quantized = self.estimate(vectors, codes, bool(training))
         quantized = ops.reshape(ops.cast(quantized, self.compute_dtype), shape)
         return (quantized, ops.reshape(indices, shape[:-1])) if return_indices else quantized
 
@@ -101,13 +124,16 @@ class Quantizer(keras.layers.Layer):
         mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
         return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
 
+    def project(self, vectors: Tensor) -> Tensor:
+        return vectors
+
     def assign(self, vectors: Tensor) -> Tensor:
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def estimate(self, vectors: Tensor, codes: Tensor) -> Tensor:
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         raise NotImplementedError
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, kept: Tensor) -> list[Tensor]:
@@ -135,6 +161,17 @@ class Quantizer(keras.layers.Layer):
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
         self.code_counts.assign(ops.zeros((self.num_embeddings,), dtype="int32"))
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Keras leaves it out, and training resumed from a checkpoint would draw other numbers.
+        if hasattr(self, "seed_generator"):
+            store["seed"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed"})
+        if "seed" in store.keys():
+            self.seed_generator.state.assign(np.asarray(store["seed"]))
 
     @property
     def output(self) -> Any:

@@ -3,15 +3,16 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators, losses, search
+from keras_vqvae import arguments, backend, codebook, estimators, losses
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(CodebookQuantizer):
     """Replaces each vector of the last axis by the nearest code of a learned codebook.
 
     The codebook has one of two owners. By default it is the optimizer, through a codebook loss. With `ema_decay` it is
@@ -25,14 +26,20 @@ class VectorQuantizer(Quantizer):
         codebook_weight: Weight of the codebook loss, at least 0; of no effect under `ema_decay`. Defaults to `1.0`.
         ema_decay: Decay of the moving average, between 0 and 1 (`0.99` is usual), or `None` to leave the codebook to
             the optimizer. Defaults to `None`.
-        estimator: How the gradient passes the assignment: `"straight_through"`, or a function of vectors and codes.
-            Defaults to `"straight_through"`.
+        distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1, in the search, the losses and the
+            output. Defaults to `"euclidean"`.
+        estimator: How the gradient passes the assignment: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or
+            a function of vectors and codes, and of a `seed` if it draws. Defaults to `"straight_through"`.
         dead_code_threshold: Under `ema_decay`, a code is dead when it is chosen less often than this share of uniform
             use; 0 keeps dead codes where they are. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
             deviation of `1 / sqrt(D)`, so that codes have length 1.
-        seed: Integer seed of the default initializer and of the dead codes' new places. Defaults to `None`, a random
-            one.
+        embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
+        embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
+        assignment_regularizer: A function of vectors `[N, D]`, codebook and the kept vectors that returns a loss, such as
+            `EntropyRegularizer`. Defaults to `None`.
+        seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
+            Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer. `trainable=False` freezes the codebook and all
             statistics.
 
@@ -70,47 +77,48 @@ class VectorQuantizer(Quantizer):
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
         ema_decay: float | None = None,
+        distance: str = "euclidean",
         estimator: str | estimators.Estimator = "straight_through",
         dead_code_threshold: float = 0.1,
         embeddings_initializer: Any = None,
+        embeddings_regularizer: Any = None,
+        embeddings_constraint: Any = None,
+        assignment_regularizer: Any = None,
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
-        self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            distance=distance,
+            estimator=estimator,
+            embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=embeddings_regularizer,
+            embeddings_constraint=embeddings_constraint,
+            seed=seed,
+            **kwargs,
+        )
         self.commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
         self.codebook_weight = arguments.non_negative("codebook_weight", codebook_weight)
         self.ema_decay = None if ema_decay is None else arguments.open_fraction("ema_decay", ema_decay)
-        self.estimator = estimators.get(estimator)
         self.dead_code_threshold = arguments.non_negative("dead_code_threshold", dead_code_threshold)
-        if embeddings_initializer is None:
-            # Of eight, the least error or next to it on each data set and network of `benchmarks/initializers.py` where
-            # the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes in use there.
-            embeddings_initializer = keras.initializers.VarianceScaling(
-                mode="fan_out", distribution="untruncated_normal", seed=seed
+        if isinstance(assignment_regularizer, dict):
+            assignment_regularizer = keras.saving.deserialize_keras_object(assignment_regularizer)
+        if assignment_regularizer is not None and not callable(assignment_regularizer):
+            raise ValueError(
+                "`assignment_regularizer` must be callable or None. "
+                f"Received: assignment_regularizer={assignment_regularizer!r}"
             )
-        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.assignment_regularizer = assignment_regularizer
+        self.codebook_trainable = ema_decay is None
+        if embeddings_regularizer is not None and not self.codebook_trainable:
+            raise ValueError(
+                "`embeddings_regularizer` must be None under `ema_decay`: the codebook has no gradient. "
+                f"Received: embeddings_regularizer={embeddings_regularizer!r}"
+            )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        dim = self._check_input_shape(input_shape)
-        if self.embedding_dim not in (None, dim):
-            raise ValueError(
-                f"The input's last axis must be `embedding_dim`. "
-                f"Received: embedding_dim={self.embedding_dim}, input_shape={tuple(input_shape)}"
-            )
-        self.embedding_dim = dim
-        # float32 under every policy: steps of a slow codebook are lost in bfloat16.
-        self.codebook = self.add_weight(
-            shape=(self.num_embeddings, dim),
-            initializer=self.embeddings_initializer,
-            dtype="float32",
-            autocast=False,
-            trainable=self.ema_decay is None,
-            name="codebook",
-        )
+        super().build(input_shape)
         if self.ema_decay is not None:
             self.ema_counts = self.add_weight(
                 shape=(self.num_embeddings,),
@@ -120,16 +128,6 @@ class VectorQuantizer(Quantizer):
                 trainable=False,
                 name="ema_counts",
             )
-        super().build(input_shape)
-
-    def assign(self, vectors: Tensor) -> Tensor:
-        return search.nearest_code(vectors, self.codebook)
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        return codebook.gather_codes(self.codebook, indices)
-
-    def estimate(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        return self.estimator(vectors, codes)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, kept: Tensor) -> list[Tensor]:
         added = []
@@ -137,6 +135,8 @@ class VectorQuantizer(Quantizer):
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))
         if self.codebook_weight and self.ema_decay is None:
             added.append(self.codebook_weight * losses.codebook_loss(vectors, codes, kept))
+        if self.assignment_regularizer is not None:
+            added.append(self.assignment_regularizer(vectors, self.codebook, kept))
         return added
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
@@ -158,19 +158,24 @@ class VectorQuantizer(Quantizer):
                 backend.of_first_replica(ops.take(vectors, rows, axis=0)),
                 backend.of_first_replica(ops.where(any_kept, self.dead_code_threshold, 0.0)),
             )
-        self.codebook.assign(embeddings)
+        self.set_codebook(embeddings)
         self.ema_counts.assign(ema_counts)
+
+    def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
+        counts = super().adapt(vectors, seed, **keywords)
+        if self.ema_decay is not None:
+            # One vector a code on average: the first batch moves the codes gently, or, if it is large, to its own means.
+            self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
+        return counts
+
+    adapt.__doc__ = CodebookQuantizer.adapt.__doc__
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
             "commitment_weight": self.commitment_weight,
             "codebook_weight": self.codebook_weight,
             "ema_decay": self.ema_decay,
-            "estimator": estimators.serialize(self.estimator),
             "dead_code_threshold": self.dead_code_threshold,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "seed": self.seed,
+            "assignment_regularizer": keras.saving.serialize_keras_object(self.assignment_regularizer),
         }

@@ -68,7 +68,7 @@ class VQVAE(keras.Model):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
-        self._drop_masked = _DropMasked(name="drop_masked")
+        self._drop_masked = _ReplaceMasked(-1, name="drop_masked")
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         self._perplexity = CodebookPerplexity(quantizer.num_embeddings)
@@ -142,6 +142,19 @@ class VQVAE(keras.Model):
         """
         return self._part(_Encode).predict(x, batch_size=batch_size, verbose=verbose)
 
+    def adapt(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
+        """Fills the quantizer's codebook by k-means of the encoder's outputs.
+
+        Args:
+            x: Inputs of the encoder, in any form that `predict` takes. The encoder's outputs are kept in memory, and
+                256 vectors a code are plenty: give a part of large data.
+            batch_size: As in `predict`. Defaults to `None`, 32 samples.
+            verbose: As in `predict`. Defaults to `"auto"`.
+            **keywords: Of the quantizer's `adapt`, such as `epochs` and `seed`.
+        """
+        vectors = self._part(_Vectors).predict(x, batch_size=batch_size, verbose=verbose)
+        self.quantizer.adapt(vectors, verbose=verbose, **keywords)
+
     def decode(self, codes: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
         """Returns the reconstructions of codes, in batches and with a progress bar, as `predict` does.
 
@@ -184,18 +197,19 @@ class VQVAE(keras.Model):
         return cls(**{**config, **parts})
 
 
-class _DropMasked(keras.layers.Layer):
-    """Puts -1, which the metrics leave out, at masked indices. A layer, because Keras gives masks to layers only."""
+class _ReplaceMasked(keras.layers.Layer):
+    """Puts a value at masked positions `[batch, ...]`. A layer, because Keras gives masks to layers only."""
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, value: float, **kwargs: Any):
         super().__init__(**kwargs)
+        self.value = value
         self.supports_masking = True
 
-    def call(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
-            return indices
-        mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(indices.shape) - len(mask.shape)))
-        return ops.where(mask, indices, -1)
+            return inputs
+        mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(inputs.shape) - len(mask.shape)))
+        return ops.where(mask, inputs, self.value)
 
 
 class _Part(keras.Model):
@@ -205,6 +219,17 @@ class _Part(keras.Model):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
+        # What is not finite is left out of k-means.
+        self._hide_masked = _ReplaceMasked(float("nan"), name="hide_masked")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        # The parts build themselves when called; Keras warns where there is no such method.
+        pass
+
+
+class _Vectors(_Part):
+    def call(self, inputs: Tensor) -> Tensor:
+        return self._hide_masked(self.encoder(inputs))
 
 
 class _Encode(_Part):

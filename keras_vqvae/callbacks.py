@@ -1,0 +1,173 @@
+"""Keras callbacks for any model that holds a quantizer, however deep inside."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments, metrics
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.quantizer import Quantizer, counting, watching
+
+
+def _children(layer: keras.Layer) -> list[keras.Layer]:
+    # The one way to the layers that a layer holds; Keras's own `summary` goes by it.
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _find(layer: keras.Layer, kind: type[keras.Layer]) -> Iterator[keras.Layer]:
+    """The layers of a kind in `layer`, and none that lies within another of them."""
+    if isinstance(layer, kind):
+        yield layer
+    else:
+        for child in _children(layer):
+            yield from _find(child, kind)
+
+
+def _unique(layers: Iterator[keras.Layer]) -> list[keras.Layer]:
+    return list({id(layer): layer for layer in layers}.values())
+
+
+class ReviveDeadCodes(keras.callbacks.Callback):
+    """Moves codes that fell out of use onto vectors of the data, where the optimizer owns the codebook.
+
+    Under `ema_decay` a quantizer does this by itself in every step. For the others, and by the same rule, this looks
+    every so many steps at how often each code was chosen since the last time. The vectors come from a batch drawn
+    from `x`, on which the model runs once, in inference. What the optimizer remembers of the moved codes is cleared.
+
+    Args:
+        x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
+        every: Steps between two looks, counted in each epoch; one that is shorter has its look at the end. Defaults to
+            `100`.
+        threshold: A code is dead when it is chosen less often than this share of uniform use. Defaults to `0.1`.
+        batch_size: How many samples of `x` are drawn. Defaults to `256`.
+        seed: Integer. Defaults to `0`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), VectorQuantizer(num_embeddings=32)])
+    >>> model.compile("adam", "mse")
+    >>> x = keras.ops.convert_to_numpy(keras.random.normal((64, 4)))
+    >>> history = model.fit(x, x, callbacks=[ReviveDeadCodes(x, every=2)], verbose=0)
+
+    Reference:
+
+    - [Zeghidour et al., 2021, section III.C](https://arxiv.org/abs/2107.03312)
+    """
+
+    def __init__(self, x: Any, every: int = 100, threshold: float = 0.1, batch_size: int = 256, seed: int = 0):
+        super().__init__()
+        self.x = x
+        self.every = arguments.positive_int("every", every)
+        self.threshold = arguments.non_negative("threshold", threshold)
+        self.batch_size = arguments.positive_int("batch_size", batch_size)
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._looks = epoch, 0
+        # By `self.model`, which on JAX brings the weights up to date, and by it alone.
+        self._layers = [q for q in _unique(_find(self.model, CodebookQuantizer)) if q.codebook_trainable and q.built]
+        self._counts = [ops.convert_to_numpy(layer.code_counts) for layer in self._layers]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) % self.every == 0:
+            self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._looks == 0:
+            self._look()
+
+    def _look(self) -> None:
+        model = self.model
+        # Of the epoch and the look alone: training that is resumed draws as it would have.
+        generator = np.random.default_rng((self.seed, self._epoch, self._looks))
+        self._looks += 1
+        size = len(keras.tree.flatten(self.x)[0])
+        rows = np.sort(generator.choice(size, min(self.batch_size, size), replace=False))
+        with watching() as seen:
+            model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
+        for position, layer in enumerate(self._layers):
+            counts = ops.convert_to_numpy(layer.code_counts)
+            found = [(vectors, kept) for quantizer, vectors, kept in seen if quantizer is layer]
+            if layer.trainable and found:
+                vectors, kept = (ops.concatenate(parts) for parts in zip(*found, strict=True))
+                since = counts - self._counts[position]
+                moved = layer.revive_dead_codes(vectors, kept, since, self.threshold, int(generator.integers(2**31)))
+                self._forget(layer.codebook, moved)
+            self._counts[position] = counts
+
+    def _forget(self, codebook: Any, moved: Any) -> None:
+        """Clears the optimizer's moments of the codes that moved."""
+        for slot in self.model.optimizer.variables:
+            if codebook.path.replace("/", "_") in slot.path and slot.shape == codebook.shape:
+                slot.assign(ops.where(ops.expand_dims(moved, -1), 0.0, ops.convert_to_tensor(slot)))
+
+
+class CodebookMonitor(keras.callbacks.Callback):
+    """Puts perplexity and usage of every codebook into the logs, for training and validation.
+
+    Of a model with one quantizer they are `perplexity` and `codebook_usage`, with `val_` in front for validation; of
+    one with several, the quantizer's name comes first: `top_perplexity`. Put it before callbacks that read the logs,
+    such as `CSVLogger` and `TensorBoard`. `VQVAE` reports both by itself.
+
+    It reads `code_counts`, which stand still where a quantizer is frozen: its `perplexity` in training is then 0.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), VectorQuantizer(num_embeddings=32)])
+    >>> model.compile("adam", "mse")
+    >>> x = keras.random.normal((64, 4))
+    >>> history = model.fit(x, x, validation_split=0.5, callbacks=[CodebookMonitor()], verbose=0)
+    >>> sorted(name for name in history.history if "perplexity" in name)
+    ['perplexity', 'val_perplexity']
+    """
+
+    def set_model(self, model):
+        super().set_model(model)
+        # Evaluation is to be traced anew, with counting in it.
+        model.test_function = None
+        self._in_training = False
+
+    def _quantizers(self) -> list[Quantizer]:
+        return _unique(_find(self.model, Quantizer))
+
+    def _counts(self) -> list[np.ndarray]:
+        return [ops.convert_to_numpy(quantizer.code_counts) for quantizer in self._quantizers() if quantizer.built]
+
+    def _report(self, before: list[np.ndarray], prefix: str = "") -> dict[str, float]:
+        quantizers, found = self._quantizers(), {}
+        # Before the first step of a model that builds itself then, there was nothing to count.
+        before = before or [0] * len(quantizers)
+        for quantizer, earlier, now in zip(quantizers, before, self._counts(), strict=True):
+            name = prefix + (f"{quantizer.name}_" if len(quantizers) > 1 else "")
+            found[name + "perplexity"] = float(metrics.perplexity(now - earlier))
+            found[name + "codebook_usage"] = float(metrics.usage(now - earlier))
+        return found
+
+    def on_train_begin(self, logs=None):
+        self._in_training, self.validation = True, {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._before = self._counts()
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Keras hands these logs on to the callbacks behind this one, and those of an evaluation to nobody.
+        logs.update(self._report(self._before) | self.validation)
+
+    def on_train_end(self, logs=None):
+        self.set_model(self.model)
+
+    def on_test_begin(self, logs=None):
+        self._before_test = self._counts()
+        self._counting = counting()
+        self._counting.__enter__()
+
+    def on_test_end(self, logs=None):
+        self._counting.__exit__(None, None, None)
+        self.validation = self._report(self._before_test, prefix="val_")
+        for quantizer, counts in zip(self._quantizers(), self._before_test, strict=False):
+            quantizer.code_counts.assign(counts)
+        if not self._in_training:
+            self.set_model(self.model)

@@ -1,0 +1,203 @@
+"""What the quantizers share that keep their codes in a codebook."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments, codebook, estimators, kmeans, search
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.quantizer import Quantizer
+
+
+class CodebookQuantizer(Quantizer):
+    """Base class of the quantizers that assign each vector to the nearest code of a codebook.
+
+    It keeps the codebook, searches it, fills it by `adapt`, and passes the gradient by an estimator. What the codebook
+    learns by is up to the subclass: `compute_losses`, or `update` with `codebook_trainable = False`.
+
+    Args:
+        num_embeddings: Number of codes, `K`.
+        embedding_dim: Size of a code, `D`, or `None`: the size of the input's last axis.
+        distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1, in the search, the losses and the
+            output.
+        estimator: How the gradient passes the assignment: a name, or a function of vectors and codes.
+        embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
+            `1 / sqrt(D)`.
+        embeddings_regularizer: Regularizer of the codebook, or `None`.
+        embeddings_constraint: Constraint of the codebook, or `None`.
+        seed: Integer seed of the default initializer and of all draws, or `None`.
+    """
+
+    codebook_trainable = True
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None,
+        distance: str = "euclidean",
+        estimator: str | estimators.Estimator = "straight_through",
+        embeddings_initializer: Any = None,
+        embeddings_regularizer: Any = None,
+        embeddings_constraint: Any = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
+        self.distance = search.check_distance(distance)
+        self.estimator = estimators.get(estimator)
+        if embeddings_initializer is None:
+            # Of eight, the least error or next to it on each data set and network of `benchmarks/initializers.py` where
+            # the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes in use there.
+            embeddings_initializer = keras.initializers.VarianceScaling(
+                mode="fan_out", distribution="untruncated_normal", seed=seed
+            )
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+        self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
+        if distance == "cosine" and embeddings_constraint is not None:
+            raise ValueError(
+                "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
+                f"Received: embeddings_constraint={embeddings_constraint!r}"
+            )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim = self._check_input_shape(input_shape)
+        if self.embedding_dim not in (None, dim):
+            raise ValueError(
+                f"The input's last axis must be `embedding_dim`. "
+                f"Received: embedding_dim={self.embedding_dim}, input_shape={tuple(input_shape)}"
+            )
+        self.embedding_dim = dim
+        constraint = keras.constraints.UnitNorm(axis=-1) if self.distance == "cosine" else self.embeddings_constraint
+        # float32 under every policy: steps of a slow codebook are lost in bfloat16.
+        self.codebook = self.add_weight(
+            shape=(self.num_embeddings, dim),
+            initializer=self._initial_codebook,
+            dtype="float32",
+            autocast=False,
+            trainable=self.codebook_trainable,
+            regularizer=self.embeddings_regularizer,
+            # The optimizer applies it after its step.
+            constraint=constraint,
+            name="codebook",
+        )
+        super().build(input_shape)
+
+    def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
+        return self.project(self.embeddings_initializer(shape, dtype=dtype))
+
+    def set_codebook(self, values: Tensor) -> None:
+        """Assigns the codebook, `[K, D]`, under its constraint."""
+        values = ops.convert_to_tensor(values)
+        self.codebook.assign(values if self.codebook.constraint is None else self.codebook.constraint(values))
+
+    def project(self, vectors: Tensor) -> Tensor:
+        return ops.normalize(vectors, axis=-1) if self.distance == "cosine" else vectors
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        return search.nearest_code(vectors, self.codebook)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return codebook.gather_codes(self.codebook, indices)
+
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
+        return estimators.apply(self.estimator, vectors, codes, self.seed_generator, training)
+
+    def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
+        """Fills the codebook by k-means, as a start that is better than the initializer's.
+
+        Args:
+            vectors: Outputs of the encoder, `[..., D]`; 256 a code are plenty.
+            seed: Integer. Defaults to `None`: the layer's own.
+            **keywords: `init`, `epochs`, `batch_size` and `verbose` of `keras_vqvae.kmeans`.
+
+        Returns:
+            How many vectors chose each code, int64 `[K]`.
+        """
+        if not self.built:
+            self.build(tuple(vectors.shape))
+        seed = self.seed if seed is None else seed
+        codes, counts = kmeans.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
+        self.set_codebook(codes)
+        return counts
+
+    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, counts: Tensor, threshold: float, seed: Any) -> Tensor:
+        """Moves each code chosen less often than `threshold` times uniform use onto one of the kept vectors.
+
+        Args:
+            vectors: `[N, D]`.
+            kept: Booleans `[N]`, which of them may be drawn.
+            counts: `[K]`, how often each code was chosen of late.
+            threshold: Share of uniform use.
+            seed: Integer or `keras.random.SeedGenerator`.
+
+        Returns:
+            The codes that moved, booleans `[K]`.
+        """
+        rows, any_kept = codebook.draw_kept(kept, self.num_embeddings, seed)
+        before = ops.convert_to_tensor(self.codebook)
+        candidates = ops.take(self.project(vectors), rows, axis=0)
+        threshold = ops.where(any_kept, threshold, 0.0)
+        after, _ = codebook.revive_dead_codes(before, ops.cast(counts, "float32"), candidates, threshold)
+        # Before it is assigned: `before` may be the weight itself.
+        moved = ops.any(before != after, axis=-1)
+        self.set_codebook(after)
+        return moved
+
+    def resize(self, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
+        """Returns a new layer of another number of codes, and where the old ones went.
+
+        Fewer: those with the highest `code_counts` remain, in their order. More: the old ones come first and keep their
+        indices, the rest is drawn by the initializer.
+
+        Args:
+            num_embeddings: Number of codes of the new layer.
+
+        Returns:
+            `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
+            codes that are gone.
+        """
+        num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
+        return self._with_codes(np.sort(most_used[:num_embeddings]), num_embeddings)
+
+    def prune_unused(self) -> tuple["CodebookQuantizer", np.ndarray]:
+        """Returns a new layer of the codes in use, those whose `code_counts` are above 0; else as `resize`.
+
+        Raises:
+            ValueError: If no code has been counted since the last reset.
+        """
+        used = np.flatnonzero(ops.convert_to_numpy(self.code_counts))
+        if not len(used):
+            raise ValueError("`code_counts` must have counted a code before a layer is pruned. Received: all are 0")
+        return self._with_codes(used, len(used))
+
+    def _with_codes(self, rows: np.ndarray, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
+        layer = type(self).from_config({**self.get_config(), "num_embeddings": num_embeddings})
+        layer.build((None, self.embedding_dim))
+        for old, new in zip(self.weights, layer.weights, strict=True):
+            # Every weight has a row a code.
+            kept, drawn = ops.convert_to_numpy(old)[rows], ops.convert_to_numpy(new)[len(rows) :]
+            new.assign(np.concatenate([kept, drawn]))
+        new_indices = np.full(self.num_embeddings, -1, "int32")
+        new_indices[rows] = np.arange(len(rows))
+        return layer, new_indices
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "distance": self.distance,
+            "estimator": estimators.serialize(self.estimator),
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
+            "embeddings_constraint": keras.constraints.serialize(self.embeddings_constraint),
+            "seed": self.seed,
+        }

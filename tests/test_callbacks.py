@@ -1,0 +1,196 @@
+import csv
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import layers, ops
+
+import keras_vqvae
+
+
+def numpy(value):
+    return ops.convert_to_numpy(value)
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(64, 4)).astype("float32")
+
+
+def nested(quantizer, dim=4):
+    """A quantizer two models deep, behind a layer that does nothing."""
+    inner = keras.Sequential([keras.Input((dim,)), layers.Dense(dim, kernel_initializer="identity"), quantizer])
+    model = keras.Sequential([keras.Input((dim,)), keras.Sequential([keras.Input((dim,)), inner])])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    return model
+
+
+def far_codes(num_embeddings, dim=4, alive=2):
+    """A codebook of which all but the first codes are out of reach."""
+    codes = np.full((num_embeddings, dim), 100.0)
+    codes[:alive] = np.random.default_rng(1).normal(size=(alive, dim))
+    return lambda shape, dtype: ops.convert_to_tensor(codes, dtype=dtype)
+
+
+@pytest.mark.parametrize("every", [4, 100])
+def test_dead_codes_move_onto_vectors_and_the_others_stay(x, every):
+    quantizer = keras_vqvae.VectorQuantizer(16, embeddings_initializer=far_codes(16))
+    model = nested(quantizer)
+    before = numpy(quantizer.codebook).copy()
+    callback = keras_vqvae.ReviveDeadCodes(x, every=every)
+    model.fit(x, x, batch_size=16, epochs=1, verbose=0, callbacks=[callback])
+    after = numpy(quantizer.codebook)
+    np.testing.assert_array_equal(after[:2], before[:2])
+    for code in after[2:]:
+        assert (code == x).all(-1).any()
+    assert len(np.unique(after, axis=0)) == 16
+
+
+def test_the_rule_is_that_of_the_moving_average(x):
+    """Dead below a tenth of uniform use by the counts since the last look: at 64 vectors and 8 codes, fewer than .8."""
+    quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8, alive=5))
+    model = nested(quantizer)
+    before = numpy(quantizer.codebook).copy()
+    counts = np.bincount(oracle.nearest_code(x, before), minlength=8)
+    model.fit(x, x, batch_size=16, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x, every=4)])
+    moved = (numpy(quantizer.codebook) != before).any(-1)
+    np.testing.assert_array_equal(moved, counts < 0.1 * counts.mean())
+    assert 0 < moved.sum() < 8
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_codebooks_and_moving_averages_are_left_alone(x, frozen):
+    keywords = {"trainable": False} if frozen else {"ema_decay": 0.9, "dead_code_threshold": 0}
+    quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8), **keywords)
+    model = nested(quantizer)
+    model.fit(x, x, batch_size=16, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x, every=1)])
+    np.testing.assert_array_equal(numpy(quantizer.codebook)[2:], 100.0)
+
+
+def test_what_is_masked_or_not_finite_is_never_drawn(rng):
+    x = rng.normal(size=(32, 6, 4)).astype("float32")
+    x[:, 3:] = 50.0
+    x[:, 3, 0] = 0.0  # What `Masking` masks is a vector of the mask value throughout.
+    x[rng.random(32) < 0.3, 1] = np.nan
+    quantizer = keras_vqvae.VectorQuantizer(64, embeddings_initializer=far_codes(64))
+    model = keras.Sequential([keras.Input((6, 4)), layers.Masking(50.0), quantizer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x[:, 3] = 50.0
+    model.fit(x, x, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x)])
+    revived = numpy(quantizer.codebook)[2:]
+    assert np.isfinite(revived).all()
+    assert (np.abs(revived) < 10).all()
+
+
+def test_the_optimizer_forgets_the_codes_that_moved(x):
+    quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8))
+    model = nested(quantizer)
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    model.fit(x, x, verbose=0)
+    slots = [slot for slot in model.optimizer.variables if tuple(slot.shape) == (8, 4)]
+    assert len(slots) == 2
+    for slot in slots:
+        slot.assign(np.ones((8, 4)))
+    callback = keras_vqvae.ReviveDeadCodes(x)
+    callback.set_model(model)
+    callback.on_epoch_begin(0)
+    quantizer(x, training=True)
+    callback.on_epoch_end(0)
+    for slot in slots:
+        np.testing.assert_array_equal(numpy(slot)[:, 0], [1, 1, 0, 0, 0, 0, 0, 0])
+
+
+def test_equal_seeds_revive_equally(x):
+    def train(seed):
+        quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8))
+        callback = keras_vqvae.ReviveDeadCodes(x, every=2, batch_size=16, seed=seed)
+        nested(quantizer).fit(x, x, batch_size=16, shuffle=False, verbose=0, callbacks=[callback])
+        return numpy(quantizer.codebook)
+
+    np.testing.assert_array_equal(train(1), train(1))
+    assert (train(1) != train(2)).any()
+
+
+def test_all_forms_of_inputs_are_drawn_from(rng):
+    one, other = keras.Input((4,), name="one"), keras.Input((4,), name="other")
+    quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8))
+    model = keras.Model({"one": one, "other": other}, quantizer(one + other))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = {name: rng.normal(size=(32, 4)).astype("float32") for name in ("one", "other")}
+    model.fit(x, x["one"], verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x)])
+    for code in numpy(quantizer.codebook)[2:]:
+        assert np.isclose(code, x["one"] + x["other"], atol=1e-6).all(-1).any()
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("threshold", -1.0), ("batch_size", 0)])
+def test_wrong_arguments_are_named(x, name, value):
+    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+        keras_vqvae.ReviveDeadCodes(x, **{name: value})
+
+
+def test_the_monitor_reports_training_and_validation(x, tmp_path):
+    quantizer = keras_vqvae.VectorQuantizer(16, seed=2)
+    model = nested(quantizer)
+    # An evaluation before, whose compiled form counts nothing.
+    model.evaluate(x, x, verbose=0)
+    train, test = x[:40], x[40:]
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = model.fit(
+        train, train, 8, epochs=3, verbose=0, validation_data=(test, test),
+        callbacks=[keras_vqvae.CodebookMonitor(), logger],
+    ).history  # fmt: skip
+    codebook = numpy(quantizer.codebook)
+    for prefix, part in (("", train), ("val_", test)):
+        indices = oracle.nearest_code(part, codebook)
+        # The codebook stands still, so every epoch is the same.
+        np.testing.assert_allclose(history[prefix + "perplexity"], [oracle.perplexity(indices, 16)] * 3, rtol=1e-5)
+        np.testing.assert_allclose(history[prefix + "codebook_usage"], [len(np.unique(indices)) / 16] * 3)
+    assert numpy(quantizer.code_counts).sum() == 3 * len(train)
+    with (tmp_path / "log.csv").open() as file:
+        assert {"perplexity", "val_codebook_usage"} <= set(next(csv.DictReader(file)))
+    # Left behind, evaluation counts nothing again.
+    model.evaluate(x, x, verbose=0)
+    assert numpy(quantizer.code_counts).sum() == 3 * len(train)
+
+
+def test_the_monitor_agrees_with_the_models_own_metrics(x):
+    encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, ema_decay=0.9), decoder)
+    model.compile()
+    own = []
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: own.append(dict(logs)))
+    monitored = model.fit(
+        x, batch_size=8, epochs=2, verbose=0, validation_split=0.5, callbacks=[spy, keras_vqvae.CodebookMonitor()]
+    ).history
+    for epoch, logs in enumerate(own):
+        for name, value in logs.items():
+            np.testing.assert_allclose(monitored[name][epoch], value, rtol=1e-5, err_msg=name)
+
+
+def test_the_monitor_names_several_quantizers(x):
+    inputs = keras.Input((4,))
+    top = keras_vqvae.VectorQuantizer(8, name="top")(inputs)
+    outputs = keras_vqvae.VectorQuantizer(4, name="bottom")(inputs - top)
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    history = model.fit(x, x, verbose=0, callbacks=[keras_vqvae.CodebookMonitor()]).history
+    assert {name for name in history if name != "loss"} == {
+        f"{name}_{log}" for name in ("top", "bottom") for log in ("perplexity", "codebook_usage")
+    }
+
+
+def test_the_monitor_sees_an_evaluation_alone(x):
+    model = nested(keras_vqvae.VectorQuantizer(16, seed=2))
+    monitor = keras_vqvae.CodebookMonitor()
+    model.evaluate(x, x, verbose=0, callbacks=[monitor])
+    assert numpy(monitor.model.layers[0].layers[0].layers[1].code_counts).sum() == 0
+    assert monitor.validation["val_perplexity"] > 1
+
+
+def test_trap_a_model_that_builds_itself_in_fit_can_be_monitored(x):
+    model = keras.Sequential([layers.Dense(4), keras_vqvae.VectorQuantizer(8)])
+    model.compile("sgd", "mse")
+    callbacks = [keras_vqvae.CodebookMonitor(), keras_vqvae.ReviveDeadCodes(x)]
+    history = model.fit(x, x, epochs=2, verbose=0, callbacks=callbacks).history
+    assert len(history["perplexity"]) == 2

@@ -1,0 +1,219 @@
+"""What the quantizers share that have a codebook, on `VectorQuantizer`."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import layer_gradients
+from keras import layers, ops
+
+import keras_vqvae
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(64, 4)).astype("float32")
+
+
+def numpy(value):
+    return ops.convert_to_numpy(value)
+
+
+def build(num_embeddings=6, dim=4, **keywords):
+    layer = keras_vqvae.VectorQuantizer(num_embeddings, seed=3, **keywords)
+    layer.build((None, dim))
+    return layer, numpy(layer.codebook).copy()
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_cosine_is_the_euclidean_layer_on_unit_vectors(x):
+    layer, codebook = build(distance="cosine")
+    np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, rtol=1e-5)
+    quantized, indices = layer(7 * x, training=True, return_indices=True)
+    expected = (unit(x) @ codebook.T).argmax(-1)
+    np.testing.assert_array_equal(numpy(indices), expected)
+    np.testing.assert_array_equal(numpy(quantized), codebook[expected])
+    error = oracle.mean_square(unit(x) - codebook[expected])
+    np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.25 * error, error], rtol=1e-5)
+
+
+def test_cosine_gradients_are_those_of_the_normalization(x, rng):
+    layer, codebook = build(distance="cosine")
+    cotangent = rng.normal(size=x.shape).astype("float32")
+    by_inputs, (by_codebook,) = layer_gradients(layer, x, cotangent)
+    z = unit(x)
+    indices = oracle.nearest_code(z, codebook)
+    pull = 2 / x.size * (z - codebook[indices])
+    by_unit = cotangent + 0.25 * pull
+    # Of `x / |x|`: what is along the vector has no effect.
+    expected = (by_unit - z * np.sum(by_unit * z, -1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(by_inputs, expected, atol=1e-5)
+    np.testing.assert_allclose(by_codebook, -oracle.one_hot(indices, 6).T @ pull, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
+    layer, before = build(distance="cosine", ema_decay=ema_decay)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(x, x, batch_size=16, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x, every=2)])
+    after = numpy(layer.codebook)
+    assert (after != before).any()
+    np.testing.assert_allclose(np.linalg.norm(after, axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
+    layer, _ = build(ema_decay=ema_decay, embeddings_constraint=keras.constraints.MaxNorm(0.5, axis=-1))
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(x, x, batch_size=16, verbose=0)
+    assert np.linalg.norm(numpy(layer.codebook), axis=-1).max() < 0.5001
+    layer.adapt(5 * x, verbose=0)
+    np.testing.assert_allclose(np.linalg.norm(numpy(layer.codebook), axis=-1), 0.5, rtol=1e-4)
+
+
+def test_a_regularizer_adds_its_loss():
+    layer, codebook = build(embeddings_regularizer="l2")
+    np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.01 * np.square(codebook).sum()], rtol=1e-5)
+
+
+def test_what_contradicts_itself_is_an_error():
+    with pytest.raises(ValueError, match="embeddings_regularizer.*Received"):
+        keras_vqvae.VectorQuantizer(ema_decay=0.9, embeddings_regularizer="l2")
+    with pytest.raises(ValueError, match="embeddings_constraint.*Received"):
+        keras_vqvae.VectorQuantizer(distance="cosine", embeddings_constraint="max_norm")
+
+
+@pytest.mark.parametrize("estimator", ["rotation", "diveq", "nsvq"])
+def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estimator):
+    layer, codebook = build(estimator=estimator)
+    codes = codebook[oracle.nearest_code(x, codebook)]
+    np.testing.assert_array_equal(numpy(layer(x)), codes)
+    trained, again = numpy(layer(x, training=True)), numpy(layer(x, training=True))
+    if estimator == "rotation":
+        np.testing.assert_array_equal(trained, codes)
+        by_inputs, _ = layer_gradients(layer, x, np.ones_like(x))
+        assert np.abs(by_inputs - 1).max() > 0.1
+    else:
+        # Noise, drawn anew every step, at the distance of the code.
+        assert (trained != again).all(-1).all()
+        distance = np.linalg.norm(x - codes, axis=-1)
+        np.testing.assert_allclose(np.linalg.norm(trained - x, axis=-1), distance, rtol=1e-4)
+
+
+def test_noise_trains_the_codebook_without_losses(x):
+    layer, before = build(estimator="diveq", codebook_weight=0, commitment_weight=0)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    losses = model.fit(x, x, batch_size=64, epochs=30, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    assert (numpy(layer.codebook) != before).any()
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_adapt_fills_the_codebook_by_k_means(x, ema_decay, distance):
+    layer = keras_vqvae.VectorQuantizer(6, ema_decay=ema_decay, distance=distance, seed=3)
+    layer.adapt(x.reshape(8, 8, 4), verbose=0)
+    codes, counts = keras_vqvae.kmeans(x, 6, distance=distance, seed=3, verbose=0)
+    np.testing.assert_allclose(numpy(layer.codebook), numpy(codes), rtol=1e-5)
+    if ema_decay is not None:
+        np.testing.assert_allclose(numpy(layer.ema_counts), counts * 6 / 64, rtol=1e-5)
+        # Training goes on from there.
+        before = numpy(layer.codebook).copy()
+        layer(x, training=True)
+        assert np.abs(numpy(layer.codebook) - before).max() < 0.2
+
+
+def test_a_model_adapts_to_its_encoders_outputs(x):
+    encoder, decoder = keras_vqvae.build(4, embedding_dim=3)
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(6, seed=3), decoder)
+    model.adapt(x, batch_size=16, verbose=0, epochs=4)
+    codes, _ = keras_vqvae.kmeans(encoder(x), 6, epochs=4, seed=3, verbose=0)
+    np.testing.assert_allclose(numpy(model.quantizer.codebook), numpy(codes), atol=1e-5)
+
+
+def test_a_model_adapts_to_what_is_not_masked(rng):
+    x = rng.normal(size=(8, 5, 3)).astype("float32")
+    x[:, 3:] = 0
+    encoder = keras.Sequential([keras.Input((5, 3)), layers.Masking(0.0), layers.Dense(2, bias_initializer="ones")])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(4, seed=3), layers.Dense(3))
+    model.adapt(x, verbose=0)
+    codes, _ = keras_vqvae.kmeans(encoder(x)[:, :3], 4, seed=3, verbose=0)
+    np.testing.assert_allclose(numpy(model.quantizer.codebook), numpy(codes), atol=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_pruning_leaves_the_codes_in_use(x, ema_decay):
+    layer, _ = build(64, ema_decay=ema_decay, dead_code_threshold=0)
+    layer(x, training=True)
+    small, new_indices = layer.prune_unused()
+    counts = numpy(layer.code_counts)
+    used = np.flatnonzero(counts)
+    assert small.num_embeddings == len(used) < 64
+    np.testing.assert_array_equal(numpy(small.codebook), numpy(layer.codebook)[used])
+    np.testing.assert_array_equal(numpy(small.code_counts), counts[used])
+    np.testing.assert_array_equal(np.flatnonzero(new_indices >= 0), used)
+    old = numpy(layer.encode(x))
+    seen = new_indices[old] >= 0
+    np.testing.assert_array_equal(numpy(small.encode(x))[seen], new_indices[old][seen])
+    for old_weight, new_weight in zip(layer.weights, small.weights, strict=True):
+        np.testing.assert_array_equal(numpy(new_weight), numpy(old_weight)[used])
+
+
+def test_pruning_needs_counts():
+    with pytest.raises(ValueError, match="code_counts.*Received"):
+        build()[0].prune_unused()
+
+
+def test_resizing_keeps_the_most_used_codes_or_adds_more(x):
+    layer, codebook = build(16)
+    layer(x, training=True)
+    counts = numpy(layer.code_counts)
+    small, new_indices = layer.resize(5)
+    kept = np.flatnonzero(new_indices >= 0)
+    assert counts[kept].min() >= np.delete(counts, kept).max()
+    np.testing.assert_array_equal(new_indices[kept], np.arange(5))
+    np.testing.assert_array_equal(numpy(small.codebook), codebook[kept])
+    large, new_indices = layer.resize(24)
+    np.testing.assert_array_equal(new_indices, np.arange(16))
+    np.testing.assert_array_equal(numpy(large.codebook)[:16], codebook)
+    assert (np.linalg.norm(numpy(large.codebook)[16:], axis=-1) > 0.1).all()
+    with pytest.raises(ValueError, match="Received: num_embeddings=0"):
+        layer.resize(0)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "nsvq"])
+def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, estimator):
+    """Statistics and random state included, which Keras alone leaves out of its files."""
+
+    def train(kill_in_epoch=None, folder=tmp_path / "unbroken", seed=5):
+        keras.utils.set_random_seed(seed)
+        encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
+        quantizer = keras_vqvae.VectorQuantizer(64, ema_decay=0.9, estimator=estimator)
+        model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+        model.compile("adam")
+        model.build(x.shape)
+
+        def kill(epoch, logs=None):
+            if epoch == kill_in_epoch:
+                raise Killed
+
+        callbacks = [keras.callbacks.BackupAndRestore(folder), keras.callbacks.LambdaCallback(on_epoch_begin=kill)]
+        model.fit(x, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+        return model
+
+    unbroken = train()
+    with pytest.raises(Killed):
+        train(kill_in_epoch=2, folder=tmp_path / "killed")
+    resumed = train(folder=tmp_path / "killed", seed=6)
+    for one, other in zip(resumed.variables, unbroken.variables, strict=True):
+        np.testing.assert_array_equal(numpy(one), numpy(other), err_msg=one.path)
