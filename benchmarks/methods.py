@@ -67,15 +67,15 @@ class PeerVQVAE(keras.Model):
 
 VQ = keras_vqvae.VectorQuantizer
 METHODS: dict[str, Method] = {
-    "plain": ours(lambda K, seed: VQ(K, seed=seed)),
-    "plain + adapt": ours(lambda K, seed: VQ(K, seed=seed), adapt=True),
-    "plain + revive": ours(lambda K, seed: VQ(K, seed=seed), every=100),
-    "rotation": ours(lambda K, seed: VQ(K, estimator="rotation", seed=seed)),
-    "EMA": ours(lambda K, seed: VQ(K, ema_decay=0.99, dead_code_threshold=0, seed=seed)),
+    "plain": ours(lambda size, seed: VQ(size, seed=seed)),
+    "plain + adapt": ours(lambda size, seed: VQ(size, seed=seed), adapt=True),
+    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=100),
+    "rotation": ours(lambda size, seed: VQ(size, estimator="rotation", seed=seed)),
+    "EMA": ours(lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, seed=seed)),
     "EMA + rotation": ours(
-        lambda K, seed: VQ(K, ema_decay=0.99, dead_code_threshold=0, estimator="rotation", seed=seed)
+        lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, estimator="rotation", seed=seed)
     ),
-    "EMA + dead codes": ours(lambda K, seed: VQ(K, ema_decay=0.99, seed=seed)),
+    "EMA + dead codes": ours(lambda size, seed: VQ(size, ema_decay=0.99, seed=seed)),
     "peer: plain": peer(learnable_codebook=True, ema_update=False),
     "peer: plain + k-means": peer(learnable_codebook=True, ema_update=False, kmeans_init=True),
     "peer: plain + revive": peer(learnable_codebook=True, ema_update=False, threshold_ema_dead_code=2),

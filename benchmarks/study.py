@@ -24,12 +24,12 @@ def run(
 ) -> dict:
     """Trains once and looks at the test images."""
     keras.utils.set_random_seed(seed)
-    rows = np.random.default_rng(seed).integers(len(train), size=steps * 64)
+    batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
     encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=32)
     model, callbacks = method(encoder, decoder, num_embeddings, seed, train)
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     start = time.perf_counter()
-    model.fit(train[rows], train[rows], batch_size=64, shuffle=False, verbose=0, callbacks=callbacks)
+    model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - start
     codes = model.encode(test, batch_size=500, verbose=0).ravel()
     counts = np.bincount(codes, minlength=num_embeddings)

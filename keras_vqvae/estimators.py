@@ -147,6 +147,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`."""
+    # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
+    x = ops.where(ops.isfinite(x), x, 0.0)
     # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
     scale = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
     scale = ops.where(scale > 0, scale, 1.0)
@@ -168,11 +170,11 @@ def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tens
 _BY_NAME: dict[str, Estimator] = {function.__name__: function for function in (straight_through, rotation, diveq, nsvq)}
 
 
-def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, training: bool) -> Tensor:
-    """The estimator's output: in inference always the codes."""
+def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, learning: bool) -> Tensor:
+    """The estimator's output; always the codes where nothing learns."""
     if "seed" not in inspect.signature(estimator).parameters:
         return estimator(z_e, z_q)
-    return estimator(z_e, z_q, seed=seed) if training else straight_through(z_e, z_q)
+    return estimator(z_e, z_q, seed=seed) if learning else straight_through(z_e, z_q)
 
 
 def get(identifier: str | dict | Estimator) -> Estimator:

@@ -37,7 +37,8 @@ def kmeans(
         vectors: `[..., D]`, a NumPy array or a tensor. Vectors with a NaN or an infinity are left out.
         num_embeddings: Number of codes, `K`.
         init: Where the codes start: `"k-means++"`, on vectors drawn in proportion to their squared distance from those
-            before, the best of a few draws (among 32 vectors for every code, if there are more), or `"random"`, on any. Defaults to `"k-means++"`.
+            before, the best of a few draws (among 32 vectors for every code, if there are more), or `"random"`, on
+            any. Defaults to `"k-means++"`.
         epochs: Most passes over the vectors. Defaults to `20`.
         batch_size: Vectors of a step. Defaults to `None`: all.
         distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1. Defaults to `"euclidean"`.

@@ -63,8 +63,8 @@ class EntropyRegularizer:
             self.diversity_weight,
             backend.BLOCK_SCORES,
         )
-        # The value of the loss, and the gradient of this, which is linear in what learns: nothing of the passes over the
-        # blocks is kept for the backward one.
+        # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs
+        # nothing of the blocks.
         carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
         return self.weight * (value + carrier - ops.stop_gradient(carrier))
 

@@ -187,7 +187,7 @@ def test_resizing_keeps_the_most_used_codes_or_adds_more(x):
         layer.resize(0)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -205,14 +205,14 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, est
 
         def kill(epoch, logs=None):
             if epoch == kill_in_epoch:
-                raise Killed
+                raise KilledError
 
         callbacks = [keras.callbacks.BackupAndRestore(folder), keras.callbacks.LambdaCallback(on_epoch_begin=kill)]
         model.fit(x, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
         return model
 
     unbroken = train()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(kill_in_epoch=2, folder=tmp_path / "killed")
     resumed = train(folder=tmp_path / "killed", seed=6)
     for one, other in zip(resumed.variables, unbroken.variables, strict=True):

@@ -95,7 +95,11 @@ class CodebookQuantizer(Quantizer):
     def set_codebook(self, values: Tensor) -> None:
         """Assigns the codebook, `[K, D]`, under its constraint."""
         values = ops.convert_to_tensor(values)
-        self.codebook.assign(values if self.codebook.constraint is None else self.codebook.constraint(values))
+        if self.codebook.constraint is not None:
+            # A code that stays does so to the last bit.
+            moved = ops.any(values != ops.convert_to_tensor(self.codebook), axis=-1, keepdims=True)
+            values = ops.where(moved, self.codebook.constraint(values), values)
+        self.codebook.assign(values)
 
     def project(self, vectors: Tensor) -> Tensor:
         return ops.normalize(vectors, axis=-1) if self.distance == "cosine" else vectors
@@ -106,8 +110,8 @@ class CodebookQuantizer(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)
 
-    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
-        return estimators.apply(self.estimator, vectors, codes, self.seed_generator, training)
+    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+        return estimators.apply(self.estimator, vectors, codes, self.seed_generator, learning)
 
     def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
         """Fills the codebook by k-means, as a start that is better than the initializer's.

@@ -37,7 +37,7 @@ def counting() -> contextlib.AbstractContextManager:
 
 
 def watching() -> contextlib.AbstractContextManager[list[tuple["Quantizer", Tensor, Tensor]]]:
-    """Inside, each call of a quantizer outside of compiled code leaves itself, its vectors `[N, D]` and which are kept."""
+    """Inside, each call of a quantizer in eager code leaves itself, its vectors `[N, D]` and which of them are kept."""
     return _inside(_SEEN, [])
 
 
@@ -50,7 +50,7 @@ class Quantizer(keras.layers.Layer):
     - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
     - `assign(vectors)`: the codes' int32 indices, `[N]`;
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
-    - `estimate(vectors, codes, training)`: the output, with the gradient that the encoder learns by;
+    - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by;
     - `compute_losses(vectors, codes, kept)`: a list of float32 scalars, means over the kept vectors;
     - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
       those of all replicas.
@@ -110,7 +110,7 @@ class Quantizer(keras.layers.Layer):
             self.code_counts.assign_add(counts)
         if learning:
             self.update(ops.stop_gradient(vectors), indices, kept, counts)
-        quantized = self.estimate(vectors, codes, bool(training))
+        quantized = self.estimate(vectors, codes, bool(learning))
         quantized = ops.reshape(ops.cast(quantized, self.compute_dtype), shape)
         return (quantized, ops.reshape(indices, shape[:-1])) if return_indices else quantized
 
@@ -133,7 +133,7 @@ class Quantizer(keras.layers.Layer):
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
+    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         raise NotImplementedError
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, kept: Tensor) -> list[Tensor]:
@@ -169,8 +169,10 @@ class Quantizer(keras.layers.Layer):
             store["seed"] = ops.convert_to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed"})
-        if "seed" in store.keys():
+        # Asked for its keys, because a store of Keras's has no other way to tell them.
+        names = set(store.keys())
+        super().load_own_variables({name: store[name] for name in names - {"seed"}})
+        if "seed" in names:
             self.seed_generator.state.assign(np.asarray(store["seed"]))
 
     @property

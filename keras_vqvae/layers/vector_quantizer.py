@@ -36,8 +36,8 @@ class VectorQuantizer(CodebookQuantizer):
             deviation of `1 / sqrt(D)`, so that codes have length 1.
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
-        assignment_regularizer: A function of vectors `[N, D]`, codebook and the kept vectors that returns a loss, such as
-            `EntropyRegularizer`. Defaults to `None`.
+        assignment_regularizer: A function of vectors `[N, D]`, codebook and which vectors are kept, `[N]`, that returns
+            a loss, such as `EntropyRegularizer`. Defaults to `None`.
         seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
             Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer. `trainable=False` freezes the codebook and all
@@ -164,7 +164,7 @@ class VectorQuantizer(CodebookQuantizer):
     def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
         counts = super().adapt(vectors, seed, **keywords)
         if self.ema_decay is not None:
-            # One vector a code on average: the first batch moves the codes gently, or, if it is large, to its own means.
+            # One vector a code on average: the first batch moves codes gently, or, if it is large, to its own means.
             self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 
