@@ -2,6 +2,7 @@
 
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
 from keras_vqvae.callbacks import ReviveDeadCodes as ReviveDeadCodes
+from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
 from keras_vqvae.codebook import init_codebook as init_codebook
 from keras_vqvae.codebook import lookup as lookup
 from keras_vqvae.codebook import quantize as quantize
@@ -10,8 +11,17 @@ from keras_vqvae.estimators import nsvq as nsvq
 from keras_vqvae.estimators import rotation as rotation
 from keras_vqvae.estimators import straight_through as straight_through
 from keras_vqvae.kmeans import kmeans as kmeans
+from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
+from keras_vqvae.layers import FiniteScalarQuantizer as FiniteScalarQuantizer
+from keras_vqvae.layers import GroupedQuantizer as GroupedQuantizer
+from keras_vqvae.layers import GumbelQuantizer as GumbelQuantizer
+from keras_vqvae.layers import IndexBackpropagationQuantizer as IndexBackpropagationQuantizer
+from keras_vqvae.layers import LookupFreeQuantizer as LookupFreeQuantizer
+from keras_vqvae.layers import ProjectedQuantizer as ProjectedQuantizer
 from keras_vqvae.layers import Quantizer as Quantizer
+from keras_vqvae.layers import ResidualQuantizer as ResidualQuantizer
+from keras_vqvae.layers import SimVectorQuantizer as SimVectorQuantizer
 from keras_vqvae.layers import VectorQuantizer as VectorQuantizer
 from keras_vqvae.losses import codebook_loss as codebook_loss
 from keras_vqvae.losses import commitment_loss as commitment_loss

@@ -47,7 +47,7 @@ def open_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def code_indices(name: str, indices: Any, num_embeddings: int) -> Tensor:
+def code_indices(name: str, indices: Any, num_embeddings: int, lowest: int = 0) -> Tensor:
     """Returns `indices` as an int32 tensor, each inside a codebook of `num_embeddings` codes.
 
     A compiled function has no values to look at: there an index outside is moved to the nearest one inside,
@@ -59,8 +59,10 @@ def code_indices(name: str, indices: Any, num_embeddings: int) -> Tensor:
     try:
         values = ops.convert_to_numpy(indices)
     except Exception:  # What a traced tensor raises differs by backend.
-        return ops.cast(ops.clip(indices, 0, num_embeddings - 1), "int32")
-    outside = np.unique(values[(values < 0) | (values >= num_embeddings)])[:5].tolist()
+        return ops.cast(ops.clip(indices, lowest, num_embeddings - 1), "int32")
+    outside = np.unique(values[(values < lowest) | (values >= num_embeddings)])[:5].tolist()
     if outside:
-        raise ValueError(f"`{name}` must lie between 0 and {num_embeddings - 1}. Received: {name} with {outside}")
+        raise ValueError(
+            f"`{name}` must lie between {lowest} and {num_embeddings - 1}. Received: {name} with {outside}"
+        )
     return ops.cast(indices, "int32")

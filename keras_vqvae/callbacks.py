@@ -1,6 +1,6 @@
 """Keras callbacks for any model that holds a quantizer, however deep inside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vqvae import arguments, metrics
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer, counting, watching
 
 
@@ -40,9 +41,9 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     Args:
         x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
         every: Steps between two looks, counted in each epoch; one that is shorter has its look at the end. Defaults to
-            `100`.
+            `10`.
         threshold: A code is dead when it is chosen less often than this share of uniform use. Defaults to `0.1`.
-        batch_size: How many samples of `x` are drawn. Defaults to `256`.
+        batch_size: How many samples of `x` are drawn. Defaults to `64`.
         seed: Integer. Defaults to `0`.
 
     Example:
@@ -57,7 +58,7 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     - [Zeghidour et al., 2021, section III.C](https://arxiv.org/abs/2107.03312)
     """
 
-    def __init__(self, x: Any, every: int = 100, threshold: float = 0.1, batch_size: int = 256, seed: int = 0):
+    def __init__(self, x: Any, every: int = 10, threshold: float = 0.1, batch_size: int = 64, seed: int = 0):
         super().__init__()
         self.x = x
         self.every = arguments.positive_int("every", every)
@@ -131,7 +132,7 @@ class CodebookMonitor(keras.callbacks.Callback):
         self._in_training = False
 
     def _quantizers(self) -> list[Quantizer]:
-        return _unique(_find(self.model, Quantizer))
+        return [q for q in _unique(_find(self.model, Quantizer)) if not q.built or q.code_counts is not None]
 
     def _counts(self) -> list[np.ndarray]:
         return [ops.convert_to_numpy(quantizer.code_counts) for quantizer in self._quantizers() if quantizer.built]
@@ -171,3 +172,31 @@ class CodebookMonitor(keras.callbacks.Callback):
             quantizer.code_counts.assign(counts)
         if not self._in_training:
             self.set_model(self.model)
+
+
+class TemperatureScheduler(keras.callbacks.Callback):
+    """Sets the temperature of every `GumbelQuantizer` at the start of each epoch.
+
+    Args:
+        schedule: A function of the epoch, an integer from 0, and the temperature so far, that returns the new one.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), GumbelQuantizer(num_embeddings=32)])
+    >>> model.compile("adam", "mse")
+    >>> x = keras.random.normal((64, 4))
+    >>> callback = TemperatureScheduler(lambda epoch, temperature: max(0.1, 0.5**epoch))
+    >>> history = model.fit(x, x, epochs=3, callbacks=[callback], verbose=0)
+    >>> float(model.layers[0].temperature)
+    0.25
+    """
+
+    def __init__(self, schedule: Callable[[int, float], float]):
+        super().__init__()
+        self.schedule = schedule
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for layer in _unique(_find(self.model, GumbelQuantizer)):
+            if layer.built:
+                before = float(ops.convert_to_numpy(layer.temperature))
+                layer.temperature.assign(arguments.positive("schedule", self.schedule(epoch, before)))

@@ -6,7 +6,8 @@ from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 
 
-def _mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of `(a - b) ** 2`, over the kept positions of a mask."""
     # Squares of float16 overflow from 256 on.
     a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
     if mask is None:
@@ -43,7 +44,7 @@ def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tenso
 
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, second term
     """
-    return _mean_squared_difference(ops.stop_gradient(ops.convert_to_tensor(z_e)), z_q, mask)
+    return mean_squared_difference(ops.stop_gradient(ops.convert_to_tensor(z_e)), z_q, mask)
 
 
 def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,7 +70,7 @@ def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Ten
 
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3, third term
     """
-    return _mean_squared_difference(z_e, ops.stop_gradient(ops.convert_to_tensor(z_q)), mask)
+    return mean_squared_difference(z_e, ops.stop_gradient(ops.convert_to_tensor(z_q)), mask)
 
 
 def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commitment_weight: float = 0.25) -> Tensor:
@@ -112,7 +113,12 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
     """
     commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
     return (
-        _mean_squared_difference(reconstruction, target, mask=None)
+        mean_squared_difference(reconstruction, target, mask=None)
         + codebook_loss(z_e, z_q)
         + commitment_weight * commitment_loss(z_e, z_q)
     )
+
+
+def bit_entropy(log_p: Tensor, log_not_p: Tensor) -> Tensor:
+    """The entropy of bits that are 1 with probability `p`, in nats, elementwise."""
+    return -(ops.exp(log_p) * log_p + ops.exp(log_not_p) * log_not_p)

@@ -5,6 +5,15 @@ import keras_vqvae
 DIM = 4
 """The last axis that each of them takes."""
 
+
+def vector(ema_decay=0.9):
+    return keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay, seed=7)
+
+
+def scalar():
+    return keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2))
+
+
 QUANTIZERS = {
     "optimizer": lambda **keywords: keras_vqvae.VectorQuantizer(16, seed=7, **keywords),
     "ema": lambda **keywords: keras_vqvae.VectorQuantizer(16, ema_decay=0.9, seed=7, **keywords),
@@ -14,5 +23,26 @@ QUANTIZERS = {
     "cosine": lambda **keywords: keras_vqvae.VectorQuantizer(
         16, ema_decay=0.9, distance="cosine", estimator="rotation", seed=7, **keywords
     ),
+    "fsq": lambda **keywords: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), noise=0.5, seed=7, **keywords),
+    "fsq_symmetric": lambda **keywords: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), symmetric=True, **keywords),
+    "lfq": lambda **keywords: keras_vqvae.LookupFreeQuantizer(4, **keywords),
+    "bsq": lambda **keywords: keras_vqvae.BinarySphericalQuantizer(4, **keywords),
+    "sim": lambda **keywords: keras_vqvae.SimVectorQuantizer(16, seed=7, **keywords),
+    "ibq": lambda **keywords: keras_vqvae.IndexBackpropagationQuantizer(16, seed=7, **keywords),
+    "gumbel": lambda **keywords: keras_vqvae.GumbelQuantizer(16, seed=7, **keywords),
+    "residual": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 3, **keywords),
+    "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 3, shared=True, **keywords),
+    "residual_fsq": lambda **keywords: keras_vqvae.ResidualQuantizer(scalar(), 3, **keywords),
+    "grouped": lambda **keywords: keras_vqvae.GroupedQuantizer(vector(), 2, **keywords),
+    "grouped_residual": lambda **keywords: keras_vqvae.GroupedQuantizer(
+        keras_vqvae.ResidualQuantizer(vector(ema_decay=None), 2), 2, **keywords
+    ),
+    "projected": lambda **keywords: keras_vqvae.ProjectedQuantizer(vector(), 3, **keywords),
     "diveq": lambda **keywords: keras_vqvae.VectorQuantizer(16, estimator="diveq", seed=7, **keywords),
 }
+
+NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq"}
+"""Those that learn from the reconstruction alone."""
+
+MOVE_THEIR_CODES = {"fsq", "residual", "residual_shared", "residual_fsq", "grouped_residual", "projected"}
+"""Those that take a code, given as an input, to another one: it is bounded, projected or a sum."""

@@ -1,3 +1,14 @@
+from keras_vqvae.layers.binary_spherical_quantizer import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer as CodebookQuantizer
+from keras_vqvae.layers.finite_scalar_quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
+from keras_vqvae.layers.grouped_quantizer import GroupedQuantizer as GroupedQuantizer
+from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer as GumbelQuantizer
+from keras_vqvae.layers.index_backpropagation_quantizer import (
+    IndexBackpropagationQuantizer as IndexBackpropagationQuantizer,
+)
+from keras_vqvae.layers.lookup_free_quantizer import LookupFreeQuantizer as LookupFreeQuantizer
+from keras_vqvae.layers.projected_quantizer import ProjectedQuantizer as ProjectedQuantizer
 from keras_vqvae.layers.quantizer import Quantizer as Quantizer
+from keras_vqvae.layers.residual_quantizer import ResidualQuantizer as ResidualQuantizer
+from keras_vqvae.layers.sim_vector_quantizer import SimVectorQuantizer as SimVectorQuantizer
 from keras_vqvae.layers.vector_quantizer import VectorQuantizer as VectorQuantizer

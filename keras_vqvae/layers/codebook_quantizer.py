@@ -67,17 +67,16 @@ class CodebookQuantizer(Quantizer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        dim = self._check_input_shape(input_shape)
-        if self.embedding_dim not in (None, dim):
-            raise ValueError(
-                f"The input's last axis must be `embedding_dim`. "
-                f"Received: embedding_dim={self.embedding_dim}, input_shape={tuple(input_shape)}"
-            )
-        self.embedding_dim = dim
+        self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
+        self.build_codebook()
+        super().build(input_shape)
+
+    def build_codebook(self) -> None:
+        """Creates `codebook`, `[num_embeddings, embedding_dim]`."""
         constraint = keras.constraints.UnitNorm(axis=-1) if self.distance == "cosine" else self.embeddings_constraint
         # float32 under every policy: steps of a slow codebook are lost in bfloat16.
         self.codebook = self.add_weight(
-            shape=(self.num_embeddings, dim),
+            shape=(self.num_embeddings, self.embedding_dim),
             initializer=self._initial_codebook,
             dtype="float32",
             autocast=False,
@@ -87,7 +86,6 @@ class CodebookQuantizer(Quantizer):
             constraint=constraint,
             name="codebook",
         )
-        super().build(input_shape)
 
     def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
         return self.project(self.embeddings_initializer(shape, dtype=dtype))

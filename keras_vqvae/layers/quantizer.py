@@ -2,6 +2,8 @@
 
 import contextlib
 import contextvars
+import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook
+from keras_vqvae import arguments, backend, codebook, estimators
 from keras_vqvae.arguments import Tensor
+
+MOST_COUNTED = 1 << 24
+"""Beyond so many codes a quantizer keeps no `code_counts`."""
 
 _SCORING = contextvars.ContextVar("scoring", default=False)
 _COUNTING = contextvars.ContextVar("counting", default=False)
@@ -41,21 +46,38 @@ def watching() -> contextlib.AbstractContextManager[list[tuple["Quantizer", Tens
     return _inside(_SEEN, [])
 
 
+@dataclasses.dataclass
+class Passed:
+    """What vectors `[N, D]` become in a quantizer, `None` where it does not matter."""
+
+    quantized: Tensor
+    """`[N, D]`, with the gradient to the vectors."""
+    codes: Tensor
+    """`[N, D]`, the same without it, or with that to the codebook."""
+    indices: Tensor
+    """Int32 `[N, *index_shape]`."""
+    losses: list[Tensor]
+    """Float32 scalars."""
+    lessons: list[tuple["Quantizer", Tensor, Tensor, Tensor]]
+    """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
+
+
 class Quantizer(keras.layers.Layer):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
-    A subclass creates its weights in `build`, calls `super().build(input_shape)` there, and says, on float32 vectors
-    `[N, D]` whatever the input's rank and dtype:
+    A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
+    `super().build(input_shape)` there, and says, on float32 vectors `[N, D]` whatever the input's rank and dtype:
 
     - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
     - `assign(vectors)`: the codes' int32 indices, `[N]`;
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
-    - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by;
-    - `compute_losses(vectors, codes, kept)`: a list of float32 scalars, means over the kept vectors;
+    - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by; by default
+      straight-through;
+    - `compute_losses(vectors, codes, quantized, kept)`: a list of float32 scalars, means over the kept vectors;
     - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
       those of all replicas.
 
-    It sets `num_embeddings`, the number of codes.
+    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
@@ -65,27 +87,44 @@ class Quantizer(keras.layers.Layer):
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
 
     Output shape:
-        `[..., D]`, in the compute dtype; the indices are int32 `[...]`.
+        `[..., D]`, in the compute dtype; the indices are int32 `[..., *index_shape]`.
     """
 
     num_embeddings: int
+    index_shape: tuple[int, ...] = ()
+    """The shape of one vector's indices: `()`, or an axis for each wrapper."""
+    lowest_index: int = 0
+    """-1 where an index may stand for no code."""
+    residual_scale: Any = 1.0
+    """How much smaller what is left of a vector is, where the size of the codes is fixed: a factor, or one an axis."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.code_counts = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.code_counts = self.add_weight(
-            shape=(self.num_embeddings,), initializer="zeros", dtype="int32", trainable=False, name="code_counts"
-        )
+        # The codes of a vast implicit codebook are not counted.
+        if math.prod(self.index_shape) * self.num_embeddings <= MOST_COUNTED:
+            self.code_counts = self.add_weight(
+                shape=(*self.index_shape, self.num_embeddings),
+                initializer="zeros",
+                dtype="int32",
+                trainable=False,
+                name="code_counts",
+            )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
 
-    def _check_input_shape(self, input_shape: tuple[int | None, ...]) -> int:
-        """Returns the size of the last axis."""
+    def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
+        """Returns the size of the last axis, which must be `dim` if that is given; `name` is what says so."""
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(
                 f"`{self.__class__.__name__}` needs inputs of rank 2 or more with a known last axis. "
                 f"Received: input_shape={tuple(input_shape)}"
+            )
+        if dim not in (None, input_shape[-1]):
+            raise ValueError(
+                f"The input's last axis must be {name}. Received: {name}={dim}, input_shape={tuple(input_shape)}"
             )
         return input_shape[-1]
 
@@ -96,23 +135,29 @@ class Quantizer(keras.layers.Layer):
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = self._kept(vectors, shape[:-1], mask)
+        passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
+        for loss in passed.losses:
+            self.add_loss(loss)
+        learn(passed.lessons, bool(training))
+        quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
+        return (
+            (quantized, ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))) if return_indices else quantized
+        )
+
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+        """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
+
+        Not `forward`, which PyTorch reserves.
+        """
         if (seen := _SEEN.get()) is not None:
             seen.append((self, vectors, kept))
         vectors = self.project(vectors)
         indices = self.assign(vectors)
         codes = self.lookup(indices)
-        learning = training and self.trainable
-        if training or _SCORING.get():
-            for loss in self.compute_losses(vectors, codes, kept):
-                self.add_loss(loss)
-        if learning or _COUNTING.get():
-            counts = backend.sum_over_replicas(codebook.count_codes(indices, kept, self.num_embeddings))
-            self.code_counts.assign_add(counts)
-        if learning:
-            self.update(ops.stop_gradient(vectors), indices, kept, counts)
-        quantized = self.estimate(vectors, codes, bool(learning))
-        quantized = ops.reshape(ops.cast(quantized, self.compute_dtype), shape)
-        return (quantized, ops.reshape(indices, shape[:-1])) if return_indices else quantized
+        quantized = self.estimate(vectors, codes, training and self.trainable)
+        scored = training or _SCORING.get()
+        losses = self.compute_losses(vectors, codes, quantized, kept) if scored else []
+        return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
     def _kept(self, vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
         """Which of the `[N, D]` vectors count: booleans `[N]`."""
@@ -134,33 +179,47 @@ class Quantizer(keras.layers.Layer):
         raise NotImplementedError
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
-        raise NotImplementedError
+        return estimators.straight_through(vectors, codes)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
         return []
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
         pass
 
+    def adapt(self, vectors: Any, **keywords: Any) -> Any:
+        raise ValueError(f"`{self.__class__.__name__}` has no codebook to adapt. Received: self={self.name}")
+
     def encode(self, inputs: Tensor) -> Tensor:
-        """Returns the int32 indices `[...]` of inputs `[..., D]`."""
+        """Returns the int32 indices `[..., *index_shape]` of inputs `[..., D]`."""
         return self(inputs, training=False, return_indices=True)[1]
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the vectors `[..., D]` of indices `[...]`, in the compute dtype.
+        """Returns the vectors `[..., D]` of indices `[..., *index_shape]`, in the compute dtype.
 
         Raises:
             ValueError: If an index lies outside the codebook, or the layer has never seen an input.
         """
         if not self.built:
             raise ValueError(f"`{self.__class__.__name__}` must be built before it decodes. Received: built=False")
-        indices = arguments.code_indices("indices", indices, self.num_embeddings)
-        codes = self.lookup(ops.reshape(indices, (-1,)))
-        return ops.reshape(ops.cast(codes, self.compute_dtype), (*ops.shape(indices), codes.shape[-1]))
+        indices = self.check_indices("indices", indices)
+        leading = ops.shape(indices)[: len(indices.shape) - len(self.index_shape)]
+        codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
+        return ops.reshape(ops.cast(codes, self.compute_dtype), (*leading, codes.shape[-1]))
+
+    def check_indices(self, name: str, indices: Tensor) -> Tensor:
+        """Returns `indices` as an int32 tensor, of the right shape and inside the codebook."""
+        indices = arguments.code_indices(name, indices, self.num_embeddings, self.lowest_index)
+        if tuple(indices.shape[len(indices.shape) - len(self.index_shape) :]) != self.index_shape:
+            raise ValueError(
+                f"`{name}` must have a shape that ends in {self.index_shape}. "
+                f"Received: {name} of shape {tuple(indices.shape)}"
+            )
+        return indices
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
-        self.code_counts.assign(ops.zeros((self.num_embeddings,), dtype="int32"))
+        self.code_counts.assign(ops.zeros(self.code_counts.shape, dtype="int32"))
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -194,5 +253,29 @@ class Quantizer(keras.layers.Layer):
     def compute_output_spec(self, inputs: Tensor, mask=None, training=None, return_indices: bool = False) -> Any:
         # Inferred from `compute_output_shape`, the indices would be floats.
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
-        indices = keras.KerasTensor(inputs.shape[:-1], dtype="int32")
+        indices = keras.KerasTensor((*inputs.shape[:-1], *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized
+
+
+def learn(lessons: list[tuple[Quantizer, Tensor, Tensor, Tensor]], training: bool) -> None:
+    """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
+
+    Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
+    """
+    pupils = {id(quantizer): quantizer for quantizer, *_ in lessons}
+    for pupil in pupils.values():
+        learning = training and pupil.trainable
+        if not (learning or _COUNTING.get()):
+            continue
+        parts = zip(*(lesson for quantizer, *lesson in lessons if quantizer is pupil), strict=True)
+        vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
+        counts = None
+        if pupil.code_counts is not None:
+            # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
+            columns = ops.reshape(indices, (-1, math.prod(pupil.index_shape)))
+            counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
+            counts = codebook.count_columns(columns, counted, pupil.num_embeddings)
+            counts = backend.sum_over_replicas(ops.reshape(counts, pupil.code_counts.shape))
+            pupil.code_counts.assign_add(counts)
+        if learning:
+            pupil.update(vectors, indices, kept, counts)

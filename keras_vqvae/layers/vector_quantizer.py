@@ -129,7 +129,7 @@ class VectorQuantizer(CodebookQuantizer):
                 name="ema_counts",
             )
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
         added = []
         if self.commitment_weight:
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.quantizer import Quantizer, scoring
+from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer, scoring
 from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
 
 # What `call` hands to `compute_loss` within a step of `fit` or `evaluate`. An output, because no other way from the
@@ -71,8 +71,11 @@ class VQVAE(keras.Model):
         self._drop_masked = _ReplaceMasked(-1, name="drop_masked")
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
-        self._perplexity = CodebookPerplexity(quantizer.num_embeddings)
-        self._usage = CodebookUsage(quantizer.num_embeddings)
+        # The codes of a vast implicit codebook are not counted.
+        num_codebooks = math.prod(quantizer.index_shape)
+        counted = quantizer.num_embeddings * num_codebooks <= MOST_COUNTED
+        self._perplexity = CodebookPerplexity(quantizer.num_embeddings, num_codebooks) if counted else None
+        self._usage = CodebookUsage(quantizer.num_embeddings, num_codebooks) if counted else None
         self._stepping = False
 
     def compile(self, optimizer: Any = "adam", loss: Any = "mse", **kwargs: Any) -> None:
@@ -121,8 +124,9 @@ class VQVAE(keras.Model):
         batch_size = ops.shape(y_pred.reconstruction)[0]
         self._reconstruction_loss.update_state(total - sum(self.losses), sample_weight=batch_size)
         self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=batch_size)
-        self._perplexity.update_state(y_pred.indices)
-        self._usage.update_state(y_pred.indices)
+        if self._perplexity is not None:
+            self._perplexity.update_state(y_pred.indices)
+            self._usage.update_state(y_pred.indices)
         return total
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -170,7 +174,7 @@ class VQVAE(keras.Model):
             ValueError: If a code lies outside the codebook.
         """
         codes = ops.convert_to_numpy(codes)
-        arguments.code_indices("codes", codes, self.quantizer.num_embeddings)
+        self.quantizer.check_indices("codes", codes)
         return self._part(_Decode).predict(codes, batch_size=batch_size, verbose=verbose)
 
     def _part(self, kind: type[keras.Model]) -> keras.Model:

@@ -1,0 +1,82 @@
+"""What the quantizers share whose codes are signs."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_vqvae import arguments, losses
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
+
+
+class BinaryQuantizer(ImplicitQuantizer):
+    """Base class of the quantizers that keep the sign of each axis: index and code are a number of bits.
+
+    The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector sure of its code and
+    all codes equally used; `p` are softmax assignments by squared distance times `inverse_temperature`. Given a code
+    so far away, bits are independent, so `p` is never listed for all codes and vectors; a subclass says how it takes
+    the entropy of the mean, in `mean_entropy`.
+
+    Args:
+        num_bits: Number of bits, `D`, from 1 to 30.
+        commitment_weight: Weight of the commitment loss, at least 0.
+        entropy_weight: Weight of the entropy loss, at least 0.
+        diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0.
+        inverse_temperature: Of the assignments, above 0.
+    """
+
+    residual_scale = 0.5
+
+    def __init__(
+        self,
+        num_bits: int,
+        commitment_weight: float,
+        entropy_weight: float,
+        diversity_weight: float,
+        inverse_temperature: float,
+        **kwargs: Any,
+    ):
+        self.num_bits = arguments.positive_int("num_bits", num_bits)
+        if self.num_bits > 30:
+            raise ValueError(f"`num_bits` must be at most 30, for int32 indices. Received: num_bits={num_bits!r}")
+        super().__init__((2,) * self.num_bits, most_significant_first=True, **kwargs)
+        self.commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
+        self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
+        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
+        self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
+        self._size = 1.0
+        """The absolute value of each element of a code."""
+
+    def to_digits(self, vectors: Tensor) -> Tensor:
+        return ops.cast(vectors > 0, "int32")
+
+    def from_digits(self, digits: Tensor) -> Tensor:
+        return ops.cast(2 * digits - 1, "float32") * self._size
+
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+        added = []
+        if self.commitment_weight:
+            added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))
+        if self.entropy_weight:
+            # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`. What does not count may be no number at all.
+            log_odds = ops.where(ops.expand_dims(kept, -1), vectors, 0.0) * (4 * self.inverse_temperature * self._size)
+            shares = ops.cast(kept, "float32")
+            shares = ops.expand_dims(shares / ops.maximum(ops.sum(shares), 1.0), -1)
+            sure = losses.bit_entropy(ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds))
+            spread = self.diversity_weight * self.mean_entropy(log_odds, shares)
+            added.append(self.entropy_weight * (ops.sum(shares * sure) - spread))
+        return added
+
+    def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
+        """The entropy of the mean assignments: `[N, D]`, weights `[N, 1]` that sum to 1 -> a scalar."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_bits": self.num_bits,
+            "commitment_weight": self.commitment_weight,
+            "entropy_weight": self.entropy_weight,
+            "diversity_weight": self.diversity_weight,
+            "inverse_temperature": self.inverse_temperature,
+        }

@@ -1,0 +1,113 @@
+"""Finite scalar quantization: every axis rounded to a few levels."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments, estimators
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
+
+_EPSILON = 1e-3
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class FiniteScalarQuantizer(ImplicitQuantizer):
+    """Rounds each axis to one of a few levels between -1 and 1: FSQ, a codebook that needs no learning and no losses.
+
+    Each axis is bounded by tanh and rounded; the gradient of the rounding is copied. The index is a mixed-radix number
+    whose first digit is the least significant.
+
+    Args:
+        levels: Number of levels of each axis, at least 2, their product at most 2^31 - 1; the input's last axis has as
+            many elements. Defaults to `(8, 5, 5, 5)`, 1,000 codes.
+        symmetric: Whether levels lie symmetrically about 0 and at equal distances for even numbers, too, `-1` and `1`
+            among them; as in the paper, even numbers of levels have one more below 0 than above. Defaults to `False`.
+        noise: In training, the share of elements that get uniform noise of a level's width in place of rounding, from 0
+            to 1. Defaults to `0.0`.
+        seed: Integer seed of the noise. Defaults to `None`, a random one.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Call arguments:
+        inputs: Floats `[..., len(levels)]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., len(levels)]`; the indices are int32 `[...]`.
+
+    Raises:
+        ValueError: If there are fewer than 2 levels or too many codes, or the input's last axis does not fit.
+
+    Example:
+
+    >>> layer = FiniteScalarQuantizer(levels=(5, 3))
+    >>> quantized, indices = layer(keras.random.normal((10, 2)), return_indices=True)
+    >>> layer.num_embeddings, bool(keras.ops.all(layer.decode(indices) == quantized))
+    (15, True)
+
+    Reference:
+
+    - [Mentzer et al., 2023](https://arxiv.org/abs/2309.15505)
+    - [Symmetric form and noise: Parker et al., 2024](https://arxiv.org/abs/2411.19842), section 2.2
+    """
+
+    def __init__(
+        self,
+        levels: Any = (8, 5, 5, 5),
+        symmetric: bool = False,
+        noise: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(levels, most_significant_first=False, **kwargs)
+        self.symmetric = bool(symmetric)
+        self.noise = arguments.non_negative("noise", noise)
+        if self.noise > 1:
+            raise ValueError(f"`noise` must be at most 1. Received: noise={noise!r}")
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        steps = np.array(self.levels, "float32")
+        # Bins are `1 / scale` wide, and digit 0 lies at -1.
+        self._scale = (steps - 1) / 2 if self.symmetric else np.floor(steps / 2)
+
+    @property
+    def residual_scale(self) -> np.ndarray:
+        """Half a bin: what rounding leaves."""
+        return 0.5 / self._scale
+
+    def project(self, vectors: Tensor) -> Tensor:
+        if self.symmetric:
+            return ops.tanh(vectors)
+        steps = np.array(self.levels, "float64")
+        half = (steps - 1) * (1 + _EPSILON) / 2
+        offset = np.where(steps % 2 == 0, 0.5, 0.0)
+        # Shifted so that 0 stays at 0.
+        shift = np.arctanh(offset / half).astype("float32")
+        bounded = ops.multiply(ops.tanh(ops.add(vectors, shift)), half.astype("float32"))
+        return ops.divide(ops.subtract(bounded, offset.astype("float32")), self._scale)
+
+    def to_digits(self, vectors: Tensor) -> Tensor:
+        digits = ops.multiply(ops.add(vectors, 1.0), self._scale)
+        digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
+        return ops.cast(ops.clip(digits, 0, np.array(self.levels, "float32") - 1), "int32")
+
+    def from_digits(self, digits: Tensor) -> Tensor:
+        return ops.subtract(ops.divide(ops.cast(digits, "float32"), self._scale), 1.0)
+
+    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+        rounded = estimators.straight_through(vectors, codes)
+        if not (learning and self.noise):
+            return rounded
+        drawn = keras.random.uniform((2, *ops.shape(vectors)), seed=self.seed_generator)
+        return ops.where(drawn[0] < self.noise, vectors + ops.divide(drawn[1] - 0.5, self._scale), rounded)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "levels": self.levels,
+            "symmetric": self.symmetric,
+            "noise": self.noise,
+            "seed": self.seed,
+        }

@@ -1,0 +1,103 @@
+"""Product quantization: equal slices of the last axis, each with a quantizer of its own."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers import wrappers
+from keras_vqvae.layers.quantizer import Passed, Quantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class GroupedQuantizer(Quantizer):
+    """Cuts the last axis into equal groups and quantizes each by a quantizer of its own.
+
+    Its losses are the means of those of the groups.
+
+    Args:
+        quantizer: The quantizer of a group, not built: the groups have copies of it, each with a seed of its own.
+        num_groups: Number of groups, `G`, which must divide the input's last axis.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are int32 `[..., G]`, with further axes where the inner quantizer has some.
+
+    Raises:
+        ValueError: If `quantizer` is not a quantizer or built already, or `num_groups` does not divide the last axis.
+
+    Example: residual quantization of two groups.
+
+    >>> inner = ResidualQuantizer(FiniteScalarQuantizer(levels=(5, 5, 5, 5)), num_quantizers=3)
+    >>> layer = GroupedQuantizer(inner, num_groups=2)
+    >>> quantized, indices = layer(keras.random.normal((2, 5, 8)), return_indices=True)
+    >>> indices.shape == (2, 5, 2, 3)
+    True
+
+    Reference:
+
+    - [Jegou et al., 2011](https://doi.org/10.1109/TPAMI.2010.57)
+    """
+
+    def __init__(self, quantizer: Quantizer, num_groups: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.template = wrappers.template(quantizer)
+        self.num_groups = arguments.positive_int("num_groups", num_groups)
+        self.quantizers = [wrappers.copy(self.template, i, self.trainable) for i in range(self.num_groups)]
+        self.num_embeddings = self.quantizers[0].num_embeddings
+        self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
+        self.lowest_index = self.quantizers[0].lowest_index
+        scale = np.asarray(self.quantizers[0].residual_scale, "float32")
+        self.residual_scale = np.tile(scale, self.num_groups) if scale.ndim else scale
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim = self._check_input_shape(input_shape)
+        if dim % self.num_groups:
+            raise ValueError(
+                "`num_groups` must divide the input's last axis. "
+                f"Received: num_groups={self.num_groups}, input_shape={tuple(input_shape)}"
+            )
+        for quantizer in self.quantizers:
+            quantizer.build((None, dim // self.num_groups))
+        super().build(input_shape)
+
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+        """As for every `Quantizer`."""
+        groups = ops.split(vectors, self.num_groups, axis=-1)
+        parts = [
+            quantizer.quantize_vectors(group, kept, training, samples)
+            for quantizer, group in zip(self.quantizers, groups, strict=True)
+        ]
+        indices = ops.stack([part.indices for part in parts], axis=1)
+        return Passed(
+            ops.concatenate([part.quantized for part in parts], axis=-1),
+            ops.concatenate([part.codes for part in parts], axis=-1),
+            indices,
+            [loss / self.num_groups for part in parts for loss in part.losses],
+            [lesson for part in parts for lesson in part.lessons] + [(self, vectors, indices, kept)],
+        )
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return ops.concatenate([q.lookup(indices[:, i]) for i, q in enumerate(self.quantizers)], axis=-1)
+
+    def adapt(self, vectors: Any, **keywords: Any) -> None:
+        """Fills the codebook of each group by k-means; see `kmeans`."""
+        vectors = ops.convert_to_numpy(vectors)
+        if not self.built:
+            self.build(vectors.shape)
+        for quantizer, group in zip(self.quantizers, np.split(vectors, self.num_groups, axis=-1), strict=True):
+            quantizer.adapt(group, **keywords)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "num_groups": self.num_groups,
+        }

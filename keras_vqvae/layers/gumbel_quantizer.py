@@ -1,0 +1,102 @@
+"""Codes drawn from a softmax, with the gradient of its relaxation."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import arguments, estimators
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class GumbelQuantizer(CodebookQuantizer):
+    """Draws a code in training, near ones more often, and takes the nearest in inference: Gumbel-softmax.
+
+    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`; the gradient is that of
+    `softmax((a + g) / temperature) E`. It adds `kl_weight` times the divergence of `softmax(a)` from uniform use. The
+    weight `temperature` can be annealed by the callback `TemperatureScheduler`. In training, memory grows with
+    `N x K`, and what is returned and counted as indices are the nearest codes.
+
+    Args:
+        num_embeddings: Number of codes, `K`. Defaults to `512`.
+        embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
+        temperature: Of the relaxation at the start, above 0. Defaults to `1.0`.
+        kl_weight: Weight of the divergence from uniform use, at least 0. Defaults to `5e-4`.
+        **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint`, `distance` and `seed` of
+            `VectorQuantizer`, and `name`, `dtype` and `trainable`.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are int32 `[...]`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or an input's last axis is not `embedding_dim`.
+
+    Example:
+
+    >>> layer = GumbelQuantizer(num_embeddings=16, temperature=0.5)
+    >>> quantized = layer(keras.random.normal((2, 5, 8)), training=True)
+    >>> float(layer.temperature)
+    0.5
+
+    References:
+
+    - [Jang et al., 2017](https://arxiv.org/abs/1611.01144)
+    - [Ramesh et al., 2021](https://arxiv.org/abs/2102.12092), the divergence
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int = 512,
+        embedding_dim: int | None = None,
+        temperature: float = 1.0,
+        kl_weight: float = 5e-4,
+        **kwargs: Any,
+    ):
+        super().__init__(num_embeddings, embedding_dim, **kwargs)
+        self.initial_temperature = arguments.positive("temperature", temperature)
+        self.kl_weight = arguments.non_negative("kl_weight", kl_weight)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        self.temperature = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(self.initial_temperature),
+            dtype="float32",
+            autocast=False,
+            trainable=False,
+            name="temperature",
+        )
+
+    def _scores(self, vectors: Tensor) -> Tensor:
+        """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
+        embeddings = ops.convert_to_tensor(self.codebook)
+        # What is no number would leave its gradient in all codes.
+        vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
+        return 2 * ops.matmul(vectors, ops.transpose(embeddings)) - ops.sum(ops.square(embeddings), axis=-1)
+
+    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+        if not learning:
+            return estimators.straight_through(vectors, codes)
+        scores = self._scores(vectors)
+        uniform = keras.random.uniform(ops.shape(scores), minval=1e-7, maxval=1 - 1e-7, seed=self.seed_generator)
+        scores = scores - ops.log(-ops.log(uniform))
+        p = ops.softmax(scores / ops.convert_to_tensor(self.temperature), axis=-1)
+        drawn = self.lookup(ops.argmax(scores, axis=-1))
+        return drawn + ops.matmul(p - ops.stop_gradient(p), ops.convert_to_tensor(self.codebook))
+
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+        if not self.kl_weight:
+            return []
+        log_p = ops.log_softmax(self._scores(vectors), axis=-1)
+        divergence = ops.log(float(self.num_embeddings)) + ops.sum(ops.exp(log_p) * log_p, axis=-1)
+        kept = ops.cast(kept, "float32")
+        return [self.kl_weight * ops.sum(kept * divergence) / ops.maximum(ops.sum(kept), 1.0)]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self.initial_temperature, "kl_weight": self.kl_weight}

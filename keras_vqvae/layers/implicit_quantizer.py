@@ -1,0 +1,62 @@
+"""What the quantizers share whose codes are digits, and stand in no table."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
+
+
+class ImplicitQuantizer(Quantizer):
+    """Base class of the quantizers that give each axis one of a few levels: the index is a number of those digits.
+
+    A subclass says `to_digits(vectors)`, int32 `[N, D]`, and `from_digits(digits)`, the values; besides, what every
+    `Quantizer` may.
+
+    Args:
+        levels: Number of levels of each axis, at least 2 each.
+        most_significant_first: Whether the first axis is the most significant digit of the index.
+    """
+
+    def __init__(self, levels: Any, most_significant_first: bool, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.levels = arguments.positive_ints("levels", levels)
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"`levels` must be integers of at least 2. Received: levels={levels!r}")
+        self.num_embeddings = math.prod(self.levels)
+        if self.num_embeddings > 2**31 - 1:
+            raise ValueError(
+                f"The product of `levels` must be at most 2^31 - 1, for int32 indices. Received: levels={levels!r}"
+            )
+        digits = self.levels[::-1] if most_significant_first else self.levels
+        basis = np.cumprod((1, *digits[:-1]))
+        self._basis = tuple(basis[::-1].tolist() if most_significant_first else basis.tolist())
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self._check_input_shape(input_shape, "len(levels)", len(self.levels))
+        super().build(input_shape)
+
+    @property
+    def codebook(self) -> Tensor:
+        """All codes, `[num_embeddings, D]`."""
+        if self.num_embeddings > MOST_COUNTED:
+            raise ValueError(f"Too many codes to list. Received: num_embeddings={self.num_embeddings}")
+        return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        # `ops` for all arithmetic with constants of NumPy, which PyTorch's operators do not take.
+        return ops.sum(ops.multiply(self.to_digits(vectors), np.array(self._basis, "int32")), axis=-1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        digits = ops.floor_divide(ops.expand_dims(indices, -1), np.array(self._basis, "int32"))
+        return self.from_digits(ops.mod(digits, np.array(self.levels, "int32")))
+
+    def to_digits(self, vectors: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def from_digits(self, digits: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,73 @@
+"""Index backpropagation quantization: every code learns from every vector."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import estimators, losses, search
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class IndexBackpropagationQuantizer(CodebookQuantizer):
+    """Replaces each vector by the code of highest inner product, with the gradient of a softmax over all codes: IBQ.
+
+    With `p = softmax(z E^T)` and `h = onehot(argmax p) + p - stop_gradient(p)` the output is `h E`: the value is the
+    code, and all codes and the vector get a gradient. It adds the losses `mean((h E - z)^2)`,
+    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`. In training, memory grows with `N x K`.
+
+    Args:
+        num_embeddings: Number of codes, `K`. Defaults to `512`.
+        embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
+        **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint` and `seed` of
+            `VectorQuantizer`, and `name`, `dtype` and `trainable`.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are int32 `[...]`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or an input's last axis is not `embedding_dim`.
+
+    Example:
+
+    >>> layer = IndexBackpropagationQuantizer(num_embeddings=16)
+    >>> quantized = layer(keras.random.normal((2, 5, 8)), training=True)
+    >>> len(layer.losses)
+    3
+
+    Reference:
+
+    - [Shi et al., 2024](https://arxiv.org/abs/2412.02692)
+    """
+
+    def __init__(self, num_embeddings: int = 512, embedding_dim: int | None = None, **kwargs: Any):
+        super().__init__(num_embeddings, embedding_dim, **kwargs)
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
+        codes = ops.stop_gradient(ops.convert_to_tensor(self.codebook))
+        squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
+        codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.max(squares) - squares, 0.0))], axis=-1)
+        return search.nearest_code(ops.pad(vectors, [[0, 0], [0, 1]]), codes)
+
+    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+        if not learning:
+            return estimators.straight_through(vectors, codes)
+        # What is no number would leave its gradient in all codes.
+        vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
+        embeddings = ops.convert_to_tensor(self.codebook)
+        p = ops.softmax(ops.matmul(vectors, ops.transpose(embeddings)), axis=-1)
+        return codes + ops.matmul(p - ops.stop_gradient(p), embeddings)
+
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+        return [
+            losses.mean_squared_difference(quantized, vectors, kept),
+            losses.commitment_loss(vectors, codes, kept),
+            0.25 * losses.codebook_loss(vectors, codes, kept),
+        ]

@@ -1,0 +1,87 @@
+"""Quantization in another number of dimensions, mostly fewer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers import wrappers
+from keras_vqvae.layers.quantizer import Passed, Quantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class ProjectedQuantizer(Quantizer):
+    """Maps vectors linearly to `dim` dimensions, quantizes them there, and maps the codes back.
+
+    In few dimensions more codes are in use; and quantizers whose codes have a fixed size fit any encoder.
+
+    Args:
+        quantizer: The quantizer in between, not built: a copy of it is used.
+        dim: Size of its codes.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are those of the inner quantizer.
+
+    Raises:
+        ValueError: If `quantizer` is not a quantizer or built already, or `dim` is not positive.
+
+    Example:
+
+    >>> layer = ProjectedQuantizer(FiniteScalarQuantizer(levels=(8, 5, 5, 5)), dim=4)
+    >>> layer(keras.random.normal((2, 5, 64))).shape == (2, 5, 64)
+    True
+
+    Reference:
+
+    - [Yu et al., 2021](https://arxiv.org/abs/2110.04627), section 3.2
+    """
+
+    def __init__(self, quantizer: Quantizer, dim: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.template = wrappers.template(quantizer)
+        self.dim = arguments.positive_int("dim", dim)
+        self.quantizer = wrappers.copy(self.template, 0, self.trainable)
+        self.num_embeddings = self.quantizer.num_embeddings
+        self.index_shape = self.quantizer.index_shape
+        self.lowest_index = self.quantizer.lowest_index
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim = self._check_input_shape(input_shape)
+        # float32 under every policy, as all that a quantizer computes.
+        self.down = keras.layers.Dense(self.dim, dtype="float32", name="down", trainable=self.trainable)
+        self.up = keras.layers.Dense(dim, dtype="float32", name="up", trainable=self.trainable)
+        self.down.build((None, dim))
+        self.up.build((None, self.dim))
+        self.quantizer.build((None, self.dim))
+        super().build(input_shape)
+
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+        """As for every `Quantizer`."""
+        # What is no number would leave its gradient in the weights.
+        down = self.down(ops.where(ops.isfinite(vectors), vectors, 0.0))
+        passed = self.quantizer.quantize_vectors(down, kept, training, samples)
+        lessons = [*passed.lessons, (self, vectors, passed.indices, kept)]
+        return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, lessons)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.up(self.quantizer.lookup(indices))
+
+    def adapt(self, vectors: Any, **keywords: Any) -> None:
+        """Fills the inner codebook by k-means of the projected vectors; see `kmeans`."""
+        if not self.built:
+            self.build(tuple(vectors.shape))
+        self.quantizer.adapt(self.down(ops.convert_to_tensor(vectors, dtype="float32")), **keywords)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "dim": self.dim,
+        }

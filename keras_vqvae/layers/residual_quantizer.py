@@ -1,0 +1,144 @@
+"""Residual quantization: each level quantizes what the levels before it left."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments, estimators
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers import wrappers
+from keras_vqvae.layers.quantizer import Passed, Quantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class ResidualQuantizer(Quantizer):
+    """Quantizes a vector by a sum of codes, each of which quantizes what those before it left.
+
+    `r_0 = z`, `r_(i + 1) = r_i - stop_gradient(q_i)`, and the output is the sum of the codes `q_i`, with the gradient
+    copied once, however many levels there are. Each level adds its own losses on its own residual.
+
+    Args:
+        quantizer: The quantizer of a level, not built: the levels are copies of it, each with a seed of its own.
+        num_quantizers: Number of levels, `Q`.
+        shared: Whether all levels are one and the same quantizer, of one codebook. Defaults to `False`.
+        dropout: Whether in training each sample uses a random number of levels, from 1 to all, so that fewer will do.
+            The indices of the others are -1. Defaults to `False`.
+        seed: Integer seed of the dropout. Defaults to `None`, a random one.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are int32 `[..., Q]`, with a further axis where the inner quantizer has one. `decode`
+        takes -1 for no code: with the last columns so, it decodes to fewer levels.
+
+    Raises:
+        ValueError: If `quantizer` is not a quantizer or built already, or `num_quantizers` is not positive.
+
+    Example:
+
+    >>> layer = ResidualQuantizer(VectorQuantizer(num_embeddings=16), num_quantizers=4)
+    >>> quantized, indices = layer(keras.random.normal((2, 5, 8)), return_indices=True)
+    >>> indices.shape == (2, 5, 4), bool(keras.ops.all(layer.decode(indices) == quantized))
+    (True, True)
+
+    References:
+
+    - [Zeghidour et al., 2021](https://arxiv.org/abs/2107.03312), section III.C
+    - [Lee et al., 2022](https://arxiv.org/abs/2203.01941), shared codebooks
+    """
+
+    lowest_index = -1
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        num_quantizers: int,
+        shared: bool = False,
+        dropout: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.template = wrappers.template(quantizer)
+        self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers)
+        self.shared = bool(shared)
+        self.dropout = bool(dropout)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        copies = [wrappers.copy(self.template, i, self.trainable) for i in range(1 if shared else self.num_quantizers)]
+        self.quantizers = copies * self.num_quantizers if shared else copies
+        self.num_embeddings = copies[0].num_embeddings
+        self.index_shape = (self.num_quantizers, *copies[0].index_shape)
+        # What each level has to scale its residual up by, where the size of its codes is fixed.
+        scale = np.asarray(copies[0].residual_scale, "float32")
+        self._scales = [scale**i for i in range(self.num_quantizers)]
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self._check_input_shape(input_shape)
+        for quantizer in self.quantizers:
+            if not quantizer.built:
+                quantizer.build((None, input_shape[-1]))
+        super().build(input_shape)
+
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+        """As for every `Quantizer`."""
+        depths = self._draw_depths(vectors, samples) if training and self.trainable and self.dropout else None
+        rest, total = vectors, ops.zeros_like(vectors)
+        columns, losses, lessons = [], [], []
+        for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
+            used = None if depths is None else level < depths
+            kept_here = kept if used is None else ops.logical_and(kept, used)
+            passed = quantizer.quantize_vectors(ops.divide(rest, scale), kept_here, training, samples)
+            codes, indices = ops.multiply(passed.codes, scale), passed.indices
+            if used is not None:
+                codes = ops.where(ops.expand_dims(used, -1), codes, 0.0)
+                indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
+            rest, total = rest - ops.stop_gradient(codes), total + codes
+            columns.append(indices)
+            losses += passed.losses
+            lessons += passed.lessons
+        indices = ops.stack(columns, axis=1)
+        quantized = estimators.straight_through(vectors, total)
+        return Passed(quantized, total, indices, losses, [*lessons, (self, vectors, indices, kept)])
+
+    def _draw_depths(self, vectors: Tensor, samples: Tensor) -> Tensor:
+        """How many levels each vector uses, the same for all of a sample: int32 `[N]`."""
+        depths = keras.random.randint((samples,), 1, self.num_quantizers + 1, seed=self.seed_generator)
+        return ops.repeat(depths, ops.shape(vectors)[0] // samples)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        total = 0.0
+        for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
+            column = indices[:, level]
+            codes = ops.multiply(quantizer.lookup(ops.maximum(column, 0)), scale)
+            # Of an inner quantizer with several indices all are -1, or none.
+            used = ops.reshape(column, (ops.shape(column)[0], -1))[:, :1] >= 0
+            total = total + ops.where(used, codes, 0.0)
+        return total
+
+    def adapt(self, vectors: Any, **keywords: Any) -> None:
+        """Fills the codebooks level by level, each by k-means of what the levels before it left; see `kmeans`."""
+        if self.shared:
+            raise ValueError("`adapt` needs a codebook for each level. Received: shared=True")
+        rest = ops.convert_to_numpy(vectors)
+        rest = rest.reshape(-1, rest.shape[-1])
+        if not self.built:
+            self.build(rest.shape)
+        for quantizer, scale in zip(self.quantizers, self._scales, strict=True):
+            quantizer.adapt(rest / scale, **keywords)
+            rest = rest - ops.convert_to_numpy(quantizer.decode(quantizer.encode(rest / scale))) * scale
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "num_quantizers": self.num_quantizers,
+            "shared": self.shared,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }

@@ -1,0 +1,88 @@
+"""SimVQ: a frozen codebook behind a learned linear map."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.vector_quantizer import VectorQuantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class SimVectorQuantizer(VectorQuantizer):
+    """A vector quantizer whose codes all learn at once: they are `C W` with `C` frozen and `W` learned.
+
+    A code that no vector chose moves with the others, so that few fall out of use.
+
+    Args:
+        num_embeddings: Number of codes, `K`. Defaults to `512`.
+        embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
+        commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
+        codebook_weight: Weight of the codebook loss, at least 0. Defaults to `1.0`.
+        **kwargs: `distance`, `estimator`, `embeddings_initializer` (of `C`), `assignment_regularizer` and `seed` of
+            `VectorQuantizer`, and `name`, `dtype` and `trainable`. What is for a codebook that learns by itself has no
+            place here.
+
+    Call arguments:
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask, training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[..., D]`; the indices are int32 `[...]`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or an input's last axis is not `embedding_dim`.
+
+    Example:
+
+    >>> layer = SimVectorQuantizer(num_embeddings=16)
+    >>> quantized = layer(keras.random.normal((2, 5, 8)))
+    >>> [tuple(weight.shape) for weight in layer.trainable_weights]
+    [(8, 8)]
+
+    Reference:
+
+    - [Zhu et al., 2024](https://arxiv.org/abs/2411.02038)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int = 512,
+        embedding_dim: int | None = None,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(num_embeddings, embedding_dim, commitment_weight, codebook_weight, **kwargs)
+        for name in ("ema_decay", "embeddings_regularizer", "embeddings_constraint"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` must be None. Received: {name}={kwargs[name]!r}")
+        # For what concerns each code by itself, such as `ReviveDeadCodes`.
+        self.codebook_trainable = False
+
+    def build_codebook(self) -> None:
+        self.frozen = self.add_weight(
+            shape=(self.num_embeddings, self.embedding_dim),
+            initializer=self.embeddings_initializer,
+            dtype="float32",
+            autocast=False,
+            trainable=False,
+            name="frozen",
+        )
+        self.projection = self.add_weight(
+            shape=(self.embedding_dim, self.embedding_dim),
+            initializer="identity",
+            dtype="float32",
+            autocast=False,
+            name="projection",
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes, `[K, D]`."""
+        return self.project(ops.matmul(ops.convert_to_tensor(self.frozen), ops.convert_to_tensor(self.projection)))
+
+    def set_codebook(self, values: Tensor) -> None:
+        self.frozen.assign(values)
+        self.projection.assign(ops.eye(self.embedding_dim))
