@@ -47,8 +47,9 @@ class Peer(layers.Layer):
 
     def call(self, inputs, training=False):
         shape = inputs.shape
-        quantized, indices, loss = self.wrapped(inputs.reshape(shape[0], -1, shape[-1]), training=bool(training))[:3]
-        self.add_loss(loss.sum())
+        quantized, indices, *loss = self.wrapped(inputs.reshape(shape[0], -1, shape[-1]), training=bool(training))
+        if loss:
+            self.add_loss(loss[0].sum())
         return quantized.reshape(shape), indices
 
 
@@ -65,11 +66,23 @@ class PeerVQVAE(keras.Model):
         return np.concatenate([ops.convert_to_numpy(batch) for batch in batches])
 
 
+def peer_of(name: str, **keywords) -> Method:
+    """Another quantizer of the peer, at its defaults."""
+
+    def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
+        import vector_quantize_pytorch
+
+        return PeerVQVAE(encoder, Peer(getattr(vector_quantize_pytorch, name)(dim=32, **keywords)), decoder), []
+
+    return make
+
+
 VQ = keras_vqvae.VectorQuantizer
 METHODS: dict[str, Method] = {
     "plain": ours(lambda size, seed: VQ(size, seed=seed)),
     "plain + adapt": ours(lambda size, seed: VQ(size, seed=seed), adapt=True),
-    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=100),
+    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=10),
+    "plain + revive every step": ours(lambda size, seed: VQ(size, seed=seed), every=1),
     "rotation": ours(lambda size, seed: VQ(size, estimator="rotation", seed=seed)),
     "EMA": ours(lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, seed=seed)),
     "EMA + rotation": ours(
@@ -84,3 +97,31 @@ METHODS: dict[str, Method] = {
     "peer: EMA + rotation": peer(rotation_trick=True),
     "peer: EMA + dead codes": peer(threshold_ema_dead_code=2),
 }
+
+small = lambda seed: VQ(32, ema_decay=0.99, seed=seed)  # noqa: E731
+FAMILY: dict[str, Method] = {
+    "VQ": ours(lambda size, seed: VQ(1024, ema_decay=0.99, seed=seed)),
+    "FSQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.FiniteScalarQuantizer(), 4)),
+    "LFQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.LookupFreeQuantizer(10), 10)),
+    "BSQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.BinarySphericalQuantizer(10), 10)),
+    "SimVQ": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(1024, seed=seed)),
+    "SimVQ + rotation": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(1024, estimator="rotation", seed=seed)),
+    "IBQ": ours(lambda size, seed: keras_vqvae.IndexBackpropagationQuantizer(1024, seed=seed)),
+    "Gumbel": ours(lambda size, seed: keras_vqvae.GumbelQuantizer(1024, seed=seed)),
+    "residual, 2 x 32": ours(lambda size, seed: keras_vqvae.ResidualQuantizer(small(seed), 2)),
+    "grouped, 2 x 32": ours(lambda size, seed: keras_vqvae.GroupedQuantizer(small(seed), 2)),
+    "VQ in 8 dimensions": ours(
+        lambda size, seed: keras_vqvae.ProjectedQuantizer(VQ(1024, ema_decay=0.99, seed=seed), 8)
+    ),
+    "peer: VQ": peer(threshold_ema_dead_code=2),
+    "peer: FSQ": peer_of("FSQ", levels=[8, 5, 5, 5]),
+    "peer: LFQ": peer_of("LFQ", codebook_size=1024),
+    "peer: BSQ": peer_of("LFQ", codebook_size=1024, spherical=True),
+    "peer: SimVQ": peer_of("SimVQ", codebook_size=1024),
+    "peer: Gumbel": peer(straight_through=True, stochastic_sample_codes=True),
+    "peer: residual, 2 x 32": peer_of(
+        "ResidualVQ", codebook_size=32, num_quantizers=2, decay=0.99, threshold_ema_dead_code=2, commitment_weight=0.25
+    ),
+    "peer: VQ in 8 dimensions": peer(codebook_dim=8, threshold_ema_dead_code=2),
+}
+"""About 1,000 codes each, in one way or another."""

@@ -1,6 +1,7 @@
 """Does the codebook learn? Error, use and perplexity on test images, method by method, beside vector-quantize-pytorch.
 
 KERAS_BACKEND=torch python -m benchmarks.study --data-dir FOLDER_OF_IDX_FILES --codes 1024 --seeds 0 1 2
+KERAS_BACKEND=torch python -m benchmarks.study --family --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.study --short
 
 A row a run, each kept in `results/study/` as soon as it is there; rows that are there are not run again.
@@ -31,9 +32,11 @@ def run(
     start = time.perf_counter()
     model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - start
-    codes = model.encode(test, batch_size=500, verbose=0).ravel()
-    counts = np.bincount(codes, minlength=num_embeddings)
-    shares = counts[counts > 0] / counts.sum()
+    codes = model.encode(test, batch_size=500, verbose=0)
+    # One code for each of 4 x 4 pixels; where it has several indices, all of them together are the code.
+    codes = codes.reshape(len(test) * (test.shape[1] // 4) ** 2, -1)
+    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    shares = counts / counts.sum()
     return {
         "error": float(np.mean(np.square(model.predict(test, batch_size=500, verbose=0) - test))),
         "used": len(shares) / num_embeddings,
@@ -46,12 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
-    parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), choices=methods.METHODS, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), metavar="NAME")
+    parser.add_argument("--family", action="store_true", help="the quantizers of about 1,000 codes")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--short", action="store_true", help="30 steps on the digits, 64 codes")
     arguments = parser.parse_args()
+    if arguments.family:
+        arguments.methods = list(methods.FAMILY)
     if arguments.short:
         arguments.dataset, arguments.codes, arguments.seeds, arguments.steps = "digits", [64], [0], 30
     train, test = images.load(arguments.dataset, arguments.data_dir)
@@ -63,7 +69,9 @@ def main() -> None:
                 row = {"method": name, "K": num_embeddings, "seed": seed}
                 file = FOLDER / f"{arguments.dataset} {arguments.steps} {name} {num_embeddings} {seed}.json"
                 if not file.exists():
-                    found = run(methods.METHODS[name], num_embeddings, seed, train, test, arguments.steps)
+                    found = run(
+                        {**methods.METHODS, **methods.FAMILY}[name], num_embeddings, seed, train, test, arguments.steps
+                    )
                     file.write_text(json.dumps({**row, "backend": keras.backend.backend(), **found}))
                 rows.append(json.loads(file.read_text()))
                 print(rows[-1], flush=True)

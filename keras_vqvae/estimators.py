@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vqvae import geometry
 from keras_vqvae.arguments import Tensor
 
 Estimator = Callable[..., Tensor]
@@ -72,12 +73,12 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
     z_e, z_q = ops.convert_to_tensor(z_e), ops.stop_gradient(ops.convert_to_tensor(z_q))
     # Norms in float32: squares of float16 overflow from 256 on.
     z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
-    u, z_norm = _unit(ops.stop_gradient(z))
-    c, q_norm = _unit(q)
-    w, w_norm = _unit(u + c)
+    u, z_norm = geometry.unit(ops.stop_gradient(z))
+    c, q_norm = geometry.unit(q)
+    w, w_norm = geometry.unit(u + c)
     # Below this the direction of `u + c`, of two vectors of length 1, is rounding noise.
     rotates = ops.logical_and(ops.logical_and(z_norm > 0, q_norm > 0), w_norm > 1e-6)
-    rotated = z - 2 * _dot(z, w) * w + 2 * _dot(z, u) * c
+    rotated = z - 2 * geometry.dot(z, w) * w + 2 * geometry.dot(z, u) * c
     rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
     # The value is that of the code to the last bit, the gradient that of `rotated`.
     return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)
@@ -141,29 +142,13 @@ def nsvq(z_e: Tensor, z_q: Tensor, seed: Any = None) -> Tensor:
     return _step_towards(z, q, noise, z_e)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return ops.sum(a * b, axis=-1, keepdims=True)
-
-
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`."""
-    # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
-    x = ops.where(ops.isfinite(x), x, 0.0)
-    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
-    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
-    scale = ops.where(scale > 0, scale, 1.0)
-    square = _dot(x / scale, x / scale)
-    norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)
-    return x / ops.where(norm > 0, norm, 1.0), norm
-
-
 def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Any) -> tuple[Tensor, Tensor, Tensor]:
     z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
     return z, q, keras.random.normal(ops.shape(z), dtype="float32", seed=seed)
 
 
 def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tensor:
-    moved = z + _unit(q - z)[1] * ops.stop_gradient(_unit(direction)[0])
+    moved = z + geometry.unit(q - z)[1] * ops.stop_gradient(geometry.unit(direction)[0])
     return ops.cast(moved, ops.convert_to_tensor(like).dtype)
 
 

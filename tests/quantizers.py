@@ -44,5 +44,6 @@ QUANTIZERS = {
 NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq"}
 """Those that learn from the reconstruction alone."""
 
-MOVE_THEIR_CODES = {"fsq", "residual", "residual_shared", "residual_fsq", "grouped_residual", "projected"}
-"""Those that take a code, given as an input, to another one: it is bounded, projected or a sum."""
+MOVE_THEIR_CODES = {"fsq", "ibq", "residual", "residual_shared", "residual_fsq", "grouped_residual", "projected"}
+"""Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
+another code is longer."""

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import losses
+from keras_vqvae import geometry, losses
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
 
@@ -15,8 +15,8 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     """Scales vectors to length 1 and keeps the sign of each axis: BSQ, codes of `+-1 / sqrt(D)`.
 
     An entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, keeps the bits in use. The entropy
-    of the mean is taken bit by bit, an upper bound of that over all codes, so memory is `O(N D)`. The first axis is the most
-    significant bit of the index.
+    of the mean is taken bit by bit, an upper bound of that over all codes, so memory is `O(N D)`. The first axis is
+    the most significant bit of the index.
 
     Args:
         num_bits: Number of bits, `D`, from 1 to 30: 2^D codes. The input's last axis has as many elements.
@@ -61,7 +61,7 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         self._size = self.num_bits**-0.5
 
     def project(self, vectors: Tensor) -> Tensor:
-        return ops.normalize(vectors, axis=-1)
+        return geometry.unit(vectors)[0]
 
     def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
         ones, zeros = (ops.sum(shares * ops.sigmoid(sign * log_odds), axis=0) for sign in (1.0, -1.0))

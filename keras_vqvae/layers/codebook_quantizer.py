@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, codebook, estimators, kmeans, search
+from keras_vqvae import arguments, codebook, estimators, geometry, kmeans, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 
@@ -24,7 +24,7 @@ class CodebookQuantizer(Quantizer):
             output.
         estimator: How the gradient passes the assignment: a name, or a function of vectors and codes.
         embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
-            `1 / sqrt(D)`.
+            `1 / sqrt(D)`; for the rotation uniform within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of the codebook, or `None`.
         embeddings_constraint: Constraint of the codebook, or `None`.
         seed: Integer seed of the default initializer and of all draws, or `None`.
@@ -49,7 +49,13 @@ class CodebookQuantizer(Quantizer):
         self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
         self.distance = search.check_distance(distance)
         self.estimator = estimators.get(estimator)
-        if embeddings_initializer is None:
+        if embeddings_initializer is None and self.estimator is estimators.rotation:
+            # The rotation scales gradients by `|q| / |z|`, and codes that begin longer than the vectors end in little
+            # use: of 1,024 codes 1% with length 1, 93% within `+-sqrt(3 / 16 K)`; see `docs/studies.md`.
+            embeddings_initializer = keras.initializers.VarianceScaling(
+                1 / 16, mode="fan_in", distribution="uniform", seed=seed
+            )
+        elif embeddings_initializer is None:
             # Of eight, the least error or next to it on each data set and network of `benchmarks/initializers.py` where
             # the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes in use there.
             embeddings_initializer = keras.initializers.VarianceScaling(
@@ -100,7 +106,7 @@ class CodebookQuantizer(Quantizer):
         self.codebook.assign(values)
 
     def project(self, vectors: Tensor) -> Tensor:
-        return ops.normalize(vectors, axis=-1) if self.distance == "cosine" else vectors
+        return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors
 
     def assign(self, vectors: Tensor) -> Tensor:
         return search.nearest_code(vectors, self.codebook)

@@ -33,7 +33,8 @@ class VectorQuantizer(CodebookQuantizer):
         dead_code_threshold: Under `ema_decay`, a code is dead when it is chosen less often than this share of uniform
             use; 0 keeps dead codes where they are. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
-            deviation of `1 / sqrt(D)`, so that codes have length 1.
+            deviation of `1 / sqrt(D)`, so that codes have length 1; for `"rotation"`, which needs short ones, uniform
+            within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
         assignment_regularizer: A function of vectors `[N, D]`, codebook and which vectors are kept, `[N]`, that returns

@@ -1,0 +1,25 @@
+"""Lengths and directions of vectors."""
+
+from keras import ops
+
+from keras_vqvae.arguments import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner products of the last axes, `[..., D]` -> `[..., 1]`."""
+    return ops.sum(a * b, axis=-1, keepdims=True)
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`.
+
+    The gradient is finite everywhere; that of `keras.ops.normalize` is no number at 0.
+    """
+    # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
+    x = ops.where(ops.isfinite(x), x, 0.0)
+    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
+    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
+    scale = ops.where(scale > 0, scale, 1.0)
+    square = dot(x / scale, x / scale)
+    norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)
+    return x / ops.where(norm > 0, norm, 1.0), norm

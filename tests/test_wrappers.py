@@ -1,0 +1,244 @@
+"""Residual, grouped and projected quantization, beside compositions by hand."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import layer_gradients
+from keras import ops
+
+import keras_vqvae
+
+
+def numpy(value):
+    return ops.convert_to_numpy(value)
+
+
+def vector(num_embeddings=8, **keywords):
+    return keras_vqvae.VectorQuantizer(num_embeddings, seed=1, **keywords)
+
+
+def built(layer, dim=4):
+    layer.build((None, dim))
+    return layer
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(30, 4)).astype("float32")
+
+
+def by_hand(layer, x):
+    """Codes, indices and squared errors of each level, in NumPy."""
+    rest, codes, indices, errors = x.astype("float64"), [], [], []
+    for quantizer in layer.quantizers:
+        codebook = numpy(quantizer.codebook)
+        indices.append(oracle.nearest_code(rest, codebook))
+        codes.append(codebook[indices[-1]])
+        errors.append(oracle.mean_square(rest - codes[-1]))
+        rest = rest - codes[-1]
+    return codes, np.stack(indices, -1), errors
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_residuals_are_quantized_level_by_level(x, shared):
+    layer = built(keras_vqvae.ResidualQuantizer(vector(), 3, shared=shared))
+    codes, indices, errors = by_hand(layer, x)
+    quantized, found = layer(x, training=True, return_indices=True)
+    np.testing.assert_array_equal(numpy(found), indices)
+    np.testing.assert_allclose(numpy(quantized), sum(codes), atol=1e-6)
+    expected = [weight * error for error in errors for weight in (0.25, 1.0)]
+    np.testing.assert_allclose([numpy(loss) for loss in layer.losses], expected, rtol=1e-4)
+    assert len({id(quantizer) for quantizer in layer.quantizers}) == (1 if shared else 3)
+    if not shared:
+        assert len(np.unique(numpy(layer.quantizers[0].codebook) - numpy(layer.quantizers[1].codebook))) > 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_encoders_gradient_is_copied_once_whatever_the_depth(x, rng, depth):
+    layer = built(keras_vqvae.ResidualQuantizer(vector(commitment_weight=0, codebook_weight=0), depth))
+    cotangent = rng.normal(size=x.shape).astype("float32")
+    by_inputs, _ = layer_gradients(layer, x, cotangent)
+    np.testing.assert_array_equal(by_inputs, cotangent)
+
+
+def test_every_level_commits_the_encoder(x):
+    """The residuals keep their gradient, so each level's commitment adds its own pull."""
+    layer = built(keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 3))
+    codes, _, _ = by_hand(layer, x)
+    by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))
+    rests = [x - sum(codes[: level + 1]) for level in range(3)]
+    np.testing.assert_allclose(by_inputs, 0.25 * 2 / x.size * sum(rests), atol=1e-6)
+    assert all(np.abs(rest).max() > 0.01 for rest in rests)
+
+
+def test_dropout_draws_a_depth_a_sample(rng):
+    x = rng.normal(size=(200, 5, 4)).astype("float32")
+    layer = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
+    quantized, indices = (numpy(part) for part in layer(x, training=True, return_indices=True))
+    used = indices >= 0
+    depths = used.sum(-1)
+    # One depth for all positions of a sample, of the first levels, uniform.
+    assert (depths == depths[:, :1]).all()
+    np.testing.assert_array_equal(used, np.arange(4) < depths[..., None])
+    np.testing.assert_allclose(np.bincount(depths[:, 0], minlength=5)[1:] / 200, 0.25, atol=0.12)
+    np.testing.assert_allclose(numpy(layer.decode(indices)), quantized, atol=1e-6)
+    # What is not used is not counted, and not learned from.
+    np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1), used.sum((0, 1)))
+    for level, quantizer in enumerate(layer.quantizers):
+        assert numpy(quantizer.code_counts).sum() == used[..., level].sum()
+    again = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
+    np.testing.assert_array_equal(numpy(again(x, training=True, return_indices=True)[1]), indices)
+    assert (numpy(layer(x, training=True, return_indices=True)[1]) != indices).any()
+    assert (numpy(layer.encode(x)) >= 0).all()
+
+
+def test_dropped_indices_decode_to_fewer_levels(x):
+    layer = built(keras_vqvae.ResidualQuantizer(vector(), 3))
+    codes, indices, _ = by_hand(layer, x)
+    for depth in range(4):
+        cut = np.where(np.arange(3) < depth, indices, -1)
+        np.testing.assert_allclose(numpy(layer.decode(cut)), sum(codes[:depth]) + 0 * x, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: vector(32),
+        lambda: keras_vqvae.FiniteScalarQuantizer((5, 5, 5, 5)),
+        lambda: keras_vqvae.FiniteScalarQuantizer((4, 4, 4, 4), symmetric=True),
+        lambda: keras_vqvae.LookupFreeQuantizer(4),
+        lambda: keras_vqvae.SimVectorQuantizer(32, seed=1),
+    ],
+)
+def test_error_falls_with_depth(rng, inner):
+    x = rng.uniform(-1, 1, size=(500, 4)).astype("float32")
+    layer = built(keras_vqvae.ResidualQuantizer(inner(), 4))
+    if hasattr(layer.quantizers[0], "seed_generator") and hasattr(layer.quantizers[0], "embedding_dim"):
+        layer.adapt(x, verbose=0)
+    indices = numpy(layer.encode(x))
+    cut = [np.where(np.arange(4) < depth, indices, -1) for depth in range(1, 5)]
+    errors = np.array([oracle.mean_square(numpy(layer.decode(codes)) - x) for codes in cut])
+    assert (errors[1:] < 0.75 * errors[:-1]).all(), errors
+
+
+def test_adapt_is_greedy_k_means(x):
+    layer = keras_vqvae.ResidualQuantizer(vector(), 2)
+    layer.adapt(x, verbose=0)
+    first, _ = keras_vqvae.kmeans(x, 8, seed=1, verbose=0)
+    rest = x - numpy(first)[oracle.nearest_code(x, numpy(first))]
+    second, _ = keras_vqvae.kmeans(rest, 8, seed=2, verbose=0)
+    np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(second), atol=1e-5)
+
+
+def test_a_shared_codebook_learns_once_a_step_from_all_levels(x):
+    """The moving average of one codebook over what all levels saw, by the codebook as it stood before the step."""
+    layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), 3, shared=True))
+    shared = layer.quantizers[0]
+    expected = oracle.MovingAverage(numpy(shared.codebook), 0.9)
+    _, indices, _ = by_hand(layer, x)
+    rests = [x - sum(expected.codebook[indices[:, level]] for level in range(depth)) for depth in range(3)]
+    layer(x, training=True)
+    expected.update(np.concatenate(rests))
+    np.testing.assert_allclose(numpy(shared.codebook), expected.codebook, atol=1e-5)
+    np.testing.assert_allclose(numpy(shared.ema_counts), expected.counts, rtol=1e-5)
+
+
+def test_groups_are_quantized_by_themselves(x):
+    layer = built(keras_vqvae.GroupedQuantizer(vector(), 2))
+    quantized, indices = layer(x, training=True, return_indices=True)
+    errors = []
+    for group, quantizer in enumerate(layer.quantizers):
+        part = x[:, 2 * group : 2 * group + 2]
+        codebook = numpy(quantizer.codebook)
+        expected = oracle.nearest_code(part, codebook)
+        np.testing.assert_array_equal(numpy(indices)[:, group], expected)
+        np.testing.assert_array_equal(numpy(quantized)[:, 2 * group : 2 * group + 2], codebook[expected])
+        errors += [weight * oracle.mean_square(part - codebook[expected]) / 2 for weight in (0.25, 1.0)]
+    np.testing.assert_allclose([numpy(loss) for loss in layer.losses], errors, rtol=1e-4)
+    layer.adapt(x, verbose=0)
+    codes, _ = keras_vqvae.kmeans(x[:, 2:], 8, seed=2, verbose=0)
+    np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(codes), atol=1e-5)
+
+
+def test_a_projection_is_linear_before_and_after(x, rng):
+    layer = built(keras_vqvae.ProjectedQuantizer(vector(), 2))
+    layer.down.bias.assign(rng.normal(size=2))
+    down = x @ numpy(layer.down.kernel) + numpy(layer.down.bias)
+    codebook = numpy(layer.quantizer.codebook)
+    indices = oracle.nearest_code(down, codebook)
+    quantized, found = layer(x, training=True, return_indices=True)
+    np.testing.assert_array_equal(numpy(found), indices)
+    np.testing.assert_allclose(numpy(quantized), codebook[indices] @ numpy(layer.up.kernel), atol=1e-5)
+    error = oracle.mean_square(down - codebook[indices])
+    np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.25 * error, error], rtol=1e-4)
+    cotangent = rng.normal(size=x.shape).astype("float32")
+    layer = built(keras_vqvae.ProjectedQuantizer(vector(commitment_weight=0, codebook_weight=0), 2))
+    by_inputs, _ = layer_gradients(layer, x, cotangent)
+    expected = cotangent @ numpy(layer.up.kernel).T @ numpy(layer.down.kernel).T
+    np.testing.assert_allclose(by_inputs, expected, atol=1e-5)
+
+
+def test_grouped_residual_finite_scalars_are_a_composition(x):
+    inner = keras_vqvae.ResidualQuantizer(keras_vqvae.FiniteScalarQuantizer((5, 5)), 3)
+    layer = built(keras_vqvae.GroupedQuantizer(inner, 2))
+    quantized, indices = layer(x, return_indices=True)
+    assert tuple(indices.shape) == (30, 2, 3)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+    alone = built(keras_vqvae.ResidualQuantizer(keras_vqvae.FiniteScalarQuantizer((5, 5)), 3), 2)
+    np.testing.assert_array_equal(numpy(alone(x[:, 2:])), numpy(quantized)[:, 2:])
+
+
+def test_a_model_trains_measures_and_decodes_several_codebooks(x):
+    encoder, decoder = keras_vqvae.build(4, embedding_dim=6, encoder_sizes=(8,), decoder_sizes=(8,))
+    quantizer = keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9), 3, dropout=True, seed=1)
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+    model.compile("adam")
+    model.adapt(x, verbose=0)
+    history = model.fit(x, epochs=2, verbose=0, callbacks=[keras_vqvae.CodebookMonitor()]).history
+    assert 1 <= history["perplexity"][-1] <= 8
+    codes = model.encode(x, verbose=0)
+    assert codes.shape == (30, 3)
+    np.testing.assert_allclose(model.decode(codes, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+    result = model.evaluate(x, verbose=0, return_dict=True)
+    each = [oracle.perplexity(codes[:, level], 8) for level in range(3)]
+    np.testing.assert_allclose(result["perplexity"], np.mean(each), rtol=1e-4)
+    with pytest.raises(ValueError, match="Received: codes of shape"):
+        model.decode(codes[:, :2], verbose=0)
+
+
+def test_freezing_a_wrapper_freezes_what_is_in_it(x):
+    layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9), 2))
+    layer.trainable = False
+    before = [numpy(weight).copy() for weight in layer.weights]
+    layer(x, training=True)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(weight), value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    {
+        "levels": (lambda: keras_vqvae.ResidualQuantizer(vector(), 0), "Received: num_quantizers=0"),
+        "kind": (lambda: keras_vqvae.ResidualQuantizer(keras.layers.Dense(3), 2), "must be a Quantizer.*Received"),
+        "built": (lambda: keras_vqvae.GroupedQuantizer(built(vector()), 2), "not be built.*Received"),
+        "groups": (lambda: built(keras_vqvae.GroupedQuantizer(vector(), 3)), "Received: num_groups=3, input_shape"),
+        "no groups": (lambda: keras_vqvae.GroupedQuantizer(vector(), 0), "Received: num_groups=0"),
+        "dim": (lambda: keras_vqvae.ProjectedQuantizer(vector(), 0), "Received: dim=0"),
+        "shared": (
+            lambda: keras_vqvae.ResidualQuantizer(vector(), 2, shared=True).adapt(np.ones((3, 4))),
+            "Received: shared=True",
+        ),
+    }.values(),
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_one_template_serves_two_wrappers_without_sharing_weights(x):
+    inner = vector()
+    one, other = (built(keras_vqvae.ResidualQuantizer(inner, 2)) for _ in range(2))
+    one.quantizers[0].codebook.assign(np.zeros((8, 4)))
+    assert np.abs(numpy(other.quantizers[0].codebook)).min() > 0
+    assert not inner.built
