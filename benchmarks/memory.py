@@ -1,6 +1,7 @@
 """The memory that a search or a step needs beyond its inputs and weights: the peak of a process of its own.
 
 KERAS_BACKEND=torch python -m benchmarks.memory --vectors 16384 --codes 8192
+KERAS_BACKEND=torch python -m benchmarks.memory --vectors 4096 --dim 18 --what lfq bsq peer-lfq
 """
 
 import argparse
@@ -10,6 +11,8 @@ import subprocess
 import sys
 
 WHATS = ("search", "ema", "optimizer", "peer-ema", "peer-optimizer")
+BINARY = ("lfq", "bsq", "peer-lfq")
+"""Steps of quantizers of `--dim` bits, whatever `--codes`."""
 
 
 def status(key: str) -> float:
@@ -31,6 +34,11 @@ def measure(what: str, vectors: int, codes: int, dim: int) -> float:
         if what == "search":
             codebook = np.random.default_rng(1).normal(size=(k, dim)).astype("float32")
             return backends.compiled(keras_vqvae.nearest_code, x.reshape(-1, dim), codebook)
+        if what == "peer-lfq":
+            return step.peer_lookup_free_step(x)
+        if what in BINARY:
+            kinds = {"lfq": keras_vqvae.LookupFreeQuantizer, "bsq": keras_vqvae.BinarySphericalQuantizer}
+            return backends.training_step(kinds[what](dim), x)
         if what.startswith("peer"):
             return step.peer_step(x, k, ema=what.endswith("ema"), compile_it=False)
         return step.our_step(x, k, ema=what == "ema")
@@ -50,7 +58,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, nargs="+", default=[16384])
     parser.add_argument("--codes", type=int, nargs="+", default=[8192])
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--what", nargs="+", default=list(WHATS), choices=WHATS)
+    parser.add_argument("--what", nargs="+", default=list(WHATS), choices=WHATS + BINARY)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -33,6 +33,25 @@ def peer_step(x: np.ndarray, num_embeddings: int, ema: bool, compile_it: bool) -
     return step
 
 
+def peer_lookup_free_step(x: np.ndarray) -> Callable[[], None]:
+    """A step of the peer's lookup-free quantizer of as many bits as `x` has columns."""
+    import torch
+    from vector_quantize_pytorch import LFQ
+
+    layer = LFQ(codebook_size=2 ** x.shape[-1])
+    scale = torch.nn.Parameter(torch.ones(x.shape[-1]))
+    optimizer = torch.optim.Adam([scale])
+    x = torch.from_numpy(x)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        quantized, _, loss = layer(x * scale)
+        (quantized.mean() + loss).backward()
+        optimizer.step()
+
+    return step
+
+
 def our_step(x: np.ndarray, num_embeddings: int, ema: bool, jit_compile: bool | str = "auto") -> Callable[[], None]:
     layer = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.8 if ema else None, dead_code_threshold=0)
     return backends.training_step(layer, x, jit_compile)

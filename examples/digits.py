@@ -11,6 +11,7 @@ import pathlib
 
 import images
 import keras
+import numpy as np
 from keras import layers
 
 import keras_vqvae
@@ -52,14 +53,20 @@ def main() -> None:
     quantizer = keras_vqvae.VectorQuantizer(arguments.num_embeddings, ema_decay=0.99, seed=arguments.seed)
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
-    model.fit(train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,))
+    model.adapt(train, verbose=0)
+    fitted = model.fit(train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,))
 
     codes = model.encode(test)
     reconstructions = model.decode(codes)
+    # Images that consist of one code throughout.
+    every_code = np.arange(arguments.num_embeddings)[:, None, None]
+    atlas = model.decode(np.broadcast_to(every_code, (arguments.num_embeddings, *codes.shape[1:])))
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, figure in {
         "reconstructions": plotting.plot_reconstructions(test, reconstructions),
         "code_use": plotting.plot_code_use(codes, arguments.num_embeddings),
+        "code_atlas": plotting.plot_code_atlas(atlas, quantizer.code_counts),
+        "training": plotting.plot_training(fitted.history),
         "code_maps": plotting.plot_code_maps(test, codes, arguments.num_embeddings),
     }.items():
         path = arguments.output / f"{name}.png"

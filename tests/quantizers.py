@@ -47,3 +47,9 @@ NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq"}
 MOVE_THEIR_CODES = {"fsq", "ibq", "residual", "residual_shared", "residual_fsq", "grouped_residual", "projected"}
 """Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
 another code is longer."""
+
+DRAW_OUTPUTS = {"fsq", "gumbel", "diveq"}
+"""Those whose output in training is drawn."""
+
+DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected"}
+"""Those that draw where dead codes go."""

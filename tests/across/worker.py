@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from gradients import layer_gradients
 from keras import ops
-from quantizers import DIM, QUANTIZERS
+from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS
 
 import keras_vqvae
 
@@ -27,7 +27,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 def set_weights(layer: keras.Layer) -> None:
     """Draws the float weights in NumPy, which draws the same everywhere."""
     for i, weight in enumerate(layer.weights):
-        if len(weight.shape) > 1:
+        if len(weight.shape) > 1 and "float" in str(weight.dtype):
             weight.assign(draw(100 + i, *weight.shape))
 
 
@@ -36,14 +36,16 @@ def step(name: str) -> dict[str, np.ndarray]:
     layer.build((None, DIM))
     set_weights(layer)
     x = draw(1, 50, DIM)
+    # Each backend draws its own numbers.
+    if name in DRAW_OUTPUTS:
+        quantized, indices = layer(x, return_indices=True)
+        return {f"{name}/quantized": ops.convert_to_numpy(quantized), f"{name}/indices": ops.convert_to_numpy(indices)}
     by_inputs, by_weights = layer_gradients(layer, x, draw(2, 50, DIM))
     quantized, indices = layer(x, training=True, return_indices=True)
     found = {"quantized": quantized, "indices": indices, "by_inputs": by_inputs}
     found |= {f"by_weight_{i}": gradient for i, gradient in enumerate(by_weights)}
     found |= {f"loss_{i}": loss for i, loss in enumerate(layer.losses)}
-    # Where dead codes move is drawn, and each backend draws its own numbers.
-    drawn = getattr(layer, "ema_decay", None) and layer.dead_code_threshold
-    if not drawn:
+    if name not in DRAW_STATE:
         found |= {weight.path.split("/", 1)[1]: weight for weight in layer.weights}
     return {f"{name}/{key}": ops.convert_to_numpy(value) for key, value in found.items()}
 
