@@ -8,7 +8,9 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
 
-test: lint $(BACKENDS:%=test-%) test-across
+# Two suites at a time, each of which keeps one core busy.
+test: lint
+	$(MAKE) --jobs 2 --output-sync=target $(BACKENDS:%=test-%) test-across
 
 lint: .venv/done
 	.venv/bin/ruff check .

@@ -3,6 +3,7 @@
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
 from keras_vqvae.callbacks import ReviveDeadCodes as ReviveDeadCodes
 from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
+from keras_vqvae.clustering import kmeans as kmeans
 from keras_vqvae.codebook import init_codebook as init_codebook
 from keras_vqvae.codebook import lookup as lookup
 from keras_vqvae.codebook import quantize as quantize
@@ -10,7 +11,6 @@ from keras_vqvae.estimators import diveq as diveq
 from keras_vqvae.estimators import nsvq as nsvq
 from keras_vqvae.estimators import rotation as rotation
 from keras_vqvae.estimators import straight_through as straight_through
-from keras_vqvae.kmeans import kmeans as kmeans
 from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
 from keras_vqvae.layers import FiniteScalarQuantizer as FiniteScalarQuantizer

@@ -9,8 +9,9 @@ from keras import ops
 
 from keras_vqvae import arguments, metrics
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.contexts import counting, watching
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
-from keras_vqvae.layers.quantizer import Quantizer, counting, watching
+from keras_vqvae.layers.quantizer import Quantizer
 
 
 def _children(layer: keras.Layer) -> list[keras.Layer]:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, codebook, estimators, geometry, kmeans, search
+from keras_vqvae import arguments, clustering, codebook, estimators, geometry, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 
@@ -131,7 +131,7 @@ class CodebookQuantizer(Quantizer):
         if not self.built:
             self.build(tuple(vectors.shape))
         seed = self.seed if seed is None else seed
-        codes, counts = kmeans.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
+        codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
         return counts
 

@@ -1,10 +1,7 @@
 """The contract of every quantizer."""
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,47 +10,20 @@ from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators
 from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers import contexts
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
 
-_SCORING = contextvars.ContextVar("scoring", default=False)
-_COUNTING = contextvars.ContextVar("counting", default=False)
-_SEEN: contextvars.ContextVar[list | None] = contextvars.ContextVar("seen", default=None)
-
-
-@contextlib.contextmanager
-def _inside(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
-    token = variable.set(value)
-    try:
-        yield value
-    finally:
-        variable.reset(token)
-
-
-def scoring() -> contextlib.AbstractContextManager:
-    """Inside, quantizers add their losses in inference too, as `VQVAE.evaluate` needs; they learn nothing from it."""
-    return _inside(_SCORING, True)
-
-
-def counting() -> contextlib.AbstractContextManager:
-    """Inside, quantizers count their codes in inference too, as `CodebookMonitor` needs of an evaluation."""
-    return _inside(_COUNTING, True)
-
-
-def watching() -> contextlib.AbstractContextManager[list[tuple["Quantizer", Tensor, Tensor]]]:
-    """Inside, each call of a quantizer in eager code leaves itself, its vectors `[N, D]` and which of them are kept."""
-    return _inside(_SEEN, [])
-
 
 @dataclasses.dataclass
 class Passed:
-    """What vectors `[N, D]` become in a quantizer, `None` where it does not matter."""
+    """What vectors `[N, D]` become in a quantizer."""
 
     quantized: Tensor
-    """`[N, D]`, with the gradient to the vectors."""
+    """The output `[N, D]`, with the gradient that the encoder learns by."""
     codes: Tensor
-    """`[N, D]`, the same without it, or with that to the codebook."""
+    """The codes `[N, D]`, with the gradient that they learn by."""
     indices: Tensor
     """Int32 `[N, *index_shape]`."""
     losses: list[Tensor]
@@ -149,13 +119,13 @@ class Quantizer(keras.layers.Layer):
 
         Not `forward`, which PyTorch reserves.
         """
-        if (seen := _SEEN.get()) is not None:
+        if (seen := contexts.SEEN.get()) is not None:
             seen.append((self, vectors, kept))
         vectors = self.project(vectors)
         indices = self.assign(vectors)
         codes = self.lookup(indices)
         quantized = self.estimate(vectors, codes, training and self.trainable)
-        scored = training or _SCORING.get()
+        scored = training or contexts.SCORING.get()
         losses = self.compute_losses(vectors, codes, quantized, kept) if scored else []
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
@@ -265,7 +235,7 @@ def learn(lessons: list[tuple[Quantizer, Tensor, Tensor, Tensor]], training: boo
     pupils = {id(quantizer): quantizer for quantizer, *_ in lessons}
     for pupil in pupils.values():
         learning = training and pupil.trainable
-        if not (learning or _COUNTING.get()):
+        if not (learning or contexts.COUNTING.get()):
             continue
         parts = zip(*(lesson for quantizer, *lesson in lessons if quantizer is pupil), strict=True)
         vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
