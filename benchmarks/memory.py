@@ -1,7 +1,7 @@
 """The memory that a search or a step needs beyond its inputs and weights: the peak of a process of its own.
 
 KERAS_BACKEND=torch python -m benchmarks.memory --vectors 16384 --codes 8192
-KERAS_BACKEND=torch python -m benchmarks.memory --vectors 4096 --dim 18 --what lfq bsq peer-lfq
+KERAS_BACKEND=torch python -m benchmarks.memory --vectors 1024 --dim 18 --what lfq bsq peer-lfq
 """
 
 import argparse

@@ -59,6 +59,18 @@ def test_the_rule_is_that_of_the_moving_average(x):
     assert 0 < moved.sum() < 8
 
 
+def test_a_code_that_fell_out_of_use_is_dead_whatever_it_was_before(x):
+    """What counts are the choices since the last look."""
+    quantizer = keras_vqvae.VectorQuantizer(2, embeddings_initializer=far_codes(2))
+    model = nested(quantizer)
+    callback = keras_vqvae.ReviveDeadCodes(x, every=4)
+    model.fit(x, x, batch_size=16, verbose=0, callbacks=[callback])
+    assert (numpy(quantizer.code_counts) > 5).all()
+    quantizer.codebook.assign(np.stack([np.full(4, 100.0), np.zeros(4)]))
+    model.fit(x, x, batch_size=16, verbose=0, callbacks=[callback])
+    assert (np.abs(numpy(quantizer.codebook)) < 10).all()
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_codebooks_and_moving_averages_are_left_alone(x, frozen):
     keywords = {"trainable": False} if frozen else {"ema_decay": 0.9, "dead_code_threshold": 0}

@@ -66,7 +66,10 @@ def test_every_level_commits_the_encoder(x):
     """The residuals keep their gradient, so each level's commitment adds its own pull."""
     layer = built(keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 3))
     codes, _, _ = by_hand(layer, x)
-    by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))
+    by_inputs, by_weights = layer_gradients(layer, x, np.zeros_like(x))
+    # And none of them moves the codes of the levels before.
+    for by_codebook in by_weights:
+        np.testing.assert_array_equal(by_codebook, 0)
     rests = [x - sum(codes[: level + 1]) for level in range(3)]
     np.testing.assert_allclose(by_inputs, 0.25 * 2 / x.size * sum(rests), atol=1e-6)
     assert all(np.abs(rest).max() > 0.01 for rest in rests)
