@@ -9,7 +9,7 @@ from gradients import layer_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
-from quantizers import DIM, MOVE_THEIR_CODES, NO_LOSSES, QUANTIZERS
+from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, MOVE_THEIR_CODES, NO_LOSSES, QUANTIZERS
 
 import keras_vqvae
 
@@ -336,19 +336,18 @@ def test_low_precision_policies(make, policy):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="TorchInductor compiles for minutes on a small machine")
-def test_jit_compile_changes_nothing(make):
+def test_jit_compile_changes_nothing(make, name):
     losses = []
     for jit_compile in (False, True):
         keras.utils.set_random_seed(1)
-        quantizer = make()
-        model = keras.Sequential([keras.Input((3, DIM)), layers.Dense(DIM), quantizer])
+        model = keras.Sequential([keras.Input((3, DIM)), layers.Dense(DIM), make()])
         model.compile("sgd", "mse", jit_compile=jit_compile)
-        seed = numpy(quantizer.seed_generator.state) if hasattr(quantizer, "seed_generator") else None
         losses.append(model.fit(draw(4, 3, DIM), draw(4, 3, DIM), epochs=3, verbose=0).history["loss"])
-    if seed is not None and (numpy(quantizer.seed_generator.state) != seed).any():
-        # On TensorFlow equal seeds draw other numbers when compiled; the first step hardly depends on them yet.
-        losses = [history[:1] for history in losses]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4 if len(losses[0]) > 1 else 0.1)
+    rtol = 1e-4
+    if keras.backend.backend() == "tensorflow" and name in DRAW_STATE | DRAW_OUTPUTS:
+        # Equal seeds draw other numbers when compiled; the first step hardly depends on them yet.
+        losses, rtol = [history[:1] for history in losses], 0.1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=rtol)
 
 
 @pytest.mark.parametrize("shape", [(), (DIM,), (3, None)])
