@@ -35,16 +35,14 @@ def _unique(layers: Iterator[keras.Layer]) -> list[keras.Layer]:
 class ReviveDeadCodes(keras.callbacks.Callback):
     """Moves codes that fell out of use onto vectors of the data, where the optimizer owns the codebook.
 
-    Under `ema_decay` a quantizer does this by itself in every step. For the others, and by the same rule, this looks
-    every so many steps at how often each code was chosen since the last time. The vectors come from a batch drawn
-    from `x`, on which the model runs once, in inference. What the optimizer remembers of the moved codes is cleared.
+    Under `ema_decay` a quantizer does this by itself in every step; this does it for the others, by the same rule. The
+    vectors come from a batch drawn from `x`, on which the model runs once, in inference.
 
     Args:
         x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
-        every: Steps between two looks, counted in each epoch; one that is shorter has its look at the end. Defaults to
-            `10`.
+        every: Steps between two looks. Defaults to `1`.
         threshold: A code is dead when it is chosen less often than this share of uniform use. Defaults to `0.1`.
-        batch_size: How many samples of `x` are drawn. Defaults to `64`.
+        batch_size: How many samples of `x` are drawn. Defaults to `16`.
         seed: Integer. Defaults to `0`.
 
     Example:
@@ -52,14 +50,14 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     >>> model = keras.Sequential([keras.Input((4,)), VectorQuantizer(num_embeddings=32)])
     >>> model.compile("adam", "mse")
     >>> x = keras.ops.convert_to_numpy(keras.random.normal((64, 4)))
-    >>> history = model.fit(x, x, callbacks=[ReviveDeadCodes(x, every=2)], verbose=0)
+    >>> history = model.fit(x, x, callbacks=[ReviveDeadCodes(x)], verbose=0)
 
     Reference:
 
     - [Zeghidour et al., 2021, section III.C](https://arxiv.org/abs/2107.03312)
     """
 
-    def __init__(self, x: Any, every: int = 10, threshold: float = 0.1, batch_size: int = 64, seed: int = 0):
+    def __init__(self, x: Any, every: int = 1, threshold: float = 0.1, batch_size: int = 16, seed: int = 0):
         super().__init__()
         self.x = x
         self.every = arguments.positive_int("every", every)
@@ -68,43 +66,28 @@ class ReviveDeadCodes(keras.callbacks.Callback):
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._looks = epoch, 0
         # By `self.model`, which on JAX brings the weights up to date, and by it alone.
-        self._layers = [q for q in _unique(_find(self.model, CodebookQuantizer)) if q.codebook_trainable and q.built]
-        self._counts = [ops.convert_to_numpy(layer.code_counts) for layer in self._layers]
+        self._first = self._steps = int(ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def on_train_batch_end(self, batch, logs=None):
-        if (batch + 1) % self.every == 0:
-            self._look()
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self._looks == 0:
+        before, self._steps = self._steps, self._first + batch + 1
+        if self._steps // self.every > before // self.every:
             self._look()
 
     def _look(self) -> None:
         model = self.model
-        # Of the epoch and the look alone: training that is resumed draws as it would have.
-        generator = np.random.default_rng((self.seed, self._epoch, self._looks))
-        self._looks += 1
+        layers = [q for q in _unique(_find(model, CodebookQuantizer)) if q.codebook_trainable and q.trainable]
+        # Of the step alone: training that is resumed draws as it would have.
+        generator = np.random.default_rng((self.seed, self._steps))
         size = len(keras.tree.flatten(self.x)[0])
         rows = np.sort(generator.choice(size, min(self.batch_size, size), replace=False))
         with watching() as seen:
             model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
-        for position, layer in enumerate(self._layers):
-            counts = ops.convert_to_numpy(layer.code_counts)
+        for layer in layers:
             found = [(vectors, kept) for quantizer, vectors, kept in seen if quantizer is layer]
-            if layer.trainable and found:
+            if found:
                 vectors, kept = (ops.concatenate(parts) for parts in zip(*found, strict=True))
-                since = counts - self._counts[position]
-                moved = layer.revive_dead_codes(vectors, kept, since, self.threshold, int(generator.integers(2**31)))
-                self._forget(layer.codebook, moved)
-            self._counts[position] = counts
-
-    def _forget(self, codebook: Any, moved: Any) -> None:
-        """Clears the optimizer's moments of the codes that moved."""
-        for slot in self.model.optimizer.variables:
-            if codebook.path.replace("/", "_") in slot.path and slot.shape == codebook.shape:
-                slot.assign(ops.where(ops.expand_dims(moved, -1), 0.0, ops.convert_to_tensor(slot)))
+                layer.revive_dead_codes(layer.project(vectors), kept, self.threshold, int(generator.integers(2**31)))
 
 
 class CodebookMonitor(keras.callbacks.Callback):

@@ -114,6 +114,13 @@ def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: 
     return backend.segment_sum(vectors, indices, num_embeddings)
 
 
+def ema_of_counts(ema_counts: Tensor, counts: Tensor, decay: float) -> Tensor:
+    """One step of the moving counts, `[K]`; a batch without a single kept vector leaves them as they were."""
+    counts = ops.cast(counts, "float32")
+    decay = ops.where(ops.sum(counts) > 0, decay, 1.0)
+    return decay * ema_counts + (1 - decay) * counts
+
+
 def ema_step(codebook: Tensor, ema_counts: Tensor, counts: Tensor, sums: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     """One step of the codebook towards the moving average of the vectors that chose each code.
 
@@ -140,9 +147,7 @@ def ema_step(codebook: Tensor, ema_counts: Tensor, counts: Tensor, sums: Tensor,
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), appendix A.1
     """
     counts = ops.cast(counts, "float32")
-    # A batch without a single kept vector leaves the state as it was.
-    decay = ops.where(ops.sum(counts) > 0, decay, 1.0)
-    ema_counts = decay * ema_counts + (1 - decay) * counts
+    ema_counts = ema_of_counts(ema_counts, counts, decay)
     chosen = counts > 0
     rate = (1 - decay) / ops.where(chosen, ema_counts, 1.0)
     pull = sums - ops.expand_dims(counts, -1) * codebook
@@ -150,10 +155,10 @@ def ema_step(codebook: Tensor, ema_counts: Tensor, counts: Tensor, sums: Tensor,
 
 
 def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | int) -> tuple[Tensor, Tensor]:
-    """Draws rows among the kept ones: each draw uniform, all of them spread evenly over the batch.
+    """Draws rows among the kept ones: each draw uniform, and no row twice while there are rows that were not drawn.
 
-    The draws are one random shift of a jittered grid, so that they differ from one another as long as there are
-    enough kept rows, in fixed shapes and without sorting.
+    The kept rows fall into as many cells as there are draws; each draw is a row of its cell, and all are shifted
+    alike. So nothing is sorted, and every shape is fixed.
 
     Args:
         kept: Booleans `[N]`.
@@ -165,10 +170,17 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
     """
     ranks = ops.cumsum(ops.cast(kept, "int32"))
     total = ranks[-1]
+    cells = ops.arange(num_draws, dtype="int32")
+    # The first cells have one row more. With fewer rows than cells they go round.
+    size, larger = total // num_draws, total % num_draws
+    starts = ops.where(size > 0, size * cells + ops.minimum(cells, larger), cells)
+    sizes = size + ops.cast(cells < larger, "int32")
     uniform = keras.random.uniform((num_draws + 1,), seed=seed)
-    grid = (ops.arange(num_draws, dtype="float32") + uniform[1:]) / num_draws + uniform[0]
-    drawn = ops.cast(ops.floor((grid - ops.floor(grid)) * ops.cast(total, "float32")), "int32")
-    drawn = ops.clip(drawn, 0, ops.maximum(total - 1, 0))
+    offsets = ops.cast(uniform[1:] * ops.cast(sizes, "float32"), "int32")
+    # Rounding can reach the size itself.
+    offsets = ops.minimum(offsets, ops.maximum(sizes - 1, 0))
+    shift = ops.cast(uniform[0] * ops.cast(total, "float32"), "int32")
+    drawn = (starts + offsets + shift) % ops.maximum(total, 1)
     # The row of rank r is the first at which the count of kept rows reaches r + 1.
     rows = ops.searchsorted(ranks, drawn + 1, side="left")
     return ops.minimum(ops.cast(rows, "int32"), ops.shape(kept)[0] - 1), total > 0
@@ -177,7 +189,7 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
 def revive_dead_codes(
     codebook: Tensor, ema_counts: Tensor, candidates: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Moves dead codes onto vectors of the batch, with the count of a code that is just alive.
+    """Moves dead codes onto vectors of the data, with the count of a code that is just alive.
 
     A code is dead when its moving count lies below `threshold` times that of uniform use, `sum(N) / K`. The rule
     does not depend on the batch size.

@@ -187,19 +187,34 @@ def test_resizing_keeps_the_most_used_codes_or_adds_more(x):
         layer.resize(0)
 
 
+@pytest.mark.parametrize("kind", [keras_vqvae.SimVectorQuantizer, keras_vqvae.GumbelQuantizer])
+def test_resizing_keeps_what_does_not_depend_on_the_number_of_codes(x, kind):
+    layer = kind(16, seed=2)
+    layer(x, training=True)
+    for weight in layer.trainable_weights:
+        weight.assign(ops.convert_to_tensor(weight) + 0.5)
+    small, new_indices = layer.resize(3)
+    kept = np.flatnonzero(new_indices >= 0)
+    np.testing.assert_allclose(numpy(small.decode([0, 1, 2])), numpy(layer.decode(kept)), rtol=1e-5)
+    for name in ("temperature", "projection"):
+        if hasattr(layer, name):
+            np.testing.assert_array_equal(numpy(getattr(small, name)), numpy(getattr(layer, name)))
+
+
 class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("estimator", ["straight_through", "nsvq"])
-def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, estimator):
+@pytest.mark.parametrize(
+    "keywords", [{"ema_decay": 0.9}, {"ema_decay": 0.9, "estimator": "nsvq"}, {"estimator": "straight_through"}]
+)
+def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, keywords):
     """Statistics and random state included, which Keras alone leaves out of its files."""
 
     def train(kill_in_epoch=None, folder=tmp_path / "unbroken", seed=5):
         keras.utils.set_random_seed(seed)
         encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
-        quantizer = keras_vqvae.VectorQuantizer(64, ema_decay=0.9, estimator=estimator)
-        model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+        model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(64, **keywords), decoder)
         model.compile("adam")
         model.build(x.shape)
 
@@ -208,6 +223,7 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, est
                 raise KilledError
 
         callbacks = [keras.callbacks.BackupAndRestore(folder), keras.callbacks.LambdaCallback(on_epoch_begin=kill)]
+        callbacks.append(keras_vqvae.ReviveDeadCodes(x))
         model.fit(x, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
         return model
 

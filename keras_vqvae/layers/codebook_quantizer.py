@@ -6,16 +6,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, clustering, codebook, estimators, geometry, search
+from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
+
+COUNTS_DECAY = 0.99
+"""Decay of `ema_counts` where the layer has none of its own."""
 
 
 class CodebookQuantizer(Quantizer):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
     It keeps the codebook, searches it, fills it by `adapt`, and passes the gradient by an estimator. What the codebook
-    learns by is up to the subclass: `compute_losses`, or `update` with `codebook_trainable = False`.
+    learns by is up to the subclass: `compute_losses`, or `update` with `codebook_trainable = False`. The weight
+    `ema_counts`, the moving average of how often each code is chosen in a step, tells the dead codes.
 
     Args:
         num_embeddings: Number of codes, `K`.
@@ -75,6 +79,14 @@ class CodebookQuantizer(Quantizer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
         self.build_codebook()
+        self.ema_counts = self.add_weight(
+            shape=(self.num_embeddings,),
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            trainable=False,
+            name="ema_counts",
+        )
         super().build(input_shape)
 
     def build_codebook(self) -> None:
@@ -117,6 +129,9 @@ class CodebookQuantizer(Quantizer):
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         return estimators.apply(self.estimator, vectors, codes, self.seed_generator, learning)
 
+    def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
+        self.ema_counts.assign(codebook.ema_of_counts(ops.convert_to_tensor(self.ema_counts), counts, COUNTS_DECAY))
+
     def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
         """Fills the codebook by k-means, as a start that is better than the initializer's.
 
@@ -133,30 +148,28 @@ class CodebookQuantizer(Quantizer):
         seed = self.seed if seed is None else seed
         codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
+        # One vector a code on average: the first batches weigh more.
+        self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 
-    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, counts: Tensor, threshold: float, seed: Any) -> Tensor:
-        """Moves each code chosen less often than `threshold` times uniform use onto one of the kept vectors.
+    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, threshold: float, seed: Any) -> None:
+        """Moves each code that is chosen less often than `threshold` times uniform use onto one of the kept vectors.
 
         Args:
-            vectors: `[N, D]`.
+            vectors: `[N, D]`, as `project` returns them.
             kept: Booleans `[N]`, which of them may be drawn.
-            counts: `[K]`, how often each code was chosen of late.
             threshold: Share of uniform use.
             seed: Integer or `keras.random.SeedGenerator`.
-
-        Returns:
-            The codes that moved, booleans `[K]`.
         """
         rows, any_kept = codebook.draw_kept(kept, self.num_embeddings, seed)
-        before = ops.convert_to_tensor(self.codebook)
-        candidates = ops.take(self.project(vectors), rows, axis=0)
-        threshold = ops.where(any_kept, threshold, 0.0)
-        after, _ = codebook.revive_dead_codes(before, ops.cast(counts, "float32"), candidates, threshold)
-        # Before it is assigned: `before` may be the weight itself.
-        moved = ops.any(before != after, axis=-1)
-        self.set_codebook(after)
-        return moved
+        embeddings, ema_counts = codebook.revive_dead_codes(
+            ops.convert_to_tensor(self.codebook),
+            ops.convert_to_tensor(self.ema_counts),
+            backend.of_first_replica(ops.take(vectors, rows, axis=0)),
+            backend.of_first_replica(ops.where(any_kept, threshold, 0.0)),
+        )
+        self.set_codebook(embeddings)
+        self.ema_counts.assign(ema_counts)
 
     def resize(self, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
         """Returns a new layer of another number of codes, and where the old ones went.
@@ -190,9 +203,9 @@ class CodebookQuantizer(Quantizer):
         layer = type(self).from_config({**self.get_config(), "num_embeddings": num_embeddings})
         layer.build((None, self.embedding_dim))
         for old, new in zip(self.weights, layer.weights, strict=True):
-            # Every weight has a row a code.
-            kept, drawn = ops.convert_to_numpy(old)[rows], ops.convert_to_numpy(new)[len(rows) :]
-            new.assign(np.concatenate([kept, drawn]))
+            values, drawn = ops.convert_to_numpy(old), ops.convert_to_numpy(new)
+            # A row a code, or nothing that depends on their number.
+            new.assign(values if old.shape == new.shape else np.concatenate([values[rows], drawn[len(rows) :]]))
         new_indices = np.full(self.num_embeddings, -1, "int32")
         new_indices[rows] = np.arange(len(rows))
         return layer, new_indices

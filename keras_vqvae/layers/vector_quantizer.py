@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators, losses
@@ -118,18 +117,6 @@ class VectorQuantizer(CodebookQuantizer):
                 f"Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        if self.ema_decay is not None:
-            self.ema_counts = self.add_weight(
-                shape=(self.num_embeddings,),
-                initializer="zeros",
-                dtype="float32",
-                autocast=False,
-                trainable=False,
-                name="ema_counts",
-            )
-
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
         added = []
         if self.commitment_weight:
@@ -142,7 +129,7 @@ class VectorQuantizer(CodebookQuantizer):
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
         if self.ema_decay is None:
-            return
+            return super().update(vectors, indices, kept, counts)
         sums = backend.sum_over_replicas(codebook.sum_by_code(vectors, indices, kept, self.num_embeddings))
         embeddings, ema_counts = codebook.ema_step(
             ops.convert_to_tensor(self.codebook),
@@ -151,25 +138,10 @@ class VectorQuantizer(CodebookQuantizer):
             sums,
             self.ema_decay,
         )
-        if self.dead_code_threshold:
-            rows, any_kept = codebook.draw_kept(kept, self.num_embeddings, seed=self.seed_generator)
-            embeddings, ema_counts = codebook.revive_dead_codes(
-                embeddings,
-                ema_counts,
-                backend.of_first_replica(ops.take(vectors, rows, axis=0)),
-                backend.of_first_replica(ops.where(any_kept, self.dead_code_threshold, 0.0)),
-            )
         self.set_codebook(embeddings)
         self.ema_counts.assign(ema_counts)
-
-    def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
-        counts = super().adapt(vectors, seed, **keywords)
-        if self.ema_decay is not None:
-            # One vector a code on average: the first batch moves codes gently, or, if it is large, to its own means.
-            self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
-        return counts
-
-    adapt.__doc__ = CodebookQuantizer.adapt.__doc__
+        if self.dead_code_threshold:
+            self.revive_dead_codes(vectors, kept, self.dead_code_threshold, self.seed_generator)
 
     def get_config(self) -> dict[str, Any]:
         return {
