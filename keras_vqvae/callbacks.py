@@ -36,7 +36,7 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     """Moves codes that fell out of use onto vectors of the data, where the optimizer owns the codebook.
 
     Under `ema_decay` a quantizer does this by itself in every step; this does it for the others, by the same rule. The
-    vectors come from a batch drawn from `x`, on which the model runs once, in inference.
+    vectors come from a batch drawn from `x`, on which the model runs in inference, if there is a dead code at all.
 
     Args:
         x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
@@ -76,7 +76,11 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
     def _look(self) -> None:
         model = self.model
-        layers = [q for q in _unique(_find(model, CodebookQuantizer)) if q.codebook_trainable and q.trainable]
+        found = _unique(_find(model, CodebookQuantizer))
+        layers = [q for q in found if q.built and q.trainable and q.codebook_trainable]
+        counts = [ops.convert_to_numpy(layer.ema_counts) for layer in layers]
+        if not any((each < self.threshold * each.mean()).any() for each in counts):
+            return
         # Of the step alone: training that is resumed draws as it would have.
         generator = np.random.default_rng((self.seed, self._steps))
         size = len(keras.tree.flatten(self.x)[0])
@@ -84,9 +88,9 @@ class ReviveDeadCodes(keras.callbacks.Callback):
         with watching() as seen:
             model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
         for layer in layers:
-            found = [(vectors, kept) for quantizer, vectors, kept in seen if quantizer is layer]
-            if found:
-                vectors, kept = (ops.concatenate(parts) for parts in zip(*found, strict=True))
+            batches = [(vectors, kept) for quantizer, vectors, kept in seen if quantizer is layer]
+            if batches:
+                vectors, kept = (ops.concatenate(parts) for parts in zip(*batches, strict=True))
                 layer.revive_dead_codes(layer.project(vectors), kept, self.threshold, int(generator.integers(2**31)))
 
 

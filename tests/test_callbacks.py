@@ -75,7 +75,24 @@ def test_a_code_that_falls_out_of_use_dies_in_the_end(x):
     assert (np.abs(numpy(quantizer.codebook)) < 10).all()
 
 
-@pytest.mark.parametrize(("steps_per_execution", "looks"), [(1, [3, 6]), (2, [4, 6]), (8, [8])])
+@pytest.mark.parametrize("dead", [True, False])
+def test_the_model_runs_only_where_a_code_is_dead(x, dead):
+    quantizer = keras_vqvae.VectorQuantizer(2, embeddings_initializer=far_codes(2, alive=1 if dead else 2))
+    model = nested(quantizer)
+    calls = []
+    plain = model.call
+    model.fit(x, x, batch_size=64, verbose=0)
+    callback = keras_vqvae.ReviveDeadCodes(x)
+    callback.set_model(model)
+    callback.on_epoch_begin(0)
+    model.call = lambda *args, **keywords: calls.append(1) or plain(*args, **keywords)
+    callback.on_train_batch_end(0)
+    assert len(calls) == dead
+
+
+@pytest.mark.parametrize(
+    ("steps_per_execution", "looks"), [(1, [3, 6, 9, 12, 15]), (2, [4, 6, 10, 12, 16]), (8, [8, 16])]
+)
 def test_it_looks_every_so_many_steps(x, steps_per_execution, looks):
     if steps_per_execution > 1 and keras.backend.backend() == "torch":
         pytest.skip("Keras runs one step at a time on torch")
@@ -84,7 +101,7 @@ def test_it_looks_every_so_many_steps(x, steps_per_execution, looks):
     callback = keras_vqvae.ReviveDeadCodes(x, every=3)
     seen = []
     callback._look = lambda: seen.append(callback._steps)
-    model.fit(x, x, batch_size=8, verbose=0, callbacks=[callback])
+    model.fit(x, x, batch_size=8, epochs=2, verbose=0, callbacks=[callback])
     assert seen == looks
 
 
