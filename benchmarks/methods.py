@@ -81,8 +81,8 @@ VQ = keras_vqvae.VectorQuantizer
 METHODS: dict[str, Method] = {
     "plain": ours(lambda size, seed: VQ(size, seed=seed)),
     "plain + adapt": ours(lambda size, seed: VQ(size, seed=seed), adapt=True),
-    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=4),
-    "plain + revive every step": ours(lambda size, seed: VQ(size, seed=seed), every=1),
+    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=1),
+    "plain + revive every 4": ours(lambda size, seed: VQ(size, seed=seed), every=4),
     "rotation": ours(lambda size, seed: VQ(size, estimator="rotation", seed=seed)),
     "EMA": ours(lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, seed=seed)),
     "EMA + rotation": ours(

@@ -40,7 +40,8 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
     Args:
         x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
-        every: Steps between two looks. Defaults to `1`.
+        every: Steps between two looks. Defaults to `1`; more cost less, and leave codes farther from where the encoder
+            has moved.
         threshold: A code is dead when it is chosen less often than this share of uniform use. Defaults to `0.1`.
         batch_size: How many samples of `x` are drawn. Defaults to `16`.
         seed: Integer. Defaults to `0`.
