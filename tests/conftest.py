@@ -2,6 +2,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from quantizers import DIM, QUANTIZERS
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
@@ -18,3 +19,20 @@ def seeded():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=QUANTIZERS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def make(name):
+    return QUANTIZERS[name]
+
+
+@pytest.fixture
+def layer(make):
+    layer = make()
+    layer.build((None, DIM))
+    return layer

@@ -4,13 +4,10 @@ import keras
 import numpy as np
 import oracle
 import pytest
+from helpers import numpy
 from keras import layers, ops
 
 import keras_vqvae
-
-
-def numpy(value):
-    return ops.convert_to_numpy(value)
 
 
 @pytest.fixture

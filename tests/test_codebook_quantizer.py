@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 from gradients import layer_gradients
+from helpers import numpy
 from keras import layers, ops
 
 import keras_vqvae
@@ -13,10 +14,6 @@ import keras_vqvae
 @pytest.fixture
 def x(rng):
     return rng.normal(size=(64, 4)).astype("float32")
-
-
-def numpy(value):
-    return ops.convert_to_numpy(value)
 
 
 def build(num_embeddings=6, dim=4, **keywords):

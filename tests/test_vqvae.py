@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from keras import layers, ops
+from helpers import numpy
+from keras import layers
 
 import keras_vqvae
 
@@ -21,10 +22,6 @@ def make(compiled=True, **keywords):
 
 
 LOGS = ["codebook_usage", "loss", "perplexity", "quantizer_loss", "reconstruction_loss"]
-
-
-def numpy(value):
-    return ops.convert_to_numpy(value)
 
 
 def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0):

@@ -5,22 +5,13 @@ import numpy as np
 import oracle
 import pytest
 from gradients import layer_gradients
-from keras import ops
+from helpers import built, numpy
 
 import keras_vqvae
 
 
-def numpy(value):
-    return ops.convert_to_numpy(value)
-
-
 def vector(num_embeddings=8, **keywords):
     return keras_vqvae.VectorQuantizer(num_embeddings, seed=1, **keywords)
-
-
-def built(layer, dim=4):
-    layer.build((None, dim))
-    return layer
 
 
 @pytest.fixture

@@ -110,9 +110,8 @@ class Quantizer(keras.layers.Layer):
             self.add_loss(loss)
         learn(passed.lessons, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
-        return (
-            (quantized, ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))) if return_indices else quantized
-        )
+        indices = ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))
+        return (quantized, indices) if return_indices else quantized
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.

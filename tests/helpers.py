@@ -1,0 +1,49 @@
+"""What several tests need."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+
+def numpy(value):
+    return ops.convert_to_numpy(value)
+
+
+def draw(*shape, seed=0, dtype="float32"):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def weights(layer):
+    return {variable.path: numpy(variable).copy() for variable in layer.variables}
+
+
+def assert_same_weights(before, after):
+    assert before.keys() == after.keys()
+    for path in before:
+        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+
+
+def restore(layer, values):
+    for variable in layer.variables:
+        variable.assign(values[variable.path])
+
+
+def losses_of(layer, inputs, mask=None):
+    layer(inputs, mask=None if mask is None else ops.convert_to_tensor(mask), training=True)
+    return [numpy(loss) for loss in layer.losses]
+
+
+def books(layer):
+    """How many indices a vector has."""
+    return math.prod(layer.index_shape)
+
+
+def built(layer, dim=4):
+    layer.build((None, dim))
+    return layer
+
+
+def softmax(a):
+    a = np.exp(a - a.max(-1, keepdims=True))
+    return a / a.sum(-1, keepdims=True)
