@@ -31,8 +31,13 @@ def peer(**keywords) -> Method:
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         from vector_quantize_pytorch import VectorQuantize
 
-        keywords_of_all = {"commitment_weight": 0.25, "decay": 0.99, "rotation_trick": False}
-        module = VectorQuantize(dim=32, codebook_size=num_embeddings, **{**keywords_of_all, **keywords})
+        keywords_of_all = {
+            "codebook_size": num_embeddings,
+            "commitment_weight": 0.25,
+            "decay": 0.99,
+            "rotation_trick": False,
+        }
+        module = VectorQuantize(dim=32, **{**keywords_of_all, **keywords})
         return PeerVQVAE(encoder, Peer(module), decoder), []
 
     return make
@@ -117,10 +122,14 @@ FAMILY: dict[str, Method] = {
     "peer: FSQ": peer_of("FSQ", levels=[8, 5, 5, 5]),
     "peer: LFQ": peer_of("LFQ", codebook_size=1024),
     "peer: BSQ": peer_of("LFQ", codebook_size=1024, spherical=True),
-    "peer: SimVQ": peer_of("SimVQ", codebook_size=1024),
+    "peer: SimVQ": peer_of("SimVQ", codebook_size=1024, rotation_trick=False),
+    "peer: SimVQ + rotation": peer_of("SimVQ", codebook_size=1024),
     "peer: Gumbel": peer(straight_through=True, stochastic_sample_codes=True),
     "peer: residual, 2 x 32": peer_of(
         "ResidualVQ", codebook_size=32, num_quantizers=2, decay=0.99, threshold_ema_dead_code=2, commitment_weight=0.25
+    ),
+    "peer: grouped, 2 x 32": peer(
+        codebook_size=32, heads=2, separate_codebook_per_head=True, codebook_dim=16, threshold_ema_dead_code=2
     ),
     "peer: VQ in 8 dimensions": peer(codebook_dim=8, threshold_ema_dead_code=2),
 }

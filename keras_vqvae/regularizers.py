@@ -51,22 +51,7 @@ class EntropyRegularizer:
         self.temperature = arguments.positive("temperature", temperature)
 
     def __call__(self, vectors: Tensor, codebook: Tensor, kept: Tensor) -> Tensor:
-        # A vector that does not count may be no number at all.
-        vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
-        codebook = ops.convert_to_tensor(codebook)
-        kept = ops.cast(kept, "float32")
-        value, by_vectors, by_codebook = _entropies(
-            ops.stop_gradient(vectors),
-            ops.stop_gradient(codebook),
-            kept / ops.maximum(ops.sum(kept), 1.0),
-            1 / self.temperature,
-            self.diversity_weight,
-            backend.BLOCK_SCORES,
-        )
-        # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs
-        # nothing of the blocks.
-        carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
-        return self.weight * (value + carrier - ops.stop_gradient(carrier))
+        return self.weight * entropy_loss(vectors, codebook, kept, self.diversity_weight, 1 / self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -80,10 +65,48 @@ class EntropyRegularizer:
         return cls(**config)
 
 
+def entropy_loss(
+    vectors: Tensor,
+    codebook: Tensor,
+    kept: Tensor,
+    diversity_weight: float,
+    inverse_temperature: float,
+    inner_product: bool = False,
+) -> Tensor:
+    """The loss of `EntropyRegularizer`, of weight 1; with `inner_product` of `p = softmax(z e / temperature)`."""
+    # A vector that does not count may be no number at all.
+    vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
+    codebook = ops.convert_to_tensor(codebook)
+    kept = ops.cast(kept, "float32")
+    value, by_vectors, by_codebook = _entropies(
+        ops.stop_gradient(vectors),
+        ops.stop_gradient(codebook),
+        kept / ops.maximum(ops.sum(kept), 1.0),
+        # `-|z - e|^2` is `2 (z e - |e|^2 / 2)` but for `|z|^2`, which softmax does not see.
+        inverse_temperature if inner_product else 2 * inverse_temperature,
+        0.0 if inner_product else 0.5,
+        diversity_weight,
+        backend.BLOCK_SCORES,
+    )
+    # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs nothing
+    # of the blocks.
+    carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
+    return value + carrier - ops.stop_gradient(carrier)
+
+
 def _entropies(
-    vectors: Tensor, codebook: Tensor, shares: Tensor, sharpness: float, diversity: float, block_scores: int
+    vectors: Tensor,
+    codebook: Tensor,
+    shares: Tensor,
+    sharpness: float,
+    bias_of_square: float,
+    diversity: float,
+    block_scores: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
+    """The loss and its gradients by vectors and codebook, for logits `sharpness (z e - bias_of_square |e|^2)`.
+
+    `shares` `[N]`, which sum to 1, are the vectors' weights.
+    """
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
     block = max(block_scores // num_embeddings, 1)
@@ -92,11 +115,11 @@ def _entropies(
     # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
     vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
     shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
-    bias = ops.sum(ops.square(codebook), axis=-1)
+    bias = bias_of_square * ops.sum(ops.square(codebook), axis=-1)
 
     def log_assignments(z: Tensor) -> Tensor:
-        # `-|z - e|^2` but for `|z|^2`, which softmax does not see: `[block, D]` -> `[block, K]`
-        return ops.log_softmax(sharpness * (2 * ops.matmul(z, ops.transpose(codebook)) - bias), axis=-1)
+        # `[block, D]` -> `[block, K]`
+        return ops.log_softmax(sharpness * (ops.matmul(z, ops.transpose(codebook)) - bias), axis=-1)
 
     def first_pass(i: Tensor, sums: tuple) -> tuple:
         sure, mean = sums
@@ -123,7 +146,7 @@ def _entropies(
 
     start = (ops.zeros((num_embeddings, dim)), ops.zeros((num_embeddings,)))
     by_products, by_bias = ops.fori_loop(0, blocks, second_pass, start)
-    by_codebook = by_products - ops.expand_dims(by_bias, -1) * codebook
+    by_codebook = by_products - 2 * bias_of_square * ops.expand_dims(by_bias, -1) * codebook
     by_vectors = ops.map(lambda block: ops.matmul(by_logits(*block), codebook), (vectors, shares))
     by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
-    return value, 2 * sharpness * by_vectors, 2 * sharpness * by_codebook
+    return value, sharpness * by_vectors, sharpness * by_codebook

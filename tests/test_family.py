@@ -32,7 +32,7 @@ def test_sim_codes_are_a_linear_map_of_frozen_ones(x, rng):
 
 
 def test_index_backpropagation_is_the_papers(x, rng):
-    layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, seed=1))
+    layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, entropy_weight=0, seed=1))
     codebook = numpy(layer.codebook).copy()
     scores = x.astype("float64") @ codebook.T
     indices = scores.argmax(-1)
@@ -52,6 +52,17 @@ def test_index_backpropagation_is_the_papers(x, rng):
     np.testing.assert_allclose(by_inputs, by_scores @ codebook + 2 * pull, atol=1e-5)
     one_hot = oracle.one_hot(indices, 8)
     np.testing.assert_allclose(by_codebook, one_hot.T @ (by_q - 0.25 * pull) + by_scores.T @ x, atol=1e-4)
+
+
+def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
+    """Beside its other losses, of those vectors alone that count."""
+    layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, 4, 0.3, 0.5, 2.0, seed=1))
+    mask = np.arange(len(x)) % 3 > 0
+    layer(x, mask=mask, training=True)
+    p = softmax(2 * x[mask].astype("float64") @ numpy(layer.codebook).T)
+    mean = p.mean(0)
+    expected = 0.3 * (-(p * np.log(p)).sum(-1).mean() + 0.5 * (mean * np.log(mean)).sum())
+    np.testing.assert_allclose(numpy(layer.losses[-1]), expected, rtol=1e-4)
 
 
 def test_gumbel_draws_codes_by_their_softmax():
@@ -108,6 +119,7 @@ def test_a_schedule_sets_temperatures_wherever_they_are(x):
         "many bits": (lambda: keras_vqvae.BinarySphericalQuantizer(31), "Received: num_bits=31"),
         "cold": (lambda: keras_vqvae.LookupFreeQuantizer(3, inverse_temperature=0), "Received: inverse_temperature=0"),
         "temperature": (lambda: keras_vqvae.GumbelQuantizer(4, temperature=0), "Received: temperature=0"),
+        "ibq": (lambda: keras_vqvae.IndexBackpropagationQuantizer(4, entropy_weight=-1), "Received: entropy_weight=-1"),
         "kl": (lambda: keras_vqvae.GumbelQuantizer(4, kl_weight=-1), "Received: kl_weight=-1"),
         "sim": (lambda: keras_vqvae.SimVectorQuantizer(4, ema_decay=0.9), "Received: ema_decay=0.9"),
         "axis": (lambda: built(keras_vqvae.FiniteScalarQuantizer((5, 5)), 3), r"Received: len\(levels\)=2"),

@@ -6,29 +6,34 @@ from keras import ops
 
 import keras_vqvae
 from keras_vqvae import backend
+from keras_vqvae.regularizers import entropy_loss
 
 
-def direct(z, e, kept, weight, diversity, temperature):
+def direct(z, e, kept, weight, diversity, temperature, inner_product):
     """The definition, with all `N x K` soft assignments."""
-    log_p = ops.log_softmax(-ops.sum(ops.square(z[:, None] - e), -1) / temperature, -1)
+    scores = ops.matmul(z, ops.transpose(e)) if inner_product else -ops.sum(ops.square(z[:, None] - e), -1)
+    log_p = ops.log_softmax(scores / temperature, -1)
     p = ops.exp(log_p)
     shares = ops.convert_to_tensor((kept / kept.sum())[:, None].astype("float32"))
     mean = ops.sum(p * shares, 0)
     return weight * (-ops.sum(shares * p * log_p) + diversity * ops.sum(mean * ops.log(mean)))
 
 
+@pytest.mark.parametrize("inner_product", [False, True])
 @pytest.mark.parametrize("block_scores", [1 << 20, 40, 1])
-def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, block_scores):
+def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, block_scores, inner_product):
     monkeypatch.setattr(backend, "BLOCK_SCORES", block_scores)
     z, e = rng.normal(size=(19, 3)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
     kept = rng.random(19) < 0.7
     regularizer = keras_vqvae.EntropyRegularizer(0.2, 0.7, 0.3)
 
     def blocked(z, e):
+        if inner_product:
+            return 0.2 * entropy_loss(z, e, ops.convert_to_tensor(kept), 0.7, 1 / 0.3, inner_product=True)
         return regularizer(z, e, ops.convert_to_tensor(kept))
 
     def whole(z, e):
-        return direct(z, e, kept, 0.2, 0.7, 0.3)
+        return direct(z, e, kept, 0.2, 0.7, 0.3, inner_product)
 
     tensors = ops.convert_to_tensor(z), ops.convert_to_tensor(e)
     np.testing.assert_allclose(

@@ -199,6 +199,21 @@ def test_wrong_arguments_are_named(name, values):
             keras_vqvae.VectorQuantizer(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("keywords", "length"),
+    [
+        ({}, 1),
+        ({"ema_decay": 0.9}, 1 / 4),
+        ({"estimator": "rotation"}, 1 / 8),
+        ({"estimator": keras_vqvae.rotation, "ema_decay": 0.9}, 1 / 8),
+    ],
+)
+def test_how_long_codes_begin(keywords, length):
+    """With the rotation it is `sqrt(D / K) / 4`."""
+    _, codebook = build(256, 64, **keywords)
+    np.testing.assert_allclose(np.sqrt(np.square(codebook).sum(-1).mean()), length, rtol=0.03)
+
+
 def test_wrong_initializers_and_keywords_are_named():
     with pytest.raises(ValueError, match="nonsense"):
         keras_vqvae.VectorQuantizer(embeddings_initializer="nonsense")

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import estimators, losses, search
+from keras_vqvae import arguments, estimators, losses, regularizers, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 
@@ -16,11 +16,16 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     With `p = softmax(z E^T)` and `h = onehot(argmax p) + p - stop_gradient(p)` the output is `h E`: the value is the
     code, and all codes and the vector get a gradient. It adds the losses `mean((h E - z)^2)`,
-    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`. In training, memory grows with `N x K`.
+    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`, and an entropy loss,
+    `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))` of `p' = softmax(inverse_temperature * z E^T)`, without
+    which a few codes take all vectors. In training, memory grows with `N x K`.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
+        entropy_weight: Weight of the entropy loss, at least 0. Defaults to `0.05`.
+        diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0. Defaults to `1.0`.
+        inverse_temperature: Of its assignments, above 0. Defaults to `100.0`.
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
@@ -39,15 +44,26 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     >>> layer = IndexBackpropagationQuantizer(num_embeddings=16)
     >>> quantized = layer(keras.random.normal((2, 5, 8)), training=True)
     >>> len(layer.losses)
-    3
+    4
 
     Reference:
 
     - [Shi et al., 2024](https://arxiv.org/abs/2412.02692)
     """
 
-    def __init__(self, num_embeddings: int = 512, embedding_dim: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        num_embeddings: int = 512,
+        embedding_dim: int | None = None,
+        entropy_weight: float = 0.05,
+        diversity_weight: float = 1.0,
+        inverse_temperature: float = 100.0,
+        **kwargs: Any,
+    ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
+        self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
+        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
+        self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
 
     def assign(self, vectors: Tensor) -> Tensor:
         # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
@@ -66,8 +82,22 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         return codes + ops.matmul(p - ops.stop_gradient(p), embeddings)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
-        return [
+        added = [
             losses.mean_squared_difference(quantized, vectors, kept),
             losses.commitment_loss(vectors, codes, kept),
             0.25 * losses.codebook_loss(vectors, codes, kept),
         ]
+        if self.entropy_weight:
+            entropies = regularizers.entropy_loss(
+                vectors, self.codebook, kept, self.diversity_weight, self.inverse_temperature, inner_product=True
+            )
+            added.append(self.entropy_weight * entropies)
+        return added
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "entropy_weight": self.entropy_weight,
+            "diversity_weight": self.diversity_weight,
+            "inverse_temperature": self.inverse_temperature,
+        }

@@ -32,8 +32,8 @@ class VectorQuantizer(CodebookQuantizer):
         dead_code_threshold: Under `ema_decay`, a code is dead when it is chosen less often than this share of uniform
             use; 0 keeps dead codes where they are. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
-            deviation of `1 / sqrt(D)`, so that codes have length 1; for `"rotation"`, which needs short ones, uniform
-            within `sqrt(3 / (16 K))`.
+            deviation of `1 / sqrt(D)`, so that codes have length 1; under `ema_decay` a quarter of it; for
+            `"rotation"`, which needs short ones, uniform within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
         assignment_regularizer: A function of vectors `[N, D]`, codebook and which vectors are kept, `[N]`, that returns
@@ -87,6 +87,16 @@ class VectorQuantizer(CodebookQuantizer):
         seed: int | None = None,
         **kwargs: Any,
     ):
+        if (
+            embeddings_initializer is None
+            and ema_decay is not None
+            and estimators.get(estimator) is not estimators.rotation
+        ):
+            # A code that no vector chooses stays where it is: short ones lie among the vectors of a new encoder, and
+            # two to three times as many of them come into use; see `docs/studies.md`.
+            embeddings_initializer = keras.initializers.VarianceScaling(
+                1 / 16, mode="fan_out", distribution="untruncated_normal", seed=seed
+            )
         super().__init__(
             num_embeddings,
             embedding_dim,
