@@ -40,4 +40,6 @@ def report(name: str, rows: list[dict]) -> None:
 
 
 def _cell(value: object) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"

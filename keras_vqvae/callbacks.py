@@ -11,6 +11,7 @@ from keras_vqvae import arguments, metrics
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.contexts import counting, watching
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
+from keras_vqvae.layers.index_backpropagation_quantizer import IndexBackpropagationQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 
 
@@ -37,6 +38,7 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
     Under `ema_decay` a quantizer does this by itself in every step; this does it for the others, by the same rule. The
     vectors come from a batch drawn from `x`, on which the model runs in inference, if there is a dead code at all.
+    `IndexBackpropagationQuantizer` is left alone: by inner products, a code on a long vector takes all the others.
 
     Args:
         x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
@@ -77,8 +79,11 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
     def _look(self) -> None:
         model = self.model
-        found = _unique(_find(model, CodebookQuantizer))
-        layers = [q for q in found if q.built and q.trainable and q.codebook_trainable]
+        layers = [
+            q
+            for q in _unique(_find(model, CodebookQuantizer))
+            if q.built and q.trainable and q.codebook_trainable and not isinstance(q, IndexBackpropagationQuantizer)
+        ]
         counts = [ops.convert_to_numpy(layer.ema_counts) for layer in layers]
         if not any((each < self.threshold * each.mean()).any() for each in counts):
             return

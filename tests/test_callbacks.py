@@ -102,10 +102,17 @@ def test_it_looks_every_so_many_steps(x, steps_per_execution, looks):
     assert seen == looks
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_codebooks_and_moving_averages_are_left_alone(x, frozen):
-    keywords = {"trainable": False} if frozen else {"ema_decay": 0.9, "dead_code_threshold": 0}
-    quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8), **keywords)
+@pytest.mark.parametrize(
+    ("kind", "keywords"),
+    [
+        (keras_vqvae.VectorQuantizer, {"trainable": False}),
+        (keras_vqvae.VectorQuantizer, {"ema_decay": 0.9, "dead_code_threshold": 0}),
+        (keras_vqvae.IndexBackpropagationQuantizer, {}),
+    ],
+    ids=["frozen", "moving average", "inner product"],
+)
+def test_codebooks_are_left_alone_that_it_is_not_for(x, kind, keywords):
+    quantizer = kind(8, embeddings_initializer=far_codes(8), **keywords)
     model = nested(quantizer)
     model.fit(x, x, batch_size=16, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x, every=1)])
     np.testing.assert_array_equal(numpy(quantizer.codebook)[2:], 100.0)
