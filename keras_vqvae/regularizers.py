@@ -115,38 +115,40 @@ def _entropies(
     # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
     vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
     shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
-    bias = bias_of_square * ops.sum(ops.square(codebook), axis=-1)
+    # Logits are products of `(z, 1)` and `(e, -bias_of_square |e|^2)`.
+    ones = [[0, 0], [0, 1]]
+    bias = -bias_of_square * ops.sum(ops.square(codebook), axis=-1, keepdims=True)
+    factors = sharpness * ops.transpose(ops.concatenate([codebook, bias], axis=-1))
 
-    def log_assignments(z: Tensor) -> Tensor:
-        # `[block, D]` -> `[block, K]`
-        return ops.log_softmax(sharpness * (ops.matmul(z, ops.transpose(codebook)) - bias), axis=-1)
+    def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
+        # `[block, D]` -> `[block, K]` twice
+        log_p = ops.log_softmax(ops.matmul(ops.pad(z, ones, constant_values=1), factors), axis=-1)
+        # Processors are slow where numbers underflow, here three times as slow.
+        return ops.exp(ops.maximum(log_p, -60.0)), log_p
 
     def first_pass(i: Tensor, sums: tuple) -> tuple:
-        sure, mean = sums
-        log_p = log_assignments(ops.take(vectors, i, axis=0))
-        p = ops.exp(log_p) * ops.take(shares, i, axis=0)
-        return sure - ops.sum(p * log_p), mean + ops.sum(p, axis=0)
+        share = ops.take(shares, i, axis=0)
+        p, log_p = assignments(ops.take(vectors, i, axis=0))
+        sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
+        return sums[0] - sure, sums[1] + ops.matmul(ops.transpose(share), p)[0]
 
     sure, mean = ops.fori_loop(0, blocks, first_pass, (ops.zeros(()), ops.zeros((num_embeddings,))))
     # 0 log 0 is 0.
     log_mean = ops.log(ops.where(mean > 0, mean, 1.0))
     value = sure + diversity * ops.sum(mean * log_mean)
 
-    def by_logits(z: Tensor, share: Tensor) -> Tensor:
-        log_p = log_assignments(z)
+    def by_logits(z: Tensor) -> Tensor:
+        p, log_p = assignments(z)
         # By the logits `a`: `dH(p)/da = -p (log p - E_p[log p])`, and of the mean's entropy the same with `log E[p]`.
         slope = diversity * log_mean - log_p
-        p = ops.exp(log_p)
-        return share * p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
+        return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 
-    def second_pass(i: Tensor, sums: tuple) -> tuple:
-        z = ops.take(vectors, i, axis=0)
-        slopes = by_logits(z, ops.take(shares, i, axis=0))
-        return sums[0] + ops.matmul(ops.transpose(slopes), z), sums[1] + ops.sum(slopes, axis=0)
+    def second_pass(i: Tensor, by_factors: Tensor) -> Tensor:
+        z, share = ops.take(vectors, i, axis=0), ops.take(shares, i, axis=0)
+        return by_factors + ops.matmul(ops.transpose(by_logits(z)), share * ops.pad(z, ones, constant_values=1))
 
-    start = (ops.zeros((num_embeddings, dim)), ops.zeros((num_embeddings,)))
-    by_products, by_bias = ops.fori_loop(0, blocks, second_pass, start)
-    by_codebook = by_products - 2 * bias_of_square * ops.expand_dims(by_bias, -1) * codebook
-    by_vectors = ops.map(lambda block: ops.matmul(by_logits(*block), codebook), (vectors, shares))
+    by_factors = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim + 1)))
+    by_codebook = by_factors[:, :-1] - 2 * bias_of_square * by_factors[:, -1:] * codebook
+    by_vectors = ops.map(lambda block: block[1] * ops.matmul(by_logits(block[0]), codebook), (vectors, shares))
     by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
     return value, sharpness * by_vectors, sharpness * by_codebook
