@@ -78,9 +78,11 @@ def entropy_loss(
     vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
     codebook = ops.convert_to_tensor(codebook)
     kept = ops.cast(kept, "float32")
+    # Distances and their gradients are the same around any point, and lost in rounding far from 0.
+    centre = 0.0 if inner_product else ops.mean(codebook, axis=0)
     value, by_vectors, by_codebook = _entropies(
-        ops.stop_gradient(vectors),
-        ops.stop_gradient(codebook),
+        ops.stop_gradient(vectors - centre),
+        ops.stop_gradient(codebook - centre),
         kept / ops.maximum(ops.sum(kept), 1.0),
         # `-|z - e|^2` is `2 (z e - |e|^2 / 2)` but for `|z|^2`, which softmax does not see.
         inverse_temperature if inner_product else 2 * inverse_temperature,
@@ -91,7 +93,7 @@ def entropy_loss(
     # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs nothing
     # of the blocks.
     carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
-    return value + carrier - ops.stop_gradient(carrier)
+    return value + (carrier - ops.stop_gradient(carrier))
 
 
 def _entropies(

@@ -65,11 +65,12 @@ def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
     np.testing.assert_allclose(numpy(layer.losses[-1]), expected, rtol=1e-4)
 
 
-def test_gumbel_draws_codes_by_their_softmax():
+@pytest.mark.parametrize("offset", [0, 1024])
+def test_gumbel_draws_codes_by_their_softmax(offset):
     layer = built(keras_vqvae.GumbelQuantizer(4, seed=1, kl_weight=0.5), 2)
-    codes = np.array([[0, 0], [1, 0], [0, 1.5], [2, 2]], "float32")
+    codes = np.array([[0, 0], [1, 0], [0, 1.5], [2, 2]], "float32") + offset
     layer.codebook.assign(codes)
-    z = np.tile(np.array([[0.4, 0.3]], "float32"), (4000, 1))
+    z = np.tile(np.array([[0.375, 0.25]], "float32"), (4000, 1)) + offset
     drawn = numpy(layer(z, training=True))
     chosen = oracle.nearest_code(drawn, codes)
     np.testing.assert_allclose(drawn, codes[chosen], atol=1e-6)

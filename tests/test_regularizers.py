@@ -43,6 +43,21 @@ def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, bloc
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_it_is_exact_far_from_the_origin(rng):
+    z, e = rng.integers(-8, 9, size=(19, 3)) / 8, rng.integers(-8, 9, size=(8, 3)) / 8
+    regularizer = keras_vqvae.EntropyRegularizer(1.0, 0.7, 0.3)
+
+    def loss(z, e):
+        return regularizer(z, e, ops.ones((19,), dtype="bool"))
+
+    def all_of(offset):
+        z_and_e = (z + offset).astype("float32"), (e + offset).astype("float32")
+        return loss(*map(ops.convert_to_tensor, z_and_e)), *gradients(loss, *z_and_e)
+
+    for one, other in zip(all_of(0), all_of(1024), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5)
+
+
 def test_it_spreads_vectors_over_the_codes(rng):
     """All vectors nearest to one code of sixteen: descent by the second entropy moves codes into use."""
     x = (0.1 * rng.normal(size=(64, 2))).astype("float32")

@@ -78,6 +78,9 @@ class GumbelQuantizer(CodebookQuantizer):
         embeddings = ops.convert_to_tensor(self.codebook)
         # What is no number would leave its gradient in all codes.
         vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
+        # Distances are the same around any point, and lost in rounding far from 0.
+        centre = ops.stop_gradient(ops.mean(embeddings, axis=0))
+        vectors, embeddings = vectors - centre, embeddings - centre
         return 2 * ops.matmul(vectors, ops.transpose(embeddings)) - ops.sum(ops.square(embeddings), axis=-1)
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
