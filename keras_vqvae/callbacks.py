@@ -11,7 +11,6 @@ from keras_vqvae import arguments, metrics
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.contexts import counting, watching
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
-from keras_vqvae.layers.index_backpropagation_quantizer import IndexBackpropagationQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 
 
@@ -79,11 +78,8 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
     def _look(self) -> None:
         model = self.model
-        layers = [
-            q
-            for q in _unique(_find(model, CodebookQuantizer))
-            if q.built and q.trainable and q.codebook_trainable and not isinstance(q, IndexBackpropagationQuantizer)
-        ]
+        found = _unique(_find(model, CodebookQuantizer))
+        layers = [q for q in found if q.built and q.trainable and q.codebook_trainable and q.revivable]
         counts = [ops.convert_to_numpy(layer.ema_counts) for layer in layers]
         if not any((each < self.threshold * each.mean()).any() for each in counts):
             return

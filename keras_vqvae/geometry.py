@@ -1,4 +1,4 @@
-"""Lengths and directions of vectors."""
+"""Lengths, directions and distances of vectors."""
 
 from keras import ops
 
@@ -23,3 +23,15 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     square = dot(x / scale, x / scale)
     norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)
     return x / ops.where(norm > 0, norm, 1.0), norm
+
+
+def distance_factors(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N, D + 1]` and `[K, D + 1]`, whose inner products are `-|z - e|^2 / 2` but for a number for each vector.
+
+    They are `(z, 1)` and `(e, -|e|^2 / 2)` around the codes' mean: distances are the same around any point, and lost in
+    rounding far from 0.
+    """
+    centre = ops.stop_gradient(ops.mean(codebook, axis=0))
+    vectors, codebook = vectors - centre, codebook - centre
+    codebook = ops.concatenate([codebook, -0.5 * dot(codebook, codebook)], axis=-1)
+    return ops.pad(vectors, [[0, 0], [0, 1]], constant_values=1), codebook

@@ -3,12 +3,13 @@
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
+import functools
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend
+from keras_vqvae import arguments, backend, geometry
 from keras_vqvae.arguments import Tensor
 
 
@@ -51,7 +52,8 @@ class EntropyRegularizer:
         self.temperature = arguments.positive("temperature", temperature)
 
     def __call__(self, vectors: Tensor, codebook: Tensor, kept: Tensor) -> Tensor:
-        return self.weight * entropy_loss(vectors, codebook, kept, self.diversity_weight, 1 / self.temperature)
+        vectors, codebook = geometry.distance_factors(vectors, ops.convert_to_tensor(codebook))
+        return self.weight * entropy_loss(vectors, codebook, kept, self.diversity_weight, 2 / self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -66,27 +68,18 @@ class EntropyRegularizer:
 
 
 def entropy_loss(
-    vectors: Tensor,
-    codebook: Tensor,
-    kept: Tensor,
-    diversity_weight: float,
-    inverse_temperature: float,
-    inner_product: bool = False,
+    vectors: Tensor, codebook: Tensor, kept: Tensor, diversity_weight: float, inverse_temperature: float
 ) -> Tensor:
-    """The loss of `EntropyRegularizer`, of weight 1; with `inner_product` of `p = softmax(z e / temperature)`."""
+    """`E[H(p)] - diversity_weight H(E[p])` over the kept vectors, for `p = softmax(inverse_temperature z e)`."""
     # A vector that does not count may be no number at all.
     vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
     codebook = ops.convert_to_tensor(codebook)
     kept = ops.cast(kept, "float32")
-    # Distances and their gradients are the same around any point, and lost in rounding far from 0.
-    centre = 0.0 if inner_product else ops.mean(codebook, axis=0)
     value, by_vectors, by_codebook = _entropies(
-        ops.stop_gradient(vectors - centre),
-        ops.stop_gradient(codebook - centre),
+        ops.stop_gradient(vectors),
+        ops.stop_gradient(codebook),
         kept / ops.maximum(ops.sum(kept), 1.0),
-        # `-|z - e|^2` is `2 (z e - |e|^2 / 2)` but for `|z|^2`, which softmax does not see.
-        inverse_temperature if inner_product else 2 * inverse_temperature,
-        0.0 if inner_product else 0.5,
+        inverse_temperature,
         diversity_weight,
         backend.BLOCK_SCORES,
     )
@@ -96,19 +89,11 @@ def entropy_loss(
     return value + (carrier - ops.stop_gradient(carrier))
 
 
+@functools.partial(backend.jit, static_argnums=(5,))
 def _entropies(
-    vectors: Tensor,
-    codebook: Tensor,
-    shares: Tensor,
-    sharpness: float,
-    bias_of_square: float,
-    diversity: float,
-    block_scores: int,
+    vectors: Tensor, codebook: Tensor, shares: Tensor, sharpness: float, diversity: float, block_scores: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients by vectors and codebook, for logits `sharpness (z e - bias_of_square |e|^2)`.
-
-    `shares` `[N]`, which sum to 1, are the vectors' weights.
-    """
+    """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
     block = max(block_scores // num_embeddings, 1)
@@ -117,14 +102,11 @@ def _entropies(
     # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
     vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
     shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
-    # Logits are products of `(z, 1)` and `(e, -bias_of_square |e|^2)`.
-    ones = [[0, 0], [0, 1]]
-    bias = -bias_of_square * ops.sum(ops.square(codebook), axis=-1, keepdims=True)
-    factors = sharpness * ops.transpose(ops.concatenate([codebook, bias], axis=-1))
+    factors = sharpness * ops.transpose(codebook)
 
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
         # `[block, D]` -> `[block, K]` twice
-        log_p = ops.log_softmax(ops.matmul(ops.pad(z, ones, constant_values=1), factors), axis=-1)
+        log_p = ops.log_softmax(ops.matmul(z, factors), axis=-1)
         # Processors are slow where numbers underflow, here three times as slow.
         return ops.exp(ops.maximum(log_p, -60.0)), log_p
 
@@ -145,12 +127,11 @@ def _entropies(
         slope = diversity * log_mean - log_p
         return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 
-    def second_pass(i: Tensor, by_factors: Tensor) -> Tensor:
-        z, share = ops.take(vectors, i, axis=0), ops.take(shares, i, axis=0)
-        return by_factors + ops.matmul(ops.transpose(by_logits(z)), share * ops.pad(z, ones, constant_values=1))
+    def second_pass(i: Tensor, by_codebook: Tensor) -> Tensor:
+        z = ops.take(vectors, i, axis=0)
+        return by_codebook + ops.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=0) * z)
 
-    by_factors = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim + 1)))
-    by_codebook = by_factors[:, :-1] - 2 * bias_of_square * by_factors[:, -1:] * codebook
+    by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim)))
     by_vectors = ops.map(lambda block: block[1] * ops.matmul(by_logits(block[0]), codebook), (vectors, shares))
     by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
     return value, sharpness * by_vectors, sharpness * by_codebook

@@ -29,7 +29,7 @@ def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, bloc
 
     def blocked(z, e):
         if inner_product:
-            return 0.2 * entropy_loss(z, e, ops.convert_to_tensor(kept), 0.7, 1 / 0.3, inner_product=True)
+            return 0.2 * entropy_loss(z, e, ops.convert_to_tensor(kept), 0.7, 1 / 0.3)
         return regularizer(z, e, ops.convert_to_tensor(kept))
 
     def whole(z, e):

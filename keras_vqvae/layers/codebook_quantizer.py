@@ -14,6 +14,19 @@ COUNTS_DECAY = 0.99
 """Decay of `ema_counts` where the layer has none of its own."""
 
 
+def default_initializer(estimator: estimators.Estimator, seed: int | None, length: float = 1.0) -> Any:
+    """Codes of a length, or as short as the rotation needs them; see `docs/studies.md`.
+
+    Length 1 had, of eight initializers, the least error or next to it on each data set and network of
+    `benchmarks/initializers.py` where the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes
+    in use there. The rotation scales gradients by `|q| / |z|`, and codes that begin longer than the vectors end in
+    little use: of 1,024 codes 1% with length 1, 93% within `+-sqrt(3 / 16 K)`.
+    """
+    if estimator is estimators.rotation:
+        return keras.initializers.VarianceScaling(1 / 16, mode="fan_in", distribution="uniform", seed=seed)
+    return keras.initializers.VarianceScaling(length**2, mode="fan_out", distribution="untruncated_normal", seed=seed)
+
+
 class CodebookQuantizer(Quantizer):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
@@ -35,6 +48,8 @@ class CodebookQuantizer(Quantizer):
     """
 
     codebook_trainable = True
+    revivable = True
+    """Whether a vector's place is a good one for a code, as `ReviveDeadCodes` presumes."""
 
     def __init__(
         self,
@@ -53,18 +68,8 @@ class CodebookQuantizer(Quantizer):
         self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
         self.distance = search.check_distance(distance)
         self.estimator = estimators.get(estimator)
-        if embeddings_initializer is None and self.estimator is estimators.rotation:
-            # The rotation scales gradients by `|q| / |z|`, and codes that begin longer than the vectors end in little
-            # use: of 1,024 codes 1% with length 1, 93% within `+-sqrt(3 / 16 K)`; see `docs/studies.md`.
-            embeddings_initializer = keras.initializers.VarianceScaling(
-                1 / 16, mode="fan_in", distribution="uniform", seed=seed
-            )
-        elif embeddings_initializer is None:
-            # Of eight, the least error or next to it on each data set and network of `benchmarks/initializers.py` where
-            # the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes in use there.
-            embeddings_initializer = keras.initializers.VarianceScaling(
-                mode="fan_out", distribution="untruncated_normal", seed=seed
-            )
+        if embeddings_initializer is None:
+            embeddings_initializer = default_initializer(self.estimator, seed)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, estimators, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 
@@ -75,13 +75,10 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        embeddings = ops.convert_to_tensor(self.codebook)
         # What is no number would leave its gradient in all codes.
         vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
-        # Distances are the same around any point, and lost in rounding far from 0.
-        centre = ops.stop_gradient(ops.mean(embeddings, axis=0))
-        vectors, embeddings = vectors - centre, embeddings - centre
-        return 2 * ops.matmul(vectors, ops.transpose(embeddings)) - ops.sum(ops.square(embeddings), axis=-1)
+        vectors, embeddings = geometry.distance_factors(vectors, ops.convert_to_tensor(self.codebook))
+        return 2 * ops.matmul(vectors, ops.transpose(embeddings))
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         if not learning:

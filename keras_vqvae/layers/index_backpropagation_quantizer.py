@@ -51,6 +51,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     - [Shi et al., 2024](https://arxiv.org/abs/2412.02692)
     """
 
+    # A code on a long vector would take all others.
+    revivable = False
+
     def __init__(
         self,
         num_embeddings: int = 512,
@@ -89,7 +92,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         ]
         if self.entropy_weight:
             entropies = regularizers.entropy_loss(
-                vectors, self.codebook, kept, self.diversity_weight, self.inverse_temperature, inner_product=True
+                vectors, self.codebook, kept, self.diversity_weight, self.inverse_temperature
             )
             added.append(self.entropy_weight * entropies)
         return added

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators, losses
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -87,16 +87,10 @@ class VectorQuantizer(CodebookQuantizer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        if (
-            embeddings_initializer is None
-            and ema_decay is not None
-            and estimators.get(estimator) is not estimators.rotation
-        ):
+        if embeddings_initializer is None and ema_decay is not None:
             # A code that no vector chooses stays where it is: short ones lie among the vectors of a new encoder, and
-            # two to three times as many of them come into use; see `docs/studies.md`.
-            embeddings_initializer = keras.initializers.VarianceScaling(
-                1 / 16, mode="fan_out", distribution="untruncated_normal", seed=seed
-            )
+            # two to three times as many of them come into use.
+            embeddings_initializer = default_initializer(estimators.get(estimator), seed, length=1 / 4)
         super().__init__(
             num_embeddings,
             embedding_dim,
