@@ -41,14 +41,45 @@ QUANTIZERS = {
     "diveq": lambda **keywords: keras_vqvae.VectorQuantizer(16, estimator="diveq", seed=7, **keywords),
 }
 
-NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq"}
+INNER = {
+    "fsq": lambda dim: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2)[:dim]),
+    "lfq": lambda dim: keras_vqvae.LookupFreeQuantizer(dim),
+    "bsq": lambda dim: keras_vqvae.BinarySphericalQuantizer(dim),
+    "sim": lambda dim: keras_vqvae.SimVectorQuantizer(16, seed=7),
+    "ibq": lambda dim: keras_vqvae.IndexBackpropagationQuantizer(16, seed=7),
+    "gumbel": lambda dim: keras_vqvae.GumbelQuantizer(16, seed=7),
+}
+
+
+def residual(inner):
+    return lambda **keywords: keras_vqvae.ResidualQuantizer(inner(DIM), 2, **keywords)
+
+
+def projected(inner):
+    return lambda **keywords: keras_vqvae.ProjectedQuantizer(inner(3), 3, **keywords)
+
+
+COMPOSED = {f"residual_{name}": residual(inner) for name, inner in INNER.items() if name != "fsq"}
+COMPOSED |= {f"projected_{name}": projected(inner) for name, inner in INNER.items()}
+"""Each in a wrapper: what passes the contract need not be compared across backends too."""
+
+NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq", "projected_fsq"}
 """Those that learn from the reconstruction alone."""
 
-MOVE_THEIR_CODES = {"fsq", "ibq", "residual", "residual_shared", "residual_fsq", "grouped_residual", "projected"}
+MOVE_THEIR_CODES = {
+    "fsq",
+    "ibq",
+    "residual",
+    "residual_shared",
+    "residual_fsq",
+    "grouped_residual",
+    "projected",
+    *COMPOSED,
+}
 """Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
 another code is longer."""
 
-DRAW_OUTPUTS = {"fsq", "gumbel", "diveq"}
+DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "residual_gumbel", "projected_gumbel"}
 """Those whose output in training is drawn."""
 
 DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected"}

@@ -138,7 +138,8 @@ def test_jit_compile_changes_nothing(make, name):
         model = keras.Sequential([keras.Input((3, DIM)), layers.Dense(DIM), make()])
         model.compile("sgd", "mse", jit_compile=jit_compile)
         # More vectors than codes: two dead codes that move onto one vector are a tie, which rounding decides.
-        losses.append(model.fit(draw(8, 3, DIM), draw(8, 3, DIM), epochs=3, verbose=0).history["loss"])
+        x, y = draw(64, 3, DIM), draw(64, 3, DIM)
+        losses.append(model.fit(x, y, batch_size=64, epochs=3, verbose=0).history["loss"])
     rtol = 1e-4
     if keras.backend.backend() == "tensorflow" and name in DRAW_STATE | DRAW_OUTPUTS:
         # Equal seeds draw other numbers when compiled; the first step hardly depends on them yet.
