@@ -2,7 +2,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from quantizers import COMPOSED, DIM, QUANTIZERS
+from quantizers import DIM, EVERY
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
@@ -21,14 +21,14 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=QUANTIZERS | COMPOSED)
+@pytest.fixture(params=EVERY)
 def name(request):
     return request.param
 
 
 @pytest.fixture
 def make(name):
-    return (QUANTIZERS | COMPOSED)[name]
+    return EVERY[name]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from helpers import assert_same_weights, books, draw, losses_of, numpy, restore,
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from quantizers import COMPOSED, DIM, MOVE_THEIR_CODES, NO_LOSSES, QUANTIZERS
+from quantizers import DIM, EVERY, MOVE_THEIR_CODES, NO_LOSSES
 
 
 @pytest.mark.parametrize("leading", [(3,), (2, 5), (2, 3, 4), (1, 2, 3, 2), (2, 1, 2, 1, 3)])
@@ -96,9 +96,9 @@ def test_inference_changes_nothing(layer):
 
 
 @given(mask=st.lists(st.booleans(), min_size=6, max_size=6), junk=st.sampled_from([0.0, 1e4, np.nan, np.inf]))
-@pytest.mark.parametrize("name", QUANTIZERS | COMPOSED)
+@pytest.mark.parametrize("name", EVERY)
 def test_masked_positions_touch_nothing(name, mask, junk):
-    layer = (QUANTIZERS | COMPOSED)[name]()
+    layer = EVERY[name]()
     layer.build((None, 3, DIM))
     before = weights(layer)
     mask = np.array(mask).reshape(2, 3)
