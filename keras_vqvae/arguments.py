@@ -2,13 +2,13 @@
 
 import numbers
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-Tensor: TypeAlias = Any
-"""A tensor of the running backend, or what `keras.ops` converts to one."""
+from keras_vqvae import backend
+from keras_vqvae.backend import Tensor as Tensor
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -56,10 +56,9 @@ def code_indices(name: str, indices: Any, num_embeddings: int, lowest: int = 0) 
     indices = ops.convert_to_tensor(indices)
     if "int" not in str(indices.dtype):
         raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {indices.dtype}")
-    try:
-        values = ops.convert_to_numpy(indices)
-    except Exception:  # What a traced tensor raises differs by backend.
+    if backend.is_traced(indices):
         return ops.cast(ops.clip(indices, lowest, num_embeddings - 1), "int32")
+    values = ops.convert_to_numpy(indices)
     outside = np.unique(values[(values < lowest) | (values >= num_embeddings)])[:5].tolist()
     if outside:
         raise ValueError(

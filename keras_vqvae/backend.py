@@ -11,10 +11,24 @@ is every sum over a batch. On PyTorch each process has its own part of the batch
 TensorFlow an exchange within `call` corrupts the losses that `add_loss` gathers, without a word: there we stop.
 """
 
+from typing import Any, TypeAlias
+
 import keras
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
+Tensor: TypeAlias = Any
+"""A tensor of the running backend, or what `keras.ops` converts to one."""
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` has no value yet, because a program is being made of what happens to it."""
+    return False
+
+
+def in_stateless_scope() -> bool:
+    """Whether Keras keeps what happens to losses and variables from the layers, as its JAX trainer does."""
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        return scope.original_scope is not None
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +73,9 @@ if keras.backend.backend() == "jax":
 
     on_accelerator = jax.default_backend() != "cpu"
 
+    def is_traced(x: Tensor) -> bool:
+        return isinstance(x, jax.core.Tracer)
+
     def jit(function, static_argnums: tuple[int, ...] = ()):
         compiled = jax.jit(function, static_argnums=static_argnums)
 
@@ -74,6 +91,9 @@ elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     on_accelerator = bool(tf.config.list_physical_devices("GPU"))
+
+    def is_traced(x: Tensor) -> bool:
+        return not tf.executing_eagerly()
 
     def dense_gradient(x: Tensor) -> Tensor:
         # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
@@ -94,6 +114,9 @@ elif keras.backend.backend() == "torch":
     from torch import distributed
 
     on_accelerator = torch.cuda.is_available()
+
+    def is_traced(x: Tensor) -> bool:
+        return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"
 
     def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if vectors.device.type != "cpu":

@@ -9,7 +9,6 @@ from keras import ops
 
 from keras_vqvae import arguments, metrics
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
-from keras_vqvae.layers.contexts import counting, watching
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 
@@ -87,12 +86,13 @@ class ReviveDeadCodes(keras.callbacks.Callback):
         generator = np.random.default_rng((self.seed, self._steps))
         size = len(keras.tree.flatten(self.x)[0])
         rows = np.sort(generator.choice(size, min(self.batch_size, size), replace=False))
-        with watching() as seen:
-            model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
         for layer in layers:
-            batches = [(vectors, kept) for quantizer, vectors, kept in seen if quantizer is layer]
-            if batches:
-                vectors, kept = (ops.concatenate(parts) for parts in zip(*batches, strict=True))
+            layer.recorded = []
+        model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
+        for layer in layers:
+            recorded, layer.recorded = layer.recorded, None
+            if recorded:
+                vectors, kept = (ops.concatenate(parts) for parts in zip(*recorded, strict=True))
                 layer.revive_dead_codes(layer.project(vectors), kept, self.threshold, int(generator.integers(2**31)))
 
 
@@ -152,11 +152,12 @@ class CodebookMonitor(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         self._before_test = self._counts()
-        self._counting = counting()
-        self._counting.__enter__()
+        for quantizer in self._quantizers():
+            quantizer.counting = True
 
     def on_test_end(self, logs=None):
-        self._counting.__exit__(None, None, None)
+        for quantizer in self._quantizers():
+            quantizer.counting = False
         self.validation = self._report(self._before_test, prefix="val_")
         for quantizer, counts in zip(self._quantizers(), self._before_test, strict=False):
             quantizer.code_counts.assign(counts)

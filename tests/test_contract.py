@@ -55,15 +55,19 @@ def test_decode_before_build_is_an_error(make):
         make().decode([0])
 
 
-def test_losses_are_float32_scalars_and_only_of_training(layer, name):
-    layer(draw(6, DIM))
-    assert layer.losses == []
-    layer(draw(6, DIM), training=True)
-    assert bool(layer.losses) == (name not in NO_LOSSES)
-    for loss in layer.losses:
-        assert tuple(loss.shape) == ()
-        assert keras.backend.standardize_dtype(loss.dtype) == "float32"
-        assert np.isfinite(numpy(loss))
+def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer, name):
+    found = []
+    for training in (False, True):
+        layer(draw(6, DIM), training=training)
+        assert bool(layer.losses) == (name not in NO_LOSSES)
+        # They are asked for twice, and are the same twice.
+        found += [layer.losses, layer.losses]
+        for loss in layer.losses:
+            assert tuple(loss.shape) == ()
+            assert keras.backend.standardize_dtype(loss.dtype) == "float32"
+            assert np.isfinite(numpy(loss))
+    for losses in found[1:]:
+        np.testing.assert_array_equal([numpy(loss) for loss in losses], [numpy(loss) for loss in found[0]])
 
 
 def test_losses_are_means(layer):

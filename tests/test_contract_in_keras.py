@@ -88,19 +88,40 @@ def test_symbolic_outputs_are_described(layer):
     assert layer.compute_output_shape((None, 3, DIM)) == (None, 3, DIM)
 
 
-def test_saving_keeps_weights_indices_and_outputs(make, tmp_path):
+def test_saving_keeps_weights_indices_and_both_directions(make, tmp_path):
     inputs = keras.Input((3, DIM))
     quantizer = make()
-    model = keras.Model(inputs, quantizer(inputs, return_indices=True))
+    quantized, indices = quantizer(inputs, return_indices=True)
+    codes = keras.Input(indices.shape[1:], dtype="int32")
+    model = keras.Model([inputs, codes], [quantized, indices, quantizer.decode(codes)])
     x = draw(6, 3, DIM)
     quantizer(x, training=True)
-    expected = model.predict(x, verbose=0)
+    data = [x, numpy(quantizer.encode(x))[::-1].copy()]
+    expected = model.predict(data, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    for one, other in zip(loaded.predict(x, verbose=0), expected, strict=True):
+    for one, other in zip(loaded.predict(data, verbose=0), expected, strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(loaded.weights, model.weights, strict=True):
         np.testing.assert_array_equal(numpy(one), numpy(other))
+
+
+def test_a_detokenizer_is_a_functional_model_of_the_same_layer(make, tmp_path):
+    quantizer = make()
+    tokenizer_input = keras.Input((None, DIM))
+    tokenizer = keras.Model(tokenizer_input, quantizer(tokenizer_input, return_indices=True)[1])
+    codes = keras.Input((None, *quantizer.index_shape), dtype="int32")
+    detokenizer = keras.Model(codes, quantizer.decode(codes))
+    assert detokenizer.output_shape == (None, None, DIM)
+    assert [weight.path for weight in detokenizer.weights] == [weight.path for weight in quantizer.weights]
+    detokenizer.save(tmp_path / "detokenizer.keras")
+    loaded = keras.models.load_model(tmp_path / "detokenizer.keras")
+    # Any number of samples and of positions.
+    for shape in ((5, 3, DIM), (2, 4, DIM)):
+        indices = tokenizer(draw(*shape))
+        expected = numpy(quantizer.decode(indices))
+        np.testing.assert_array_equal(numpy(detokenizer(indices)), expected)
+        np.testing.assert_array_equal(numpy(loaded(indices)), expected)
 
 
 def test_the_config_comes_back(make):

@@ -80,8 +80,8 @@ class GroupedQuantizer(Quantizer):
             ops.concatenate([part.quantized for part in parts], axis=-1),
             ops.concatenate([part.codes for part in parts], axis=-1),
             indices,
-            [loss / self.num_groups for part in parts for loss in part.losses],
-            [lesson for part in parts for lesson in part.lessons] + [(self, vectors, indices, kept)],
+            lambda: [loss / self.num_groups for part in parts for loss in part.losses()],
+            [update for part in parts for update in part.updates] + [(self, vectors, indices, kept)],
         )
 
     def lookup(self, indices: Tensor) -> Tensor:

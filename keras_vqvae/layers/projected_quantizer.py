@@ -67,8 +67,8 @@ class ProjectedQuantizer(Quantizer):
         # What is no number would leave its gradient in the weights.
         down = self.down(ops.where(ops.isfinite(vectors), vectors, 0.0))
         passed = self.quantizer.quantize_vectors(down, kept, training, samples)
-        lessons = [*passed.lessons, (self, vectors, passed.indices, kept)]
-        return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, lessons)
+        updates = [*passed.updates, (self, vectors, passed.indices, kept)]
+        return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, updates)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.up(self.quantizer.lookup(indices))

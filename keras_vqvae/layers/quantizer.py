@@ -1,7 +1,9 @@
 """The contract of every quantizer."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +12,6 @@ from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers import contexts
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
@@ -26,9 +27,9 @@ class Passed:
     """The codes `[N, D]`, with the gradient that they learn by."""
     indices: Tensor
     """Int32 `[N, *index_shape]`."""
-    losses: list[Tensor]
-    """Float32 scalars."""
-    lessons: list[tuple["Quantizer", Tensor, Tensor, Tensor]]
+    losses: Callable[[], list[Tensor]]
+    """Computes the losses, float32 scalars, where somebody reads them."""
+    updates: list[tuple["Quantizer", Tensor, Tensor, Tensor]]
     """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
 
 
@@ -53,8 +54,9 @@ class Quantizer(keras.layers.Layer):
         inputs: Floats `[..., D]`, of rank 2 or more.
         mask: Optional booleans `[batch, ...]` over the leading dimensions. What is masked is quantized like the rest,
             and touches no loss, no statistics and no codebook. A vector with a NaN or an infinity counts as masked.
-        training: Whether to add losses and update statistics.
+        training: Whether to update statistics and draw where the quantizer draws. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
+        reverse: Whether `inputs` are indices to decode: what `decode` is in functional models. Defaults to `False`.
 
     Output shape:
         `[..., D]`, in the compute dtype; the indices are int32 `[..., *index_shape]`.
@@ -67,11 +69,16 @@ class Quantizer(keras.layers.Layer):
     """-1 where an index may stand for no code."""
     residual_scale: Any = 1.0
     """How much smaller what is left of a vector is, where the size of the codes is fixed: a factor, or one an axis."""
+    counting: bool = False
+    """Whether codes are counted in inference, too, as `CodebookMonitor` needs of an evaluation."""
+    recorded: list[tuple[Tensor, Tensor]] | None = None
+    """Where to put the vectors `[N, D]` of each call and which of them are kept, as `ReviveDeadCodes` needs them."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.code_counts = None
+        self._unread_losses: list[Callable[[], list[Tensor]]] = []
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # The codes of a vast implicit codebook are not counted.
@@ -83,7 +90,7 @@ class Quantizer(keras.layers.Layer):
                 trainable=False,
                 name="code_counts",
             )
-        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
+        self._dim = input_shape[-1]
 
     def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
         """Returns the size of the last axis, which must be `dim` if that is given; `name` is what says so."""
@@ -99,33 +106,57 @@ class Quantizer(keras.layers.Layer):
         return input_shape[-1]
 
     def call(
-        self, inputs: Tensor, mask: Tensor | None = None, training: bool | None = None, return_indices: bool = False
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        return_indices: bool = False,
+        reverse: bool = False,
     ) -> Any:
+        if reverse:
+            return self._decode(inputs)
         shape = ops.shape(inputs)
+        self._check_input_shape(shape, "the last axis that it was built for", self._dim)
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = self._kept(vectors, shape[:-1], mask)
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        for loss in passed.losses:
-            self.add_loss(loss)
-        learn(passed.lessons, bool(training))
+        if training or backend.is_traced(vectors) or backend.in_stateless_scope():
+            self._add_losses(passed.losses)
+        else:
+            self._unread_losses.append(passed.losses)
+        apply_updates(passed.updates, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
         indices = ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))
         return (quantized, indices) if return_indices else quantized
+
+    def _add_losses(self, losses: Callable[[], list[Tensor]]) -> None:
+        for loss in losses():
+            self.add_loss(loss)
+
+    def _get_own_losses(self) -> list[Tensor]:
+        # By this Keras collects the losses of a model. In eager inference they wait until then: `predict` reads none,
+        # and an entropy costs more than the search. Compilers leave out what nobody reads.
+        while self._unread_losses and not backend.in_stateless_scope():
+            self._add_losses(self._unread_losses.pop(0))
+        return super()._get_own_losses()
+
+    def _clear_losses(self) -> None:
+        super()._clear_losses()
+        self._unread_losses.clear()
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
 
         Not `forward`, which PyTorch reserves.
         """
-        if (seen := contexts.SEEN.get()) is not None:
-            seen.append((self, vectors, kept))
+        if self.recorded is not None:
+            self.recorded.append((vectors, kept))
         vectors = self.project(vectors)
         indices = self.assign(vectors)
         codes = self.lookup(indices)
         quantized = self.estimate(vectors, codes, training and self.trainable)
-        scored = training or contexts.SCORING.get()
-        losses = self.compute_losses(vectors, codes, quantized, kept) if scored else []
+        losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
     def _kept(self, vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
@@ -166,25 +197,38 @@ class Quantizer(keras.layers.Layer):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the vectors `[..., D]` of indices `[..., *index_shape]`, in the compute dtype.
 
+        On a symbolic tensor it is a call of this layer, so that `keras.Model(codes, decoder(quantizer.decode(codes)))`
+        shares the layer with the model that made the codes, saves it and exports it.
+
         Raises:
-            ValueError: If an index lies outside the codebook, or the layer has never seen an input.
+            ValueError: If an index lies outside the codebook, or the layer has never seen an input. In a compiled
+                function, where it cannot be known, the index is moved to the nearest one inside.
         """
         if not self.built:
             raise ValueError(f"`{self.__class__.__name__}` must be built before it decodes. Received: built=False")
+        return self(indices, reverse=True) if isinstance(indices, keras.KerasTensor) else self._decode(indices)
+
+    def _decode(self, indices: Tensor) -> Tensor:
         indices = self.check_indices("indices", indices)
         leading = ops.shape(indices)[: len(indices.shape) - len(self.index_shape)]
         codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
-        return ops.reshape(ops.cast(codes, self.compute_dtype), (*leading, codes.shape[-1]))
+        return ops.reshape(ops.cast(codes, self.compute_dtype), (*leading, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
         """Returns `indices` as an int32 tensor, of the right shape and inside the codebook."""
         indices = arguments.code_indices(name, indices, self.num_embeddings, self.lowest_index)
-        if tuple(indices.shape[len(indices.shape) - len(self.index_shape) :]) != self.index_shape:
+        self._check_index_shape(name, indices.shape)
+        return indices
+
+    def _check_index_shape(self, name: str, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the shape of indices without `index_shape`, in which it must end."""
+        leading = len(shape) - len(self.index_shape)
+        if leading < 0 or any(size not in (None, own) for size, own in zip(shape[leading:], self.index_shape)):
             raise ValueError(
                 f"`{name}` must have a shape that ends in {self.index_shape}. "
-                f"Received: {name} of shape {tuple(indices.shape)}"
+                f"Received: {name} of shape {tuple(shape)}"
             )
-        return indices
+        return tuple(shape[:leading])
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
@@ -219,32 +263,37 @@ class Quantizer(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return tuple(input_shape)
 
-    def compute_output_spec(self, inputs: Tensor, mask=None, training=None, return_indices: bool = False) -> Any:
+    def compute_output_spec(
+        self, inputs: Tensor, mask=None, training=None, return_indices: bool = False, reverse: bool = False
+    ) -> Any:
         # Inferred from `compute_output_shape`, the indices would be floats.
+        if reverse:
+            leading = self._check_index_shape("indices", inputs.shape)
+            return keras.KerasTensor((*leading, self._dim), dtype=self.compute_dtype)
+        self._check_input_shape(inputs.shape, "the last axis that it was built for", self._dim)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         indices = keras.KerasTensor((*inputs.shape[:-1], *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized
 
 
-def learn(lessons: list[tuple[Quantizer, Tensor, Tensor, Tensor]], training: bool) -> None:
+def apply_updates(updates: list[tuple[Quantizer, Tensor, Tensor, Tensor]], training: bool) -> None:
     """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
 
     Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
     """
-    pupils = {id(quantizer): quantizer for quantizer, *_ in lessons}
-    for pupil in pupils.values():
-        learning = training and pupil.trainable
-        if not (learning or contexts.COUNTING.get()):
+    for quantizer in {id(quantizer): quantizer for quantizer, *_ in updates}.values():
+        learning = training and quantizer.trainable
+        if not (learning or quantizer.counting):
             continue
-        parts = zip(*(lesson for quantizer, *lesson in lessons if quantizer is pupil), strict=True)
+        parts = zip(*(update for owner, *update in updates if owner is quantizer), strict=True)
         vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
         counts = None
-        if pupil.code_counts is not None:
+        if quantizer.code_counts is not None:
             # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
-            columns = ops.reshape(indices, (-1, math.prod(pupil.index_shape)))
+            columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
             counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
-            counts = codebook.count_columns(columns, counted, pupil.num_embeddings)
-            counts = backend.sum_over_replicas(ops.reshape(counts, pupil.code_counts.shape))
-            pupil.code_counts.assign_add(counts)
+            counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
+            counts = backend.sum_over_replicas(ops.reshape(counts, quantizer.code_counts.shape))
+            quantizer.code_counts.assign_add(counts)
         if learning:
-            pupil.update(vectors, indices, kept, counts)
+            quantizer.update(vectors, indices, kept, counts)

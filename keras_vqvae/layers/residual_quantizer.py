@@ -89,7 +89,7 @@ class ResidualQuantizer(Quantizer):
         """As for every `Quantizer`."""
         depths = self._draw_depths(vectors, samples) if training and self.trainable and self.dropout else None
         rest, total = vectors, ops.zeros_like(vectors)
-        columns, losses, lessons = [], [], []
+        columns, losses, updates = [], [], []
         for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
             used = None if depths is None else level < depths
             kept_here = kept if used is None else ops.logical_and(kept, used)
@@ -100,11 +100,12 @@ class ResidualQuantizer(Quantizer):
                 indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
             rest, total = rest - ops.stop_gradient(codes), total + codes
             columns.append(indices)
-            losses += passed.losses
-            lessons += passed.lessons
+            losses.append(passed.losses)
+            updates += passed.updates
         indices = ops.stack(columns, axis=1)
         quantized = estimators.straight_through(vectors, total)
-        return Passed(quantized, total, indices, losses, [*lessons, (self, vectors, indices, kept)])
+        updates.append((self, vectors, indices, kept))
+        return Passed(quantized, total, indices, lambda: [loss for level in losses for loss in level()], updates)
 
     def _draw_depths(self, vectors: Tensor, samples: Tensor) -> Tensor:
         """How many levels each vector uses, the same for all of a sample: int32 `[N]`."""

@@ -11,7 +11,6 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.contexts import scoring
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
 
@@ -104,8 +103,7 @@ class VQVAE(keras.Model):
     def _step(self) -> Iterator[None]:
         self._stepping = True
         try:
-            with scoring():
-                yield
+            yield
         finally:
             self._stepping = False
 
