@@ -25,10 +25,10 @@ def is_traced(x: Tensor) -> bool:
     return False
 
 
-def in_stateless_scope() -> bool:
-    """Whether Keras keeps what happens to losses and variables from the layers, as its JAX trainer does."""
+def stateless_scope() -> keras.StatelessScope | None:
+    """The scope in which Keras keeps what happens to losses and variables from the layers, as its JAX trainer does."""
     with keras.StatelessScope(initialize_variables=False) as scope:
-        return scope.original_scope is not None
+        return scope.original_scope
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ elif keras.backend.backend() == "tensorflow":
     on_accelerator = bool(tf.config.list_physical_devices("GPU"))
 
     def is_traced(x: Tensor) -> bool:
-        return not tf.executing_eagerly()
+        return tf.is_symbolic_tensor(x)
 
     def dense_gradient(x: Tensor) -> Tensor:
         # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
@@ -112,11 +112,13 @@ elif keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "torch":
     import torch
     from torch import distributed
+    from torch._subclasses.fake_tensor import FakeTensor
 
     on_accelerator = torch.cuda.is_available()
 
     def is_traced(x: Tensor) -> bool:
-        return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"
+        made = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return made or x.device.type == "meta" or isinstance(x, FakeTensor)
 
     def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if vectors.device.type != "cpu":

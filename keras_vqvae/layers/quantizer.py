@@ -78,7 +78,7 @@ class Quantizer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.code_counts = None
-        self._unread_losses: list[Callable[[], list[Tensor]]] = []
+        self._added_losses: tuple = ()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # The codes of a vast implicit codebook are not counted.
@@ -121,29 +121,35 @@ class Quantizer(keras.layers.Layer):
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = self._kept(vectors, shape[:-1], mask)
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        if training or backend.is_traced(vectors) or backend.in_stateless_scope():
-            self._add_losses(passed.losses)
-        else:
-            self._unread_losses.append(passed.losses)
+        self._add_losses(vectors, passed.losses, bool(training))
         apply_updates(passed.updates, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
         indices = ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
-    def _add_losses(self, losses: Callable[[], list[Tensor]]) -> None:
-        for loss in losses():
-            self.add_loss(loss)
+    def _add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
+        scope = backend.stateless_scope()
+        if scope is None:
+            # In inference they wait for a reader: `predict` is none, and an entropy costs more than the search. A tuple
+            # that is replaced, because `torch.compile` compiles anew whenever a list that Keras clears has changed.
+            self._added_losses = (*self._added_losses, (vectors, losses() if training else losses))
+        elif scope.collect_losses:
+            for loss in losses():
+                self.add_loss(loss)
 
     def _get_own_losses(self) -> list[Tensor]:
-        # By this Keras collects the losses of a model. In eager inference they wait until then: `predict` reads none,
-        # and an entropy costs more than the search. Compilers leave out what nobody reads.
-        while self._unread_losses and not backend.in_stateless_scope():
-            self._add_losses(self._unread_losses.pop(0))
-        return super()._get_own_losses()
+        # By this Keras collects the losses of a model.
+        if backend.stateless_scope() is not None:
+            return super()._get_own_losses()
+        tracing = backend.is_traced(ops.zeros(()))
+        # What a program was made of that is ready has no value.
+        added = [entry for entry in self._added_losses if tracing or not backend.is_traced(entry[0])]
+        self._added_losses = tuple((vectors, losses() if callable(losses) else losses) for vectors, losses in added)
+        return [loss for _, losses in self._added_losses for loss in losses]
 
     def _clear_losses(self) -> None:
         super()._clear_losses()
-        self._unread_losses.clear()
+        self._added_losses = ()
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
@@ -223,10 +229,11 @@ class Quantizer(keras.layers.Layer):
     def _check_index_shape(self, name: str, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the shape of indices without `index_shape`, in which it must end."""
         leading = len(shape) - len(self.index_shape)
-        if leading < 0 or any(size not in (None, own) for size, own in zip(shape[leading:], self.index_shape)):
+        if leading < 0 or any(
+            size not in (None, own) for size, own in zip(shape[leading:], self.index_shape, strict=True)
+        ):
             raise ValueError(
-                f"`{name}` must have a shape that ends in {self.index_shape}. "
-                f"Received: {name} of shape {tuple(shape)}"
+                f"`{name}` must have a shape that ends in {self.index_shape}. Received: {name} of shape {tuple(shape)}"
             )
         return tuple(shape[:leading])
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import math
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras import ops
 
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
+from keras_vqvae.layers.replace_masked import ReplaceMasked
 from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
 
 # What `call` hands to `compute_loss` within a step of `fit` or `evaluate`. An output, because no other way from the
@@ -27,8 +29,12 @@ class VQVAE(keras.Model):
     parts, `reconstruction_loss` and `quantizer_loss`, and how the codebook is used over the epoch: `perplexity` and
     `codebook_usage`.
 
+    `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
+    same layers: to export, to nest in other models, to hand on.
+
     Args:
-        encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`.
+        encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`. If its input shape is known, the model
+            is built at once.
         quantizer: A quantizer, such as `VectorQuantizer`.
         decoder: A Keras model or layer from those vectors to reconstructions.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
@@ -50,6 +56,8 @@ class VQVAE(keras.Model):
     ((64,), 'int32')
     >>> model.decode(codes, verbose=0).shape
     (64, 16)
+    >>> model.tokenizer.output_shape, model.detokenizer.output_shape
+    ((None,), (None, 16))
 
     Reference:
 
@@ -68,7 +76,6 @@ class VQVAE(keras.Model):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
-        self._drop_masked = _ReplaceMasked(-1, name="drop_masked")
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         # The codes of a vast implicit codebook are not counted.
@@ -77,6 +84,10 @@ class VQVAE(keras.Model):
         self._perplexity = CodebookPerplexity(quantizer.num_embeddings, num_codebooks) if counted else None
         self._usage = CodebookUsage(quantizer.num_embeddings, num_codebooks) if counted else None
         self._stepping = False
+        # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
+        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None)
+        if getattr(encoder, "inputs", None):
+            self(_inputs_like(encoder))
 
     def compile(self, optimizer: Any = "adam", loss: Any = "mse", **kwargs: Any) -> None:
         """As `keras.Model.compile`; `loss` is the reconstruction's, by default the mean squared error."""
@@ -88,8 +99,43 @@ class VQVAE(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.decoder(self.quantizer(self.encoder(keras.KerasTensor(input_shape))))
+    def build(self, input_shape: Any) -> None:
+        if self._parts.tokenizer is not None:
+            return
+        if getattr(self.encoder, "inputs", None):
+            inputs = _inputs_like(self.encoder)
+        else:
+            inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(batch_shape=shape), input_shape)
+        vectors = self.encoder(inputs)
+        _, indices = self.quantizer(vectors, return_indices=True)
+        codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
+        self._parts.tokenizer = keras.Model(inputs, indices, name="tokenizer")
+        self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
+        # What is not finite is left out of k-means.
+        self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
+
+    @property
+    def tokenizer(self) -> keras.Model:
+        """The functional model from inputs to codes, over this model's layers; there once it is built."""
+        return self._built_parts().tokenizer
+
+    @property
+    def detokenizer(self) -> keras.Model:
+        """The functional model from codes to reconstructions, over this model's layers; there once it is built."""
+        return self._built_parts().detokenizer
+
+    def _built_parts(self) -> types.SimpleNamespace:
+        if self._parts.tokenizer is None:
+            raise ValueError(
+                "`VQVAE` must be built: call it, or give it an encoder that knows its input shape. Received: built=False"
+            )
+        return self._parts
+
+    def _parts_for(self, x: Any) -> types.SimpleNamespace:
+        """The parts, built by the first samples of `x` if the model never saw any."""
+        if self._parts.tokenizer is None and not isinstance(x, Iterator):
+            self.predict(x, steps=1, verbose=0)
+        return self._built_parts()
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Any:
         vectors = self.encoder(inputs, training=training)
@@ -97,7 +143,7 @@ class VQVAE(keras.Model):
         reconstruction = self.decoder(quantized, training=training)
         if not self._stepping:
             return reconstruction
-        return _Step(reconstruction, self._drop_masked(indices), sum(self.quantizer.losses, ops.zeros(())))
+        return _Step(reconstruction, self._parts.drop_masked(indices), sum(self.quantizer.losses, ops.zeros(())))
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
@@ -143,7 +189,7 @@ class VQVAE(keras.Model):
         Returns:
             An int32 array `[samples, ...]`.
         """
-        return self._part(_Encode).predict(x, batch_size=batch_size, verbose=verbose)
+        return self._parts_for(x).tokenizer.predict(x, batch_size=batch_size, verbose=verbose)
 
     def adapt(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
         """Fills the quantizer's codebook by k-means of the encoder's outputs.
@@ -155,7 +201,7 @@ class VQVAE(keras.Model):
             verbose: As in `predict`. Defaults to `"auto"`.
             **keywords: Of the quantizer's `adapt`, such as `epochs` and `seed`.
         """
-        vectors = self._part(_Vectors).predict(x, batch_size=batch_size, verbose=verbose)
+        vectors = self._parts_for(x).vectors.predict(x, batch_size=batch_size, verbose=verbose)
         self.quantizer.adapt(vectors, verbose=verbose, **keywords)
 
     def decode(self, codes: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
@@ -174,15 +220,7 @@ class VQVAE(keras.Model):
         """
         codes = ops.convert_to_numpy(codes)
         self.quantizer.check_indices("codes", codes)
-        return self._part(_Decode).predict(codes, batch_size=batch_size, verbose=verbose)
-
-    def _part(self, kind: type[keras.Model]) -> keras.Model:
-        """A model over this one's layers, made at first use and kept, because it keeps its compiled `predict`."""
-        name = f"_part_{kind.__name__}"
-        if name not in self.__dict__:
-            # Past Keras's own `__setattr__`: tracked, it would be a layer of this model, and its weights saved twice.
-            object.__setattr__(self, name, kind(self.encoder, self.quantizer, self.decoder))
-        return self.__dict__[name]
+        return self.detokenizer.predict(codes, batch_size=batch_size, verbose=verbose)
 
     def get_config(self) -> dict[str, Any]:
         parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}
@@ -200,46 +238,7 @@ class VQVAE(keras.Model):
         return cls(**{**config, **parts})
 
 
-class _ReplaceMasked(keras.layers.Layer):
-    """Puts a value at masked positions `[batch, ...]`. A layer, because Keras gives masks to layers only."""
-
-    def __init__(self, value: float, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.value = value
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            return inputs
-        mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(inputs.shape) - len(mask.shape)))
-        return ops.where(mask, inputs, self.value)
-
-
-class _Part(keras.Model):
-    def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer):
-        # A name of its own: TensorFlow refuses one that begins with an underscore.
-        super().__init__(name=type(self).__name__.strip("_").lower())
-        self.encoder = encoder
-        self.quantizer = quantizer
-        self.decoder = decoder
-        # What is not finite is left out of k-means.
-        self._hide_masked = _ReplaceMasked(float("nan"), name="hide_masked")
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        # The parts build themselves when called; Keras warns where there is no such method.
-        pass
-
-
-class _Vectors(_Part):
-    def call(self, inputs: Tensor) -> Tensor:
-        return self._hide_masked(self.encoder(inputs))
-
-
-class _Encode(_Part):
-    def call(self, inputs: Tensor) -> Tensor:
-        return self.quantizer(self.encoder(inputs), return_indices=True)[1]
-
-
-class _Decode(_Part):
-    def call(self, inputs: Tensor) -> Tensor:
-        return self.decoder(self.quantizer.decode(inputs))
+def _inputs_like(encoder: keras.Model) -> Any:
+    """New symbolic inputs like those of a model that knows its own."""
+    inputs = encoder.inputs[0] if isinstance(encoder, keras.Sequential) else encoder.input
+    return keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), inputs)
