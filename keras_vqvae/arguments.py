@@ -1,5 +1,6 @@
 """Checks of arguments, one message for all: the argument's name and the value received."""
 
+import itertools
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -10,19 +11,39 @@ from keras import ops
 from keras_vqvae import backend
 from keras_vqvae.backend import Tensor as Tensor
 
+LARGEST_INT = 2**31 - 1
+"""Of an int32, as indices are."""
+MOST_SIZES = 1024
+"""Of a network's layers, or a vector's axes."""
 
-def positive_int(name: str, value: Any) -> int:
-    """Returns `value` as an `int` of at least 1."""
+
+def positive_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
+    """Returns `value` as an `int` from 1 to `largest`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    if value > largest:
+        raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={value!r}")
+    return int(value)
+
+
+def seed(value: Any) -> int | None:
+    """Returns `value`, `None` or an integer that every backend takes."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= LARGEST_INT:
+        raise ValueError(f"`seed` must be None or an integer from 0 to {LARGEST_INT}. Received: seed={value!r}")
     return int(value)
 
 
 def positive_ints(name: str, values: Any) -> tuple[int, ...]:
     """Returns `values` as a tuple, which may be empty, of positive integers."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    # An array without axes says of itself that it is iterable.
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={values!r}")
     # A tuple, because Keras turns the lists among a layer's attributes into tracked ones.
+    values = tuple(itertools.islice(values, MOST_SIZES + 1))
+    if len(values) > MOST_SIZES:
+        raise ValueError(f"`{name}` must be at most {MOST_SIZES} integers. Received: {name} of more")
     return tuple(positive_int(name, value) for value in values)
 
 

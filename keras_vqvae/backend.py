@@ -56,6 +56,10 @@ def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     return ops.segment_sum(data, indices, num_segments=num_segments)
 
 
+def refuse_recomputation() -> None:
+    """Raises where code runs a second time, for a gradient: state that it updates would be updated twice."""
+
+
 def sum_over_replicas(x: Tensor) -> Tensor:
     """The sum of `x` over all replicas; `x` itself where it is global or there is one replica."""
     return x
@@ -119,6 +123,15 @@ elif keras.backend.backend() == "torch":
     def is_traced(x: Tensor) -> bool:
         made = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return made or x.device.type == "meta" or isinstance(x, FakeTensor)
+
+    def refuse_recomputation() -> None:
+        # The number of the backward pass that runs, as PyTorch's own checkpoints ask for it.
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "A quantizer cannot run again for its gradient, within `keras.remat` or a model made under "
+                "`keras.RematScope`: it would learn twice. Make the model that holds it outside, and its other layers "
+                "inside."
+            )
 
     def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if vectors.device.type != "cpu":

@@ -64,7 +64,7 @@ class ReviveDeadCodes(keras.callbacks.Callback):
         self.every = arguments.positive_int("every", every)
         self.threshold = arguments.non_negative("threshold", threshold)
         self.batch_size = arguments.positive_int("batch_size", batch_size)
-        self.seed = seed
+        self.seed = arguments.seed(seed)
 
     def on_epoch_begin(self, epoch, logs=None):
         # By `self.model`, which on JAX brings the weights up to date, and by it alone.

@@ -68,7 +68,7 @@ def kmeans(
     if init not in ("k-means++", "random"):
         raise ValueError(f"`init` must be 'k-means++' or 'random'. Received: init={init!r}")
     vectors = _finite(vectors, search.check_distance(distance))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(arguments.seed(seed))
     codes = _start(vectors, num_embeddings, init, generator)
     batched = batch_size is not None and arguments.positive_int("batch_size", batch_size) < len(vectors)
     counts = np.zeros(num_embeddings, "int64")
@@ -143,7 +143,7 @@ def _start(vectors: np.ndarray, num_embeddings: int, init: str, generator: np.ra
 def _assign(vectors: np.ndarray, codes: Tensor) -> tuple[np.ndarray, Tensor, float]:
     """Of each code, how many vectors chose it and their sum, `[K]` and `[K, D]`; the sum of squared distances."""
     num_embeddings, dim = codes.shape
-    counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim)), 0.0
+    counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim), "float32"), 0.0
     for start in range(0, len(vectors), max(_CHUNK_ELEMENTS // dim, 1)):
         # `[n, D]`, a chunk that the device holds at a time
         chunk = ops.convert_to_tensor(vectors[start : start + max(_CHUNK_ELEMENTS // dim, 1)])

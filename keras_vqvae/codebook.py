@@ -31,7 +31,7 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
         arguments.positive_int("num_embeddings", num_embeddings),
         arguments.positive_int("embedding_dim", embedding_dim),
     )
-    return keras.random.normal(shape, dtype="float32", seed=seed)
+    return keras.random.normal(shape, dtype="float32", seed=arguments.seed(seed))
 
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: 
 def ema_of_counts(ema_counts: Tensor, counts: Tensor, decay: float) -> Tensor:
     """One step of the moving counts, `[K]`; a batch without a single kept vector leaves them as they were."""
     counts = ops.cast(counts, "float32")
-    decay = ops.where(ops.sum(counts) > 0, decay, 1.0)
+    decay = ops.cast(ops.where(ops.sum(counts) > 0, decay, 1.0), "float32")
     return decay * ema_counts + (1 - decay) * counts
 
 
@@ -168,14 +168,15 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
     Returns:
         `(rows, any_kept)`: int32 `[num_draws]`, and whether there was a row to draw at all.
     """
-    ranks = ops.cumsum(ops.cast(kept, "int32"))
-    total = ranks[-1]
+    # A row more, which is never kept: there may be none.
+    kept = ops.pad(ops.cast(kept, "int32"), [[0, 1]])
+    ranks, total = ops.cumsum(kept), ops.sum(kept)
     cells = ops.arange(num_draws, dtype="int32")
     # The first cells have one row more. With fewer rows than cells they go round.
     size, larger = total // num_draws, total % num_draws
     starts = ops.where(size > 0, size * cells + ops.minimum(cells, larger), cells)
     sizes = size + ops.cast(cells < larger, "int32")
-    uniform = keras.random.uniform((num_draws + 1,), seed=seed)
+    uniform = keras.random.uniform((num_draws + 1,), dtype="float32", seed=seed)
     offsets = ops.cast(uniform[1:] * ops.cast(sizes, "float32"), "int32")
     # Rounding can reach the size itself.
     offsets = ops.minimum(offsets, ops.maximum(sizes - 1, 0))
@@ -183,7 +184,23 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
     drawn = (starts + offsets + shift) % ops.maximum(total, 1)
     # The row of rank r is the first at which the count of kept rows reaches r + 1.
     rows = ops.searchsorted(ranks, drawn + 1, side="left")
-    return ops.minimum(ops.cast(rows, "int32"), ops.shape(kept)[0] - 1), total > 0
+    # Of no vectors the row is that of the one more.
+    return ops.where(total > 0, ops.cast(rows, "int32"), 0), total > 0
+
+
+def take_rows(vectors: Tensor, rows: Tensor) -> Tensor:
+    """The rows `rows` of `vectors`, or zeros if it has none: `[N, D]`, `[n]` -> `[n, D]`."""
+
+    def zeros() -> Tensor:
+        return ops.zeros((rows.shape[0], vectors.shape[-1]), dtype=vectors.dtype)
+
+    def taken() -> Tensor:
+        return ops.take(vectors, rows, axis=0)
+
+    count = ops.shape(vectors)[0]
+    if isinstance(count, int):
+        return taken() if count else zeros()
+    return ops.cond(count > 0, taken, zeros)
 
 
 def revive_dead_codes(

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import geometry
+from keras_vqvae import arguments, geometry
 from keras_vqvae.arguments import Tensor
 
 Estimator = Callable[..., Tensor]
@@ -144,7 +144,11 @@ def nsvq(z_e: Tensor, z_q: Tensor, seed: Any = None) -> Tensor:
 
 def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Any) -> tuple[Tensor, Tensor, Tensor]:
     z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
-    return z, q, keras.random.normal(ops.shape(z), dtype="float32", seed=seed)
+    return z, q, keras.random.normal(ops.shape(z), dtype="float32", seed=_checked(seed))
+
+
+def _checked(seed: Any) -> Any:
+    return seed if isinstance(seed, keras.random.SeedGenerator) else arguments.seed(seed)
 
 
 def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tensor:
@@ -164,11 +168,11 @@ def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, learning: b
 
 def get(identifier: str | dict | Estimator) -> Estimator:
     """Returns the estimator of that name, of what `serialize` made of it, or the callable itself."""
-    if isinstance(identifier, dict):
+    if isinstance(identifier, dict) and "class_name" in identifier:
         identifier = keras.saving.deserialize_keras_object(identifier)
     if callable(identifier):
         return identifier
-    if identifier not in _BY_NAME:
+    if not isinstance(identifier, str) or identifier not in _BY_NAME:
         raise ValueError(
             f"`estimator` must be callable or one of {sorted(_BY_NAME)}. Received: estimator={identifier!r}"
         )

@@ -18,7 +18,7 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
     x = ops.where(ops.isfinite(x), x, 0.0)
     # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
-    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
+    scale = ops.stop_gradient(ops.amax(ops.abs(x), axis=-1, keepdims=True))
     scale = ops.where(scale > 0, scale, 1.0)
     square = dot(x / scale, x / scale)
     norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)

@@ -11,7 +11,8 @@ def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor
     # Squares of float16 overflow from 256 on.
     a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
     if mask is None:
-        return ops.mean(ops.square(a - b))
+        # Not `mean`, which of nothing is no number.
+        return ops.sum(ops.square(a - b)) / ops.maximum(ops.cast(ops.size(a), "float32"), 1.0)
     # `where` comes before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
     difference = ops.where(ops.expand_dims(mask, -1), a - b, 0.0)
     elements = ops.cast(ops.sum(ops.cast(mask, "int32")), "float32") * a.shape[-1]

@@ -97,8 +97,12 @@ def _entropies(
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
     block = max(block_scores // num_embeddings, 1)
-    block = min(block, rows) if isinstance(rows, int) else block
-    blocks = (rows + block - 1) // block
+    if isinstance(rows, int):
+        # One at least: of no vectors, a block of weight 0.
+        block = max(min(block, rows), 1)
+        blocks = max(-(-rows // block), 1)
+    else:
+        blocks = (rows + block - 1) // block
     # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
     vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
     shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
@@ -116,7 +120,9 @@ def _entropies(
         sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
         return sums[0] - sure, sums[1] + ops.matmul(ops.transpose(share), p)[0]
 
-    sure, mean = ops.fori_loop(0, blocks, first_pass, (ops.zeros(()), ops.zeros((num_embeddings,))))
+    sure, mean = ops.fori_loop(
+        0, blocks, first_pass, (ops.zeros((), "float32"), ops.zeros((num_embeddings,), "float32"))
+    )
     # 0 log 0 is 0.
     log_mean = ops.log(ops.where(mean > 0, mean, 1.0))
     value = sure + diversity * ops.sum(mean * log_mean)
@@ -131,7 +137,7 @@ def _entropies(
         z = ops.take(vectors, i, axis=0)
         return by_codebook + ops.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=0) * z)
 
-    by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim)))
+    by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim), "float32"))
     by_vectors = ops.map(lambda block: block[1] * ops.matmul(by_logits(block[0]), codebook), (vectors, shares))
     by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
     return value, sharpness * by_vectors, sharpness * by_codebook

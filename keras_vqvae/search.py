@@ -52,7 +52,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
 
 def check_distance(distance: str) -> str:
     """Returns `distance`, one of the two."""
-    if distance not in ("euclidean", "cosine"):
+    if not isinstance(distance, str) or distance not in ("euclidean", "cosine"):
         raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}")
     return distance
 
@@ -81,6 +81,8 @@ def _search_codes(vectors: Tensor, codes: Tensor, block_scores: int) -> tuple[Te
     # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
     bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
     rows, dim = ops.shape(vectors)
+    if isinstance(rows, int) and rows == 0:
+        return ops.zeros((0,), dtype="float32"), ops.zeros((0,), dtype="int32")
     block_rows = max(block_scores // codes.shape[0], 1)
     # When traced for any batch size, `rows` is no number yet, and there is no telling.
     if isinstance(rows, int) and rows <= block_rows:

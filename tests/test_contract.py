@@ -8,7 +8,7 @@ from helpers import assert_same_weights, books, draw, losses_of, numpy, restore,
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from quantizers import DIM, EVERY, MOVE_THEIR_CODES, NO_LOSSES
+from quantizers import DIM, DRAW_OUTPUTS, EVERY, MOVE_THEIR_CODES, NO_LOSSES
 
 
 @pytest.mark.parametrize("leading", [(3,), (2, 5), (2, 3, 4), (1, 2, 3, 2), (2, 1, 2, 1, 3)])
@@ -68,6 +68,42 @@ def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer
             assert np.isfinite(numpy(loss))
     for losses in found[1:]:
         np.testing.assert_array_equal([numpy(loss) for loss in losses], [numpy(loss) for loss in found[0]])
+
+
+@pytest.mark.parametrize("shape", [(0, DIM), (2, 0, DIM)])
+def test_batches_of_no_vectors(layer, shape):
+    before = weights(layer)
+    x = np.zeros(shape, "float32")
+    for training in (False, True):
+        quantized, indices = layer(x, training=training, return_indices=True)
+        assert tuple(quantized.shape) == shape
+        assert tuple(indices.shape) == (*shape[:-1], *layer.index_shape)
+        np.testing.assert_array_equal([numpy(loss) for loss in layer.losses], 0)
+    assert tuple(layer.decode(layer.encode(x)).shape) == shape
+    seeds = [path for path in before if "seed_generator" in path]
+    assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(layer))))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX keeps float32 unless it is started otherwise")
+def test_float64_is_no_worse_than_float32(make, name):
+    layer = make()
+    x = draw(40, DIM)
+    expected, indices = layer(x, return_indices=True)
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        wide = make()
+        wide.build((None, DIM))
+        for old, new in zip(layer.weights, wide.weights, strict=True):
+            new.assign(numpy(old))
+        quantized, again = wide(x.astype("float64"), training=name not in DRAW_OUTPUTS, return_indices=True)
+        for loss in wide.losses:
+            assert keras.backend.standardize_dtype(loss.dtype) == "float64"
+    finally:
+        keras.config.set_floatx("float32")
+    assert keras.backend.standardize_dtype(quantized.dtype) == "float64"
+    np.testing.assert_array_equal(numpy(again), numpy(indices))
+    np.testing.assert_allclose(numpy(quantized), numpy(expected), rtol=1e-6)
 
 
 def test_losses_are_means(layer):

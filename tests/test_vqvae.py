@@ -214,6 +214,82 @@ def test_masked_positions_count_in_no_log(rng):
     model.fit(x, verbose=0)
 
 
+def test_it_is_built_where_the_encoder_knows_its_input(x, tmp_path):
+    model = make()
+    assert model.built
+    lines = []
+    model.summary(print_fn=lambda line: lines.append(line))
+    assert "?" not in "".join(lines)
+    assert f"{sum(np.prod(w.shape) for w in model.weights):.0f}" in "".join(lines)
+    # Keras looks at the weights before the first step.
+    model.fit(x, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+
+
+def test_tokenizer_and_detokenizer_are_functional_models_over_its_layers(x, tmp_path):
+    model = make()
+    assert model.layers == [model.encoder, model.quantizer, model.decoder]
+    model.fit(x, verbose=0)
+    codes = model.encode(x, verbose=0)
+    np.testing.assert_array_equal(numpy(model.tokenizer(x)), codes)
+    reconstructions = model.decode(codes, verbose=0)
+    np.testing.assert_allclose(numpy(model.detokenizer(codes)), reconstructions, atol=1e-6)
+    for name, data, expected in (("tokenizer", x, codes), ("detokenizer", codes, reconstructions)):
+        getattr(model, name).save(tmp_path / f"{name}.keras")
+        loaded = keras.models.load_model(tmp_path / f"{name}.keras")
+        np.testing.assert_allclose(loaded.predict(data, verbose=0), expected, atol=1e-6)
+
+
+def test_encoders_of_several_inputs(x):
+    inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((1,), dtype="int32", name="b")}
+    embedded = layers.Flatten()(layers.Embedding(4, 2)(inputs["b"]))
+    encoder = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([inputs["a"], embedded])))
+    decoder = keras.Sequential([keras.Input((3,)), layers.Dense(8)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), decoder)
+    data = {"a": x, "b": np.arange(20)[:, None] % 4}
+    model.compile()
+    model.fit(data, x, verbose=0)
+    np.testing.assert_array_equal(model.encode(data, verbose=0), numpy(model.quantizer.encode(encoder(data))))
+
+
+def data_sets(x):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return (x[5 * index : 5 * index + 5],)
+
+    yield Batches()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        yield tf.data.Dataset.from_tensor_slices((x,)).batch(5)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        yield torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x)), batch_size=5)
+
+
+def test_data_in_every_form(x):
+    model = make()
+    codes = model.encode(x, verbose=0)
+    expected = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
+    for data in data_sets(x):
+        np.testing.assert_array_equal(model.encode(data, verbose=0), codes)
+        for name, value in model.evaluate(data, verbose=0, return_dict=True).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+        # A model that never saw a sample builds itself by the first ones.
+        unbuilt = keras_vqvae.VQVAE(layers.Dense(3), keras_vqvae.VectorQuantizer(16), layers.Dense(8))
+        assert unbuilt.encode(data, verbose=0).shape == (20,)
+
+
+def test_parts_of_a_model_that_is_not_built_are_an_error(x):
+    model = keras_vqvae.VQVAE(layers.Dense(3), keras_vqvae.VectorQuantizer(16), layers.Dense(8))
+    for use in (lambda: model.tokenizer, lambda: model.detokenizer, lambda: model.encode(iter([x]), verbose=0)):
+        with pytest.raises(ValueError, match="must be built.*Received: built=False"):
+            use()
+
+
 def test_subclassed_parts_need_no_shapes(x):
     class Part(keras.Model):
         def __init__(self, size):

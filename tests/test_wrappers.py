@@ -157,19 +157,19 @@ def test_groups_are_quantized_by_themselves(x):
 
 def test_a_projection_is_linear_before_and_after(x, rng):
     layer = built(keras_vqvae.ProjectedQuantizer(vector(), 2))
-    layer.down.bias.assign(rng.normal(size=2))
-    down = x @ numpy(layer.down.kernel) + numpy(layer.down.bias)
+    layer.down_bias.assign(rng.normal(size=2))
+    down = x @ numpy(layer.down_kernel) + numpy(layer.down_bias)
     codebook = numpy(layer.quantizer.codebook)
     indices = oracle.nearest_code(down, codebook)
     quantized, found = layer(x, training=True, return_indices=True)
     np.testing.assert_array_equal(numpy(found), indices)
-    np.testing.assert_allclose(numpy(quantized), codebook[indices] @ numpy(layer.up.kernel), atol=1e-5)
+    np.testing.assert_allclose(numpy(quantized), codebook[indices] @ numpy(layer.up_kernel), atol=1e-5)
     error = oracle.mean_square(down - codebook[indices])
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.25 * error, error], rtol=1e-4)
     cotangent = rng.normal(size=x.shape).astype("float32")
     layer = built(keras_vqvae.ProjectedQuantizer(vector(commitment_weight=0, codebook_weight=0), 2))
     by_inputs, _ = layer_gradients(layer, x, cotangent)
-    expected = cotangent @ numpy(layer.up.kernel).T @ numpy(layer.down.kernel).T
+    expected = cotangent @ numpy(layer.up_kernel).T @ numpy(layer.down_kernel).T
     np.testing.assert_allclose(by_inputs, expected, atol=1e-5)
 
 

@@ -64,6 +64,7 @@ class CodebookQuantizer(Quantizer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.seed = arguments.seed(seed)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
         self.distance = search.check_distance(distance)
@@ -78,7 +79,6 @@ class CodebookQuantizer(Quantizer):
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
                 f"Received: embeddings_constraint={embeddings_constraint!r}"
             )
-        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -170,8 +170,8 @@ class CodebookQuantizer(Quantizer):
         embeddings, ema_counts = codebook.revive_dead_codes(
             ops.convert_to_tensor(self.codebook),
             ops.convert_to_tensor(self.ema_counts),
-            backend.of_first_replica(ops.take(vectors, rows, axis=0)),
-            backend.of_first_replica(ops.where(any_kept, threshold, 0.0)),
+            backend.of_first_replica(codebook.take_rows(vectors, rows)),
+            backend.of_first_replica(ops.cast(ops.where(any_kept, threshold, 0.0), "float32")),
         )
         self.set_codebook(embeddings)
         self.ema_counts.assign(ema_counts)

@@ -66,42 +66,41 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         self.noise = arguments.non_negative("noise", noise)
         if self.noise > 1:
             raise ValueError(f"`noise` must be at most 1. Received: noise={noise!r}")
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        steps = np.array(self.levels, "float32")
-        # Bins are `1 / scale` wide, and digit 0 lies at -1.
-        self._scale = (steps - 1) / 2 if self.symmetric else np.floor(steps / 2)
+        self.seed = arguments.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        # Bins are `1 / scale` wide, and digit 0 lies at -1. Tuples: `torch.compile` does not take arrays of NumPy's.
+        steps = np.array(self.levels, "float64")
+        self._scale = tuple(((steps - 1) / 2 if self.symmetric else np.floor(steps / 2)).tolist())
+        half = (steps - 1) * (1 + _EPSILON) / 2
+        offset = np.where(steps % 2 == 0, 0.5, 0.0)
+        # Shifted so that 0 stays at 0.
+        self._half, self._offset, self._shift = (tuple(x.tolist()) for x in (half, offset, np.arctanh(offset / half)))
 
     @property
     def residual_scale(self) -> np.ndarray:
         """Half a bin: what rounding leaves."""
-        return 0.5 / self._scale
+        return 0.5 / np.array(self._scale, "float32")
 
     def project(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
             return ops.tanh(vectors)
-        steps = np.array(self.levels, "float64")
-        half = (steps - 1) * (1 + _EPSILON) / 2
-        offset = np.where(steps % 2 == 0, 0.5, 0.0)
-        # Shifted so that 0 stays at 0.
-        shift = np.arctanh(offset / half).astype("float32")
-        bounded = ops.multiply(ops.tanh(ops.add(vectors, shift)), half.astype("float32"))
-        return ops.divide(ops.subtract(bounded, offset.astype("float32")), self._scale)
+        bounded = ops.tanh(vectors + _floats(self._shift)) * _floats(self._half)
+        return (bounded - _floats(self._offset)) / _floats(self._scale)
 
     def to_digits(self, vectors: Tensor) -> Tensor:
-        digits = ops.multiply(ops.add(vectors, 1.0), self._scale)
+        digits = (vectors + 1.0) * _floats(self._scale)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
-        return ops.cast(ops.clip(digits, 0, np.array(self.levels, "float32") - 1), "int32")
+        return ops.cast(ops.minimum(ops.maximum(digits, 0.0), _floats(self.levels) - 1.0), "int32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return ops.subtract(ops.divide(ops.cast(digits, "float32"), self._scale), 1.0)
+        return ops.cast(digits, "float32") / _floats(self._scale) - 1.0
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         rounded = estimators.straight_through(vectors, codes)
         if not (learning and self.noise):
             return rounded
-        drawn = keras.random.uniform((2, *ops.shape(vectors)), seed=self.seed_generator)
-        return ops.where(drawn[0] < self.noise, vectors + ops.divide(drawn[1] - 0.5, self._scale), rounded)
+        drawn = keras.random.uniform((2, *ops.shape(vectors)), dtype="float32", seed=self.seed_generator)
+        return ops.where(drawn[0] < self.noise, vectors + (drawn[1] - 0.5) / _floats(self._scale), rounded)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -111,3 +110,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
             "noise": self.noise,
             "seed": self.seed,
         }
+
+
+def _floats(values: tuple[float, ...]) -> Tensor:
+    return ops.convert_to_tensor(values, "float32")

@@ -9,7 +9,8 @@ from keras import ops
 from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.quantizer import Passed, Quantizer
+from keras_vqvae.layers.passed import Passed
+from keras_vqvae.layers.quantizer import Quantizer
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -49,8 +50,8 @@ class GroupedQuantizer(Quantizer):
     def __init__(self, quantizer: Quantizer, num_groups: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_groups = arguments.positive_int("num_groups", num_groups)
-        self.quantizers = [wrappers.copy(self.template, i, self.trainable) for i in range(self.num_groups)]
+        self.num_groups = arguments.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
+        self.quantizers = [wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(self.num_groups)]
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.lowest_index = self.quantizers[0].lowest_index
@@ -98,6 +99,6 @@ class GroupedQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
             "num_groups": self.num_groups,
         }

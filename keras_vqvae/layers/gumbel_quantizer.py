@@ -1,5 +1,6 @@
 """Codes drawn from a softmax, with the gradient of its relaxation."""
 
+import math
 from typing import Any
 
 import keras
@@ -84,7 +85,9 @@ class GumbelQuantizer(CodebookQuantizer):
         if not learning:
             return estimators.straight_through(vectors, codes)
         scores = self._scores(vectors)
-        uniform = keras.random.uniform(ops.shape(scores), minval=1e-7, maxval=1 - 1e-7, seed=self.seed_generator)
+        uniform = keras.random.uniform(
+            ops.shape(scores), minval=1e-7, maxval=1 - 1e-7, dtype="float32", seed=self.seed_generator
+        )
         scores = scores - ops.log(-ops.log(uniform))
         p = ops.softmax(scores / ops.convert_to_tensor(self.temperature), axis=-1)
         drawn = self.lookup(ops.argmax(scores, axis=-1))
@@ -94,7 +97,7 @@ class GumbelQuantizer(CodebookQuantizer):
         if not self.kl_weight:
             return []
         log_p = ops.log_softmax(self._scores(vectors), axis=-1)
-        divergence = ops.log(float(self.num_embeddings)) + ops.sum(ops.exp(log_p) * log_p, axis=-1)
+        divergence = math.log(self.num_embeddings) + ops.sum(ops.exp(log_p) * log_p, axis=-1)
         kept = ops.cast(kept, "float32")
         return [self.kl_weight * ops.sum(kept * divergence) / ops.maximum(ops.sum(kept), 1.0)]
 

@@ -48,12 +48,11 @@ class ImplicitQuantizer(Quantizer):
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
 
     def assign(self, vectors: Tensor) -> Tensor:
-        # `ops` for all arithmetic with constants of NumPy, which PyTorch's operators do not take.
-        return ops.sum(ops.multiply(self.to_digits(vectors), np.array(self._basis, "int32")), axis=-1)
+        return ops.sum(self.to_digits(vectors) * ops.convert_to_tensor(self._basis, "int32"), axis=-1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        digits = ops.floor_divide(ops.expand_dims(indices, -1), np.array(self._basis, "int32"))
-        return self.from_digits(ops.mod(digits, np.array(self.levels, "int32")))
+        digits = ops.floor_divide(ops.expand_dims(indices, -1), ops.convert_to_tensor(self._basis, "int32"))
+        return self.from_digits(ops.mod(digits, ops.convert_to_tensor(self.levels, "int32")))
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         raise NotImplementedError

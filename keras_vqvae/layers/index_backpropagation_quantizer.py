@@ -72,7 +72,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
         codes = ops.stop_gradient(ops.convert_to_tensor(self.codebook))
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
-        codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.max(squares) - squares, 0.0))], axis=-1)
+        codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.amax(squares) - squares, 0.0))], axis=-1)
         return search.nearest_code(ops.pad(vectors, [[0, 0], [0, 1]]), codes)
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:

@@ -8,7 +8,8 @@ from keras import ops
 from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.quantizer import Passed, Quantizer
+from keras_vqvae.layers.passed import Passed
+from keras_vqvae.layers.quantizer import Quantizer
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -47,20 +48,30 @@ class ProjectedQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.dim = arguments.positive_int("dim", dim)
-        self.quantizer = wrappers.copy(self.template, 0, self.trainable)
+        self.quantizer = wrappers.copy(self.template.quantizer, 0, self.trainable)
         self.num_embeddings = self.quantizer.num_embeddings
         self.index_shape = self.quantizer.index_shape
         self.lowest_index = self.quantizer.lowest_index
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
-        # float32 under every policy, as all that a quantizer computes.
-        self.down = keras.layers.Dense(self.dim, dtype="float32", name="down", trainable=self.trainable)
-        self.up = keras.layers.Dense(dim, dtype="float32", name="up", trainable=self.trainable)
-        self.down.build((None, dim))
-        self.up.build((None, self.dim))
+        # Weights and no `Dense` layers, which `model.quantize("int8")` would take for its own. float32 under every
+        # policy, as all that a quantizer computes.
+        keywords = {"dtype": "float32", "autocast": False}
+        self.down_kernel = self.add_weight(shape=(dim, self.dim), name="down_kernel", **keywords)
+        self.down_bias = self.add_weight(shape=(self.dim,), initializer="zeros", name="down_bias", **keywords)
+        self.up_kernel = self.add_weight(shape=(self.dim, dim), name="up_kernel", **keywords)
+        self.up_bias = self.add_weight(shape=(dim,), initializer="zeros", name="up_bias", **keywords)
         self.quantizer.build((None, self.dim))
         super().build(input_shape)
+
+    def down(self, vectors: Tensor) -> Tensor:
+        """`[N, D]` -> `[N, dim]`."""
+        return ops.matmul(vectors, ops.convert_to_tensor(self.down_kernel)) + self.down_bias
+
+    def up(self, codes: Tensor) -> Tensor:
+        """`[N, dim]` -> `[N, D]`."""
+        return ops.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
@@ -82,6 +93,6 @@ class ProjectedQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
             "dim": self.dim,
         }

@@ -1,39 +1,23 @@
 """The contract of every quantizer."""
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators
+from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.losses_for_readers import LossesForReaders
+from keras_vqvae.layers.passed import Passed, apply_updates
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
 
 
-@dataclasses.dataclass
-class Passed:
-    """What vectors `[N, D]` become in a quantizer."""
-
-    quantized: Tensor
-    """The output `[N, D]`, with the gradient that the encoder learns by."""
-    codes: Tensor
-    """The codes `[N, D]`, with the gradient that they learn by."""
-    indices: Tensor
-    """Int32 `[N, *index_shape]`."""
-    losses: Callable[[], list[Tensor]]
-    """Computes the losses, float32 scalars, where somebody reads them."""
-    updates: list[tuple["Quantizer", Tensor, Tensor, Tensor]]
-    """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
-
-
-class Quantizer(keras.layers.Layer):
+class Quantizer(LossesForReaders):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
     A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
@@ -78,7 +62,6 @@ class Quantizer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.code_counts = None
-        self._added_losses: tuple = ()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # The codes of a vast implicit codebook are not counted.
@@ -121,35 +104,15 @@ class Quantizer(keras.layers.Layer):
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = self._kept(vectors, shape[:-1], mask)
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        self._add_losses(vectors, passed.losses, bool(training))
+        self.add_losses(vectors, passed.losses, bool(training))
         apply_updates(passed.updates, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
         indices = ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
-    def _add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
-        scope = backend.stateless_scope()
-        if scope is None:
-            # In inference they wait for a reader: `predict` is none, and an entropy costs more than the search. A tuple
-            # that is replaced, because `torch.compile` compiles anew whenever a list that Keras clears has changed.
-            self._added_losses = (*self._added_losses, (vectors, losses() if training else losses))
-        elif scope.collect_losses:
-            for loss in losses():
-                self.add_loss(loss)
-
-    def _get_own_losses(self) -> list[Tensor]:
-        # By this Keras collects the losses of a model.
-        if backend.stateless_scope() is not None:
-            return super()._get_own_losses()
-        tracing = backend.is_traced(ops.zeros(()))
-        # What a program was made of that is ready has no value.
-        added = [entry for entry in self._added_losses if tracing or not backend.is_traced(entry[0])]
-        self._added_losses = tuple((vectors, losses() if callable(losses) else losses) for vectors, losses in added)
-        return [loss for _, losses in self._added_losses for loss in losses]
-
-    def _clear_losses(self) -> None:
-        super()._clear_losses()
-        self._added_losses = ()
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        # Under `keras.RematScope` a layer runs again for its gradient, and would learn twice.
+        return layer_call
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
@@ -281,26 +244,3 @@ class Quantizer(keras.layers.Layer):
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         indices = keras.KerasTensor((*inputs.shape[:-1], *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized
-
-
-def apply_updates(updates: list[tuple[Quantizer, Tensor, Tensor, Tensor]], training: bool) -> None:
-    """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
-
-    Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
-    """
-    for quantizer in {id(quantizer): quantizer for quantizer, *_ in updates}.values():
-        learning = training and quantizer.trainable
-        if not (learning or quantizer.counting):
-            continue
-        parts = zip(*(update for owner, *update in updates if owner is quantizer), strict=True)
-        vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
-        counts = None
-        if quantizer.code_counts is not None:
-            # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
-            columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
-            counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
-            counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
-            counts = backend.sum_over_replicas(ops.reshape(counts, quantizer.code_counts.shape))
-            quantizer.code_counts.assign_add(counts)
-        if learning:
-            quantizer.update(vectors, indices, kept, counts)

@@ -1,5 +1,6 @@
 """Residual quantization: each level quantizes what the levels before it left."""
 
+import math
 from typing import Any
 
 import keras
@@ -9,7 +10,8 @@ from keras import ops
 from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.quantizer import Passed, Quantizer
+from keras_vqvae.layers.passed import Passed
+from keras_vqvae.layers.quantizer import Quantizer
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -65,18 +67,24 @@ class ResidualQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers)
+        self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
         self.shared = bool(shared)
         self.dropout = bool(dropout)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        copies = [wrappers.copy(self.template, i, self.trainable) for i in range(1 if shared else self.num_quantizers)]
+        self.seed = arguments.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        copies = [
+            wrappers.copy(self.template.quantizer, i, self.trainable)
+            for i in range(1 if shared else self.num_quantizers)
+        ]
         self.quantizers = copies * self.num_quantizers if shared else copies
         self.num_embeddings = copies[0].num_embeddings
         self.index_shape = (self.num_quantizers, *copies[0].index_shape)
         # What each level has to scale its residual up by, where the size of its codes is fixed.
         scale = np.asarray(copies[0].residual_scale, "float32")
-        self._scales = [scale**i for i in range(self.num_quantizers)]
+        # Numbers of Python's, because `torch.compile` does not take arrays of NumPy's.
+        self._scales = tuple(
+            tuple((scale**i).tolist()) if scale.ndim else float(scale**i) for i in range(self.num_quantizers)
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._check_input_shape(input_shape)
@@ -93,8 +101,8 @@ class ResidualQuantizer(Quantizer):
         for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
             used = None if depths is None else level < depths
             kept_here = kept if used is None else ops.logical_and(kept, used)
-            passed = quantizer.quantize_vectors(ops.divide(rest, scale), kept_here, training, samples)
-            codes, indices = ops.multiply(passed.codes, scale), passed.indices
+            passed = quantizer.quantize_vectors(rest / _factor(scale), kept_here, training, samples)
+            codes, indices = passed.codes * _factor(scale), passed.indices
             if used is not None:
                 codes = ops.where(ops.expand_dims(used, -1), codes, 0.0)
                 indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
@@ -110,15 +118,16 @@ class ResidualQuantizer(Quantizer):
     def _draw_depths(self, vectors: Tensor, samples: Tensor) -> Tensor:
         """How many levels each vector uses, the same for all of a sample: int32 `[N]`."""
         depths = keras.random.randint((samples,), 1, self.num_quantizers + 1, seed=self.seed_generator)
-        return ops.repeat(depths, ops.shape(vectors)[0] // samples)
+        at_least_one = max(samples, 1) if isinstance(samples, int) else ops.maximum(samples, 1)
+        return ops.repeat(depths, ops.shape(vectors)[0] // at_least_one)
 
     def lookup(self, indices: Tensor) -> Tensor:
         total = 0.0
         for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
             column = indices[:, level]
-            codes = ops.multiply(quantizer.lookup(ops.maximum(column, 0)), scale)
+            codes = quantizer.lookup(ops.maximum(column, 0)) * _factor(scale)
             # Of an inner quantizer with several indices all are -1, or none.
-            used = ops.reshape(column, (ops.shape(column)[0], -1))[:, :1] >= 0
+            used = ops.reshape(column, (-1, math.prod(self.index_shape[1:])))[:, :1] >= 0
             total = total + ops.where(used, codes, 0.0)
         return total
 
@@ -131,15 +140,20 @@ class ResidualQuantizer(Quantizer):
         if not self.built:
             self.build(rest.shape)
         for quantizer, scale in zip(self.quantizers, self._scales, strict=True):
+            scale = np.asarray(scale, "float32")
             quantizer.adapt(rest / scale, **keywords)
             rest = rest - ops.convert_to_numpy(quantizer.decode(quantizer.encode(rest / scale))) * scale
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template),
+            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
             "num_quantizers": self.num_quantizers,
             "shared": self.shared,
             "dropout": self.dropout,
             "seed": self.seed,
         }
+
+
+def _factor(scale: float | tuple[float, ...]) -> Any:
+    return scale if isinstance(scale, float) else ops.convert_to_tensor(scale, "float32")

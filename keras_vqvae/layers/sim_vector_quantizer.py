@@ -85,4 +85,4 @@ class SimVectorQuantizer(VectorQuantizer):
 
     def set_codebook(self, values: Tensor) -> None:
         self.frozen.assign(values)
-        self.projection.assign(ops.eye(self.embedding_dim))
+        self.projection.assign(ops.eye(self.embedding_dim, dtype="float32"))

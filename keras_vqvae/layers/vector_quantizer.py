@@ -90,7 +90,7 @@ class VectorQuantizer(CodebookQuantizer):
         if embeddings_initializer is None and ema_decay is not None:
             # A code that no vector chooses stays where it is: short ones lie among the vectors of a new encoder, and
             # two to three times as many of them come into use.
-            embeddings_initializer = default_initializer(estimators.get(estimator), seed, length=1 / 4)
+            embeddings_initializer = default_initializer(estimators.get(estimator), arguments.seed(seed), length=1 / 4)
         super().__init__(
             num_embeddings,
             embedding_dim,

@@ -127,7 +127,7 @@ class VQVAE(keras.Model):
     def _built_parts(self) -> types.SimpleNamespace:
         if self._parts.tokenizer is None:
             raise ValueError(
-                "`VQVAE` must be built: call it, or give it an encoder that knows its input shape. Received: built=False"
+                "`VQVAE` must be built: call it, or take an encoder that knows its input shape. Received: built=False"
             )
         return self._parts
 

@@ -1,0 +1,53 @@
+"""Losses that are computed where somebody reads them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import backend
+from keras_vqvae.arguments import Tensor
+
+
+class LossesForReaders(keras.layers.Layer):
+    """A layer whose losses count in evaluation, and cost nothing in `predict`.
+
+    Keras does not tell a layer whether it is evaluated or predicts. So in inference a loss waits until Keras, or the
+    user, collects the losses of the layer or of a model that holds it.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._added_losses: tuple = ()
+
+    def add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
+        """Adds what `losses()` computes from `vectors`: at once in training, before what it reads has learned."""
+        scope = backend.stateless_scope()
+        if scope is None:
+            # In inference they wait for a reader: `predict` is none, and an entropy costs more than the search. A tuple
+            # that is replaced, because `torch.compile` compiles anew whenever a list that Keras clears has changed.
+            added = [(loss, [loss]) for loss in _as_added(losses)] if training else [(vectors, losses)]
+            self._added_losses = (*self._added_losses, *added)
+        elif scope.collect_losses:
+            for loss in _as_added(losses):
+                self.add_loss(loss)
+
+    def _get_own_losses(self) -> list[Tensor]:
+        # By this Keras collects the losses of a model.
+        if backend.stateless_scope() is not None:
+            return super()._get_own_losses()
+        tracing = backend.is_traced(ops.zeros(()))
+        # What a program was made of that is ready has no value.
+        added = [entry for entry in self._added_losses if tracing or not backend.is_traced(entry[0])]
+        self._added_losses = tuple((x, _as_added(losses) if callable(losses) else losses) for x, losses in added)
+        return [loss for _, losses in self._added_losses for loss in losses]
+
+    def _clear_losses(self) -> None:
+        super()._clear_losses()
+        self._added_losses = ()
+
+
+def _as_added(losses: Callable[[], list[Tensor]]) -> list[Tensor]:
+    # Keras's own losses are of this dtype, and TensorFlow adds no others to them.
+    return [ops.cast(loss, keras.config.floatx()) for loss in losses()]

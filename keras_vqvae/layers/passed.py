@@ -1,0 +1,51 @@
+"""What vectors become in a quantizer, and what quantizers learn from it."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_vqvae import backend, codebook
+from keras_vqvae.arguments import Tensor
+
+
+@dataclasses.dataclass
+class Passed:
+    """What vectors `[N, D]` become in a quantizer."""
+
+    quantized: Tensor
+    """The output `[N, D]`, with the gradient that the encoder learns by."""
+    codes: Tensor
+    """The codes `[N, D]`, with the gradient that they learn by."""
+    indices: Tensor
+    """Int32 `[N, *index_shape]`."""
+    losses: Callable[[], list[Tensor]]
+    """Computes the losses, float32 scalars, where somebody reads them."""
+    updates: list[tuple[Any, Tensor, Tensor, Tensor]]
+    """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
+
+
+def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: bool) -> None:
+    """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
+
+    Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
+    """
+    for quantizer in {id(quantizer): quantizer for quantizer, *_ in updates}.values():
+        learning = training and quantizer.trainable
+        if not (learning or quantizer.counting):
+            continue
+        backend.refuse_recomputation()
+        parts = zip(*(update for owner, *update in updates if owner is quantizer), strict=True)
+        vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
+        counts = None
+        if quantizer.code_counts is not None:
+            # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
+            columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
+            counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
+            counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
+            counts = backend.sum_over_replicas(ops.reshape(counts, quantizer.code_counts.shape))
+            quantizer.code_counts.assign_add(counts)
+        if learning:
+            quantizer.update(vectors, indices, kept, counts)

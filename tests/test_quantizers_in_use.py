@@ -1,0 +1,157 @@
+"""Ways of using a layer that Keras and its backends offer, and quantizers take part in."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same_weights, draw, numpy, weights
+from keras import layers
+from quantizers import DIM, EVERY, QUANTIZERS
+
+import keras_vqvae
+
+BACKEND = keras.backend.backend()
+
+
+def around(quantizer):
+    return keras.Sequential([keras.Input((3, DIM)), layers.Dense(DIM), quantizer, layers.Dense(2)])
+
+
+def with_regularizer():
+    return keras_vqvae.VectorQuantizer(16, assignment_regularizer=keras_vqvae.EntropyRegularizer(), seed=7)
+
+
+SCORED = {name: EVERY[name] for name in ("optimizer", "lfq", "ibq", "grouped_residual")} | {"entropy": with_regularizer}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_evaluation_of_any_model_includes_the_losses(name):
+    quantizer = SCORED[name]()
+    model = around(quantizer)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x, y = draw(8, 3, DIM), draw(8, 3, 2)
+    quantizer(model.layers[0](x), training=True)
+    added = sum(float(numpy(loss)) for loss in quantizer.losses)
+    expected = np.square(numpy(model(x)) - y).mean() + added
+    history = model.fit(x, y, validation_data=(x, y), batch_size=8, verbose=0).history
+    for found in (history["loss"][0], history["val_loss"][0], model.evaluate(x, y, verbose=0)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(added) > 1e-3
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_losses_that_nobody_reads_are_not_computed(name, monkeypatch):
+    quantizer = SCORED[name]()
+    model = around(quantizer)
+
+    def compute_losses(*arguments):
+        raise AssertionError("computed")
+
+    for each in (quantizer, *quantizer._flatten_layers(include_self=False)):
+        monkeypatch.setattr(each, "compute_losses", compute_losses, raising=False)
+    x = draw(4, 3, DIM)
+    model.predict(x, verbose=0)
+    quantizer.encode(x)
+    with pytest.raises(AssertionError, match="computed"):
+        print(quantizer.losses)
+
+
+def test_losses_of_a_program_that_is_ready_are_not_handed_out():
+    """What it was made of has no value any more."""
+    model = around(EVERY["optimizer"]())
+    model.compile("sgd", "mse")
+    x, y = draw(8, 3, DIM), draw(8, 3, 2)
+    model.fit(x, y, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    for loss in model.losses:
+        assert np.isfinite(numpy(loss))
+    model(x)
+    assert len(model.losses) == 2
+
+
+@pytest.mark.parametrize("name", ["ema", "residual", "grouped_residual", "projected"])
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize:UserWarning")
+def test_trap_int8_leaves_a_quantizer_as_it_was(name):
+    quantizer = EVERY[name]()
+    model = around(quantizer)
+    before = weights(quantizer)
+    x = draw(4, 3, DIM)
+    model.quantize("int8")
+    assert_same_weights(before, weights(quantizer))
+    assert model.layers[0].quantization_mode == "int8"
+    assert model.predict(x, verbose=0).shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["ema", "residual"])
+def test_trap_remat_does_not_learn_twice(name):
+    with keras.RematScope("full"):
+        quantizer = EVERY[name]()
+    model = around(quantizer)
+    model.compile("sgd", "mse")
+    model.train_on_batch(draw(8, 3, DIM), draw(8, 3, 2))
+    counts = numpy(quantizer.code_counts)
+    np.testing.assert_array_equal(counts.reshape(-1, counts.shape[-1]).sum(-1), 24)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the others make the program for the gradient from that of the call")
+def test_trap_a_call_that_runs_again_for_its_gradient_is_refused():
+    quantizer, after = EVERY["ema"](), layers.Dense(2)
+
+    def whole(x):
+        return after(keras.ops.tanh(quantizer(x, training=True)))
+
+    x = keras.ops.convert_to_tensor(draw(8, DIM)).requires_grad_()
+    whole(x)
+    output = keras.remat(whole)(x)
+    with pytest.raises(RuntimeError, match="learn twice"):
+        output.sum().backward()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_trap_torch_compile_takes_a_quantizer_whole(name):
+    import torch
+
+    torch.compiler.reset()
+    quantizer = QUANTIZERS[name]()
+    x = keras.ops.convert_to_tensor(draw(6, DIM))
+    quantizer.build(x.shape)
+    compilations = []
+
+    def count(graph, inputs):
+        compilations.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x: quantizer(x, return_indices=True), fullgraph=True, backend=count)
+    with torch.no_grad():
+        for _ in range(4):
+            quantized, indices = compiled(x)
+        expected = quantizer(x, return_indices=True)
+    np.testing.assert_array_equal(numpy(indices), numpy(expected[1]))
+    np.testing.assert_allclose(numpy(quantized), numpy(expected[0]), atol=1e-6)
+    # Once more for a state of Keras's own, which the first call leaves behind.
+    assert len(compilations) <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "received"),
+    {
+        "distance": (lambda: keras_vqvae.VectorQuantizer(8, distance=["cosine"]), r"distance=\['cosine'\]"),
+        "distances": (lambda: keras_vqvae.VectorQuantizer(8, distance=np.array(["cosine", "x"])), "distance=array"),
+        "estimator": (lambda: keras_vqvae.VectorQuantizer(8, estimator=["rotation"]), r"estimator=\['rotation'\]"),
+        "estimator dict": (lambda: keras_vqvae.VectorQuantizer(8, estimator={"a": 1}), "estimator={'a': 1}"),
+        "levels": (lambda: keras_vqvae.FiniteScalarQuantizer(np.array(5)), r"levels=array\(5\)"),
+        "many levels": (lambda: keras_vqvae.FiniteScalarQuantizer(range(2, 10**12)), "levels of more"),
+        "seed": (lambda: keras_vqvae.VectorQuantizer(8, seed=-1), "seed=-1"),
+        "large seed": (lambda: keras_vqvae.GumbelQuantizer(8, seed=2**40), "seed=1099511627776"),
+        "seed of noise": (lambda: keras_vqvae.FiniteScalarQuantizer(seed=-1), "seed=-1"),
+        "seed of dropout": (lambda: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 2, seed=1.5), "seed=1.5"),
+        "seed of draws": (lambda: keras_vqvae.nsvq(np.ones((2, 3)), np.ones((2, 3)), seed=-1), "seed=-1"),
+        "seed of k-means": (lambda: keras_vqvae.kmeans(np.ones((3, 2)), 2, seed=-1), "seed=-1"),
+        "codes": (lambda: keras_vqvae.VectorQuantizer(10**12), "num_embeddings=1000000000000"),
+        "depth": (lambda: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 10**12), "num_quantizers=1000000000000"),
+        "groups": (lambda: keras_vqvae.GroupedQuantizer(EVERY["ema"](), 10**12), "num_groups=1000000000000"),
+    }.values(),
+)
+def test_arguments_that_cannot_be_meant_are_named(make, received):
+    with pytest.raises(ValueError, match=f"Received: {received}"):
+        make()
