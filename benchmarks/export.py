@@ -1,5 +1,7 @@
 """Which graphs of which quantizers leave Keras, in which format: the table of `docs/export.md`.
 
+Its packages are the extra `export`.
+
 KERAS_BACKEND=torch python -m benchmarks.export
 KERAS_BACKEND=jax python -m benchmarks.export --formats onnx --quantizers "nearest code"
 """

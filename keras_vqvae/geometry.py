@@ -15,6 +15,9 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient is finite everywhere; that of `keras.ops.normalize` is no number at 0.
     """
+    if 0 in x.shape:
+        # Of nothing there is no maximum.
+        return x, dot(x, x)
     # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
     x = ops.where(ops.isfinite(x), x, 0.0)
     # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -74,6 +75,14 @@ def test_the_demo_trains_and_draws(tmp_path):
         4,
         4,
     )
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
+def test_exported_codes_need_no_keras(tmp_path):
+    printed = run("export.py", "--epochs", 2, "--output", tmp_path)
+    in_keras, in_onnxruntime = re.findall(r"mean squared error in .*: (.*)", printed)
+    assert abs(float(in_keras) - float(in_onnxruntime)) < 2e-5
+    assert "4 codes of int32" in printed
 
 
 def test_a_model_of_the_users_own(data_dir):

@@ -46,7 +46,7 @@ class VectorQuantizer(CodebookQuantizer):
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
         mask: Optional booleans over the leading dimensions; what is masked touches no loss, statistics or codebook.
-        training: Whether to add losses and update statistics.
+        training: Whether to update statistics. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
 
     Output shape:

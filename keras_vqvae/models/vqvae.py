@@ -111,6 +111,9 @@ class VQVAE(keras.Model):
         codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
         self._parts.tokenizer = keras.Model(inputs, indices, name="tokenizer")
         self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
+        # Keras exports no model that was never called.
+        self._parts.tokenizer(inputs)
+        self._parts.detokenizer(codes)
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
 
