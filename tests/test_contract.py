@@ -70,9 +70,9 @@ def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer
         np.testing.assert_array_equal([numpy(loss) for loss in losses], [numpy(loss) for loss in found[0]])
 
 
-@pytest.mark.parametrize("shape", [(0, DIM), (2, 0, DIM)])
-def test_batches_of_no_vectors(layer, shape):
+def test_batches_of_no_vectors(layer):
     before = weights(layer)
+    shape = (0, 3, DIM)
     x = np.zeros(shape, "float32")
     for training in (False, True):
         quantized, indices = layer(x, training=training, return_indices=True)
