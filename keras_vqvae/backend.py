@@ -31,6 +31,11 @@ def stateless_scope() -> keras.StatelessScope | None:
         return scope.original_scope
 
 
+def constants(values: tuple, like: Tensor) -> Tensor:
+    """`values` in a tensor of the dtype of `like`."""
+    return ops.convert_to_tensor(values, like.dtype)
+
+
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The best of the scores `vectors codes^T + bias` and its first place: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
     scores = ops.matmul(vectors, ops.transpose(codes)) + bias
@@ -132,6 +137,10 @@ elif keras.backend.backend() == "torch":
                 "`keras.RematScope`: it would learn twice. Make the model that holds it outside, and its other layers "
                 "inside."
             )
+
+    def constants(values: tuple, like: Tensor) -> Tensor:
+        # Keras goes through a tuple several times before PyTorch does: as long as a quantizer takes for 4,000 vectors.
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if vectors.device.type != "cpu":

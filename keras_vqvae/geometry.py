@@ -15,13 +15,11 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient is finite everywhere; that of `keras.ops.normalize` is no number at 0.
     """
-    if 0 in x.shape:
-        # Of nothing there is no maximum.
-        return x, dot(x, x)
     # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
     x = ops.where(ops.isfinite(x), x, 0.0)
-    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0.
-    scale = ops.stop_gradient(ops.amax(ops.abs(x), axis=-1, keepdims=True))
+    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0. By
+    # the mean, because of no vectors at all there is no maximum; divided first, because a sum of large ones overflows.
+    scale = ops.stop_gradient(ops.sum(ops.abs(x) / x.shape[-1], axis=-1, keepdims=True))
     scale = ops.where(scale > 0, scale, 1.0)
     square = dot(x / scale, x / scale)
     norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)

@@ -144,6 +144,30 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
     assert len(compilations) <= 2
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="PyTorch compiles nothing here, and JAX for known sizes only")
+@pytest.mark.parametrize("name", ["ema", "cosine", "bsq", "diveq", "gumbel", "grouped_residual"])
+def test_trap_a_compiled_program_of_any_batch_size_takes_no_vectors(name):
+    """Of nothing there is no maximum."""
+    import tensorflow as tf
+
+    quantizer = EVERY[name]()
+    quantizer.build((None, 3, DIM))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3, DIM))])
+    def train(x):
+        quantized, indices = quantizer(x, training=True, return_indices=True)
+        return quantized, indices, quantizer.losses
+
+    train(tf.constant(draw(2, 3, DIM)))
+    before = weights(quantizer)
+    quantized, indices, losses = train(tf.zeros((0, 3, DIM)))
+    assert quantized.shape == (0, 3, DIM)
+    assert indices.shape == (0, 3, *quantizer.index_shape)
+    np.testing.assert_array_equal(losses, 0)
+    seeds = [path for path in before if "seed_generator" in path]
+    assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(quantizer))))
+
+
 @pytest.mark.parametrize(
     ("make", "received"),
     {

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, backend, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
 
@@ -84,23 +84,26 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     def project(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
             return ops.tanh(vectors)
-        bounded = ops.tanh(vectors + _floats(self._shift)) * _floats(self._half)
-        return (bounded - _floats(self._offset)) / _floats(self._scale)
+        bounded = ops.tanh(vectors + backend.constants(self._shift, vectors)) * backend.constants(self._half, vectors)
+        return (bounded - backend.constants(self._offset, vectors)) / backend.constants(self._scale, vectors)
 
     def to_digits(self, vectors: Tensor) -> Tensor:
-        digits = (vectors + 1.0) * _floats(self._scale)
+        digits = (vectors + 1.0) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
-        return ops.cast(ops.minimum(ops.maximum(digits, 0.0), _floats(self.levels) - 1.0), "int32")
+        return ops.cast(ops.minimum(ops.maximum(digits, 0.0), backend.constants(self.levels, vectors) - 1.0), "int32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return ops.cast(digits, "float32") / _floats(self._scale) - 1.0
+        digits = ops.cast(digits, "float32")
+        return digits / backend.constants(self._scale, digits) - 1.0
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         rounded = estimators.straight_through(vectors, codes)
         if not (learning and self.noise):
             return rounded
         drawn = keras.random.uniform((2, *ops.shape(vectors)), dtype="float32", seed=self.seed_generator)
-        return ops.where(drawn[0] < self.noise, vectors + (drawn[1] - 0.5) / _floats(self._scale), rounded)
+        return ops.where(
+            drawn[0] < self.noise, vectors + (drawn[1] - 0.5) / backend.constants(self._scale, vectors), rounded
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -110,7 +113,3 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
             "noise": self.noise,
             "seed": self.seed,
         }
-
-
-def _floats(values: tuple[float, ...]) -> Tensor:
-    return ops.convert_to_tensor(values, "float32")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 
@@ -48,11 +48,12 @@ class ImplicitQuantizer(Quantizer):
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
 
     def assign(self, vectors: Tensor) -> Tensor:
-        return ops.sum(self.to_digits(vectors) * ops.convert_to_tensor(self._basis, "int32"), axis=-1)
+        digits = self.to_digits(vectors)
+        return ops.sum(digits * backend.constants(self._basis, digits), axis=-1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        digits = ops.floor_divide(ops.expand_dims(indices, -1), ops.convert_to_tensor(self._basis, "int32"))
-        return self.from_digits(ops.mod(digits, ops.convert_to_tensor(self.levels, "int32")))
+        digits = ops.floor_divide(ops.expand_dims(indices, -1), backend.constants(self._basis, indices))
+        return self.from_digits(ops.mod(digits, backend.constants(self.levels, indices)))
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         raise NotImplementedError

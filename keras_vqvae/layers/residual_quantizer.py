@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, backend, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.passed import Passed
@@ -101,8 +101,8 @@ class ResidualQuantizer(Quantizer):
         for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
             used = None if depths is None else level < depths
             kept_here = kept if used is None else ops.logical_and(kept, used)
-            passed = quantizer.quantize_vectors(rest / _factor(scale), kept_here, training, samples)
-            codes, indices = passed.codes * _factor(scale), passed.indices
+            passed = quantizer.quantize_vectors(rest / _factor(scale, rest), kept_here, training, samples)
+            codes, indices = passed.codes * _factor(scale, rest), passed.indices
             if used is not None:
                 codes = ops.where(ops.expand_dims(used, -1), codes, 0.0)
                 indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
@@ -125,7 +125,8 @@ class ResidualQuantizer(Quantizer):
         total = 0.0
         for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
             column = indices[:, level]
-            codes = quantizer.lookup(ops.maximum(column, 0)) * _factor(scale)
+            codes = quantizer.lookup(ops.maximum(column, 0))
+            codes = codes * _factor(scale, codes)
             # Of an inner quantizer with several indices all are -1, or none.
             used = ops.reshape(column, (-1, math.prod(self.index_shape[1:])))[:, :1] >= 0
             total = total + ops.where(used, codes, 0.0)
@@ -155,5 +156,5 @@ class ResidualQuantizer(Quantizer):
         }
 
 
-def _factor(scale: float | tuple[float, ...]) -> Any:
-    return scale if isinstance(scale, float) else ops.convert_to_tensor(scale, "float32")
+def _factor(scale: float | tuple[float, ...], like: Tensor) -> Any:
+    return scale if isinstance(scale, float) else backend.constants(scale, like)
