@@ -17,6 +17,13 @@ MOST_SIZES = 1024
 """Of a network's layers, or a vector's axes."""
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Returns `value` as a `bool`."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
+
+
 def positive_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
     """Returns `value` as an `int` from 1 to `largest`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
@@ -74,7 +81,10 @@ def code_indices(name: str, indices: Any, num_embeddings: int, lowest: int = 0) 
     A compiled function has no values to look at: there an index outside is moved to the nearest one inside,
     because the backends disagree on it (TensorFlow and PyTorch stop, JAX answers NaN).
     """
-    indices = ops.convert_to_tensor(indices)
+    try:
+        indices = ops.convert_to_tensor(indices)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be integers. Received: {name}={indices!r}") from error
     if "int" not in str(indices.dtype):
         raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {indices.dtype}")
     if backend.is_traced(indices):

@@ -49,7 +49,8 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
 
     With `u = z / |z|`, `c = q / |q|` and `w = (u + c) / |u + c|`, all held constant, the output is
     `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, which is `q`. Angles between gradient and vector become angles between
-    gradient and code. Where there is no such rotation (`z = 0`, `q = 0` or `q` opposite to `z`) the gradient is copied.
+    gradient and code. Where there is no such rotation (`q = 0`, `q` opposite to `z`, or `z = 0` but for rounding) the
+    gradient is copied.
     The codes get no gradient.
 
     Args:
@@ -77,7 +78,7 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
     c, q_norm = geometry.unit(q)
     w, w_norm = geometry.unit(u + c)
     # Below this the direction of `u + c`, of two vectors of length 1, is rounding noise.
-    rotates = ops.logical_and(ops.logical_and(z_norm > 0, q_norm > 0), w_norm > 1e-6)
+    rotates = ops.logical_and(ops.logical_and(z_norm > 1e-18 * q_norm, q_norm > 0), w_norm > 1e-6)
     rotated = z - 2 * geometry.dot(z, w) * w + 2 * geometry.dot(z, u) * c
     rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
     # The value is that of the code to the last bit, the gradient that of `rotated`.

@@ -10,6 +10,14 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return ops.sum(a * b, axis=-1, keepdims=True)
 
 
+def finite(x: Tensor) -> Tensor:
+    """`x`, with 0 in place of what has no finite square.
+
+    They count nowhere, but in a product with weights they would leave their gradient, no number, in all of them.
+    """
+    return ops.where(ops.abs(x) < 1e19, x, 0.0)
+
+
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`.
 
@@ -20,10 +28,10 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0. By
     # the mean, because of no vectors at all there is no maximum; divided first, because a sum of large ones overflows.
     scale = ops.stop_gradient(ops.sum(ops.abs(x) / x.shape[-1], axis=-1, keepdims=True))
-    scale = ops.where(scale > 0, scale, 1.0)
-    square = dot(x / scale, x / scale)
-    norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)) * scale, 0.0)
-    return x / ops.where(norm > 0, norm, 1.0), norm
+    x = x / ops.where(scale > 0, scale, 1.0)
+    square = dot(x, x)
+    length = ops.sqrt(ops.where(square > 0, square, 1.0))
+    return x / length, ops.where(square > 0, length * scale, 0.0)
 
 
 def distance_factors(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

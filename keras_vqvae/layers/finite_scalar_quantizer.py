@@ -62,7 +62,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         **kwargs: Any,
     ):
         super().__init__(levels, most_significant_first=False, **kwargs)
-        self.symmetric = bool(symmetric)
+        self.symmetric = arguments.boolean("symmetric", symmetric)
         self.noise = arguments.non_negative("noise", noise)
         if self.noise > 1:
             raise ValueError(f"`noise` must be at most 1. Received: noise={noise!r}")
@@ -90,7 +90,9 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     def to_digits(self, vectors: Tensor) -> Tensor:
         digits = (vectors + 1.0) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
-        return ops.cast(ops.minimum(ops.maximum(digits, 0.0), backend.constants(self.levels, vectors) - 1.0), "int32")
+        # What is no number gets digit 0.
+        digits = ops.where(digits > 0.0, digits, 0.0)
+        return ops.cast(ops.minimum(digits, backend.constants(self.levels, vectors) - 1.0), "int32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
         digits = ops.cast(digits, "float32")

@@ -76,8 +76,7 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        # What is no number would leave its gradient in all codes.
-        vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
+        vectors = geometry.finite(vectors)
         vectors, embeddings = geometry.distance_factors(vectors, ops.convert_to_tensor(self.codebook))
         return 2 * ops.matmul(vectors, ops.transpose(embeddings))
 

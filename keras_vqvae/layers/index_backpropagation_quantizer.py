@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators, losses, regularizers, search
+from keras_vqvae import arguments, estimators, geometry, losses, regularizers, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 
@@ -79,8 +79,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         if not learning:
             return estimators.straight_through(vectors, codes)
-        # What is no number would leave its gradient in all codes.
-        vectors = ops.where(ops.isfinite(vectors), vectors, 0.0)
+        vectors = geometry.finite(vectors)
         embeddings = ops.convert_to_tensor(self.codebook)
         p = ops.softmax(ops.matmul(vectors, ops.transpose(embeddings)), axis=-1)
         return codes + ops.matmul(p - ops.stop_gradient(p), embeddings)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.passed import Passed
@@ -75,8 +75,7 @@ class ProjectedQuantizer(Quantizer):
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
-        # What is no number would leave its gradient in the weights.
-        down = self.down(ops.where(ops.isfinite(vectors), vectors, 0.0))
+        down = self.down(geometry.finite(vectors))
         passed = self.quantizer.quantize_vectors(down, kept, training, samples)
         updates = [*passed.updates, (self, vectors, passed.indices, kept)]
         return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, updates)

@@ -135,6 +135,12 @@ class Quantizer(LossesForReaders):
         if mask is None:
             return kept
         mask = ops.cast(mask, "bool")
+        sizes = zip(mask.shape, leading, strict=False)
+        if len(mask.shape) > len(leading) or any(type(b) is int and a not in (None, 1, b) for a, b in sizes):
+            raise ValueError(
+                "`mask` must have the shape of the inputs' first axes. "
+                f"Received: mask of shape {tuple(mask.shape)}, inputs of shape {(*leading, vectors.shape[-1])}"
+            )
         mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
         return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
 

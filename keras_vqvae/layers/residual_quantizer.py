@@ -68,8 +68,8 @@ class ResidualQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
-        self.shared = bool(shared)
-        self.dropout = bool(dropout)
+        self.shared = arguments.boolean("shared", shared)
+        self.dropout = arguments.boolean("dropout", dropout)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         copies = [

@@ -1,0 +1,324 @@
+"""Random layers on random inputs: each case is right, or a `ValueError` that says what it received.
+
+Not a part of `make test`: 10,000 cases take from some minutes to half an hour.
+
+KERAS_BACKEND=torch python tests/campaign.py --cases 10000
+KERAS_BACKEND=torch python tests/campaign.py --only 123    # one case again, by its number
+"""
+
+import argparse
+import collections
+import os
+import re
+import traceback
+import warnings
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import ml_dtypes
+import numpy as np
+from gradients import layer_gradients
+from helpers import books, numpy, weights
+from keras import ops
+
+import keras_vqvae
+
+EPSILON = float(np.finfo("float32").eps)
+
+# Few sizes, because JAX compiles for each.
+LEADING = [(1,), (6,), (2, 3), (1, 2, 3), (2, 1, 3, 1), (0,), (2, 0), (40,)]
+DIMS = [1, 2, 4]
+CODES = [1, 2, 16]
+DTYPES = ["float32", "float32", "float16", "bfloat16", "float64", "int32"]
+WRONG = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        10**12,
+        2**31,
+        float("nan"),
+        float("inf"),
+        -0.5,
+        2.0,
+        "a",
+        b"a",
+        (),
+        [],
+        {},
+        [2],
+        {"a": 1},
+    ),
+    *(object(), np.array(5), np.array([1, 2]), np.float32(0.5), np.int64(3), range(10**9), 1j),
+]
+
+
+def vector(rng: np.random.Generator) -> tuple[type, dict]:
+    keywords = {
+        "num_embeddings": rng.choice(CODES).item(),
+        "commitment_weight": rng.choice([0, 0.25, 1.0]).item(),
+        "codebook_weight": rng.choice([0, 1.0]).item(),
+        "ema_decay": rng.choice([None, 0.5, 0.99]),
+        "distance": rng.choice(["euclidean", "cosine"]).item(),
+        "estimator": rng.choice(["straight_through", "rotation", "diveq", "nsvq"]).item(),
+        "dead_code_threshold": rng.choice([0.0, 0.1, 1.0]).item(),
+        "seed": rng.integers(100).item(),
+    }
+    if rng.random() < 0.2:
+        keywords["assignment_regularizer"] = keras_vqvae.EntropyRegularizer()
+    return keras_vqvae.VectorQuantizer, keywords
+
+
+def sim(rng: np.random.Generator) -> tuple[type, dict]:
+    keywords = vector(rng)[1]
+    del keywords["ema_decay"]
+    return keras_vqvae.SimVectorQuantizer, keywords
+
+
+def by_scores(rng: np.random.Generator) -> tuple[type, dict]:
+    keywords = {"num_embeddings": rng.choice(CODES).item(), "seed": rng.integers(100).item()}
+    if rng.random() < 0.5:
+        return keras_vqvae.GumbelQuantizer, keywords | {"temperature": 0.5, "kl_weight": rng.choice([0, 0.1]).item()}
+    return keras_vqvae.IndexBackpropagationQuantizer, keywords | {"entropy_weight": rng.choice([0, 0.1]).item()}
+
+
+def digits(rng: np.random.Generator, dim: int) -> tuple[type, dict]:
+    if rng.random() < 0.5:
+        keywords = {"levels": (8, 5, 2, 3)[:dim], "symmetric": rng.random() < 0.5, "noise": rng.choice([0, 0.5]).item()}
+        return keras_vqvae.FiniteScalarQuantizer, keywords | {"seed": 1}
+    kind = keras_vqvae.LookupFreeQuantizer if rng.random() < 0.5 else keras_vqvae.BinarySphericalQuantizer
+    return kind, {"num_bits": dim, "entropy_weight": rng.choice([0, 0.1]).item(), "inverse_temperature": 10.0}
+
+
+def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, dict]:
+    """A class and its arguments; wrappers of wrappers down to `depth`."""
+    kind = rng.choice(
+        ["vector", "vector", "sim", "scores", "digits"] + ["residual", "grouped", "projected"] * (depth > 0)
+    )
+    if kind == "residual":
+        shared, dropout = rng.random() < 0.3, rng.random() < 0.3
+        keywords = {"num_quantizers": rng.choice([1, 3]).item(), "shared": shared, "dropout": dropout, "seed": 1}
+        return keras_vqvae.ResidualQuantizer, {"quantizer": made(*layer_of(rng, dim, depth - 1)), **keywords}
+    if kind == "grouped":
+        groups = rng.choice([n for n in (1, 2, 4) if dim % n == 0]).item()
+        inner = layer_of(rng, dim // groups, depth - 1)
+        return keras_vqvae.GroupedQuantizer, {"quantizer": made(*inner), "num_groups": groups}
+    if kind == "projected":
+        inner_dim = rng.choice([1, 2]).item()
+        inner = layer_of(rng, inner_dim, depth - 1)
+        return keras_vqvae.ProjectedQuantizer, {"quantizer": made(*inner), "dim": inner_dim}
+    makers = {"vector": vector, "sim": sim, "scores": by_scores}
+    return digits(rng, dim) if kind == "digits" else makers[kind](rng)
+
+
+def made(kind: type, keywords: dict) -> keras_vqvae.Quantizer:
+    return kind(**keywords)
+
+
+def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    scale = 10.0 ** rng.choice([-30, -20, -8, -2, 0, 0, 0, 1, 4, 9, 18])
+    x = rng.normal(size=shape) * scale
+    if rng.random() < 0.2:
+        x += 10.0 ** rng.choice([0, 4, 18]) * rng.normal(size=shape[-1:])
+    if rng.random() < 0.2:
+        x *= 10.0 ** rng.integers(-12, 1, size=shape)
+    if rng.random() < 0.1:
+        x[...] = x.flat[0] if x.size else 0
+    for junk in (0.0, np.nan, np.inf, -np.inf, 3e38):
+        if rng.random() < 0.1:
+            x[rng.random(shape) < 0.1] = junk
+    if dtype == "int32":
+        return np.nan_to_num(x, nan=0, posinf=9, neginf=-9).clip(-(2**30), 2**30).astype(dtype)
+    with np.errstate(over="ignore"):
+        return x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarray, slack: np.ndarray) -> None:
+    """Each index is that of the best code, up to what float32 can tell, by the definition in float64.
+
+    `z` is `[N, D]`, and `slack` `[N, 1]` what rounding may have moved each element of it by.
+    """
+    if isinstance(layer, keras_vqvae.ResidualQuantizer):
+        for level, quantizer in enumerate(layer.quantizers):
+            scale = np.asarray(layer._scales[level])
+            check_indices(quantizer, z / scale, indices[:, level], slack / scale.min())
+            z = z - numpy(quantizer.decode(indices[:, level])).astype("float64") * scale
+            slack = slack + 4 * EPSILON * np.abs(z).max(-1, keepdims=True)
+    elif isinstance(layer, keras_vqvae.GroupedQuantizer):
+        for group, (quantizer, part) in enumerate(
+            zip(layer.quantizers, np.split(z, layer.num_groups, -1), strict=True)
+        ):
+            check_indices(quantizer, part, indices[:, group], slack)
+    elif isinstance(layer, keras_vqvae.ProjectedQuantizer):
+        kernel = numpy(layer.down_kernel).astype("float64")
+        moved = slack * np.abs(kernel).sum() + 8 * EPSILON * (np.abs(z) @ np.abs(kernel)).max(-1, keepdims=True)
+        check_indices(layer.quantizer, z @ kernel + numpy(layer.down_bias), indices, moved)
+    elif isinstance(layer, keras_vqvae.FiniteScalarQuantizer):
+        steps = np.array(layer.levels)
+        if layer.symmetric:
+            place = (np.tanh(z) + 1) / 2 * (steps - 1)
+        else:
+            half, offset = (steps - 1) * 1.001 / 2, np.where(steps % 2 == 0, 0.5, 0)
+            place = np.tanh(z + np.arctanh(offset / half)) * half - offset + steps // 2
+        found = indices[:, None] // np.cumprod([1, *steps[:-1]]) % steps
+        assert (np.abs(found - place) < 0.5 + 1e-4 + slack * steps).all()
+    elif isinstance(layer, keras_vqvae.LookupFreeQuantizer | keras_vqvae.BinarySphericalQuantizer):
+        bits = indices[:, None] >> np.arange(layer.num_bits)[::-1] & 1
+        assert ((bits == (z > 0)) | (np.abs(z) <= slack + 1.2e-38)).all()
+    else:
+        codes = numpy(layer.codebook).astype("float64")
+        if layer.distance == "cosine":
+            length = np.linalg.norm(z, axis=-1, keepdims=True)
+            z, slack = z / np.where(length > 0, length, 1), slack / np.where(length > 0, length, 1)
+        centre = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else codes.mean(0)
+        z, codes = z - centre, codes - centre
+        bias = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else np.square(codes).sum(-1) / 2
+        scores = z @ codes.T - bias
+        lengths = np.abs(codes).sum(-1).max()
+        rounding = 8 * EPSILON * (np.abs(z).max(-1, keepdims=True) + np.abs(centre).max() + lengths) + slack
+        excess = scores.max(-1) - np.take_along_axis(scores, indices[:, None], -1)[:, 0]
+        assert (excess <= (rounding * (2 * lengths))[:, 0] + 1e-37).all(), excess.max()
+
+
+def check_losses(layer: keras_vqvae.VectorQuantizer, z: np.ndarray, codes: np.ndarray, losses: list[float]) -> None:
+    if layer.distance == "cosine":
+        length = np.linalg.norm(z, axis=-1, keepdims=True)
+        z = z / np.where(length > 0, length, 1)
+    square = np.square(z - codes).mean() if z.size else 0.0
+    scale = (np.square(z) + np.square(codes)).mean() if z.size else 0.0
+    expected = [w * square for w in (layer.commitment_weight, layer.codebook_weight * layer.codebook_trainable) if w]
+    np.testing.assert_allclose(losses[: len(expected)], expected, rtol=1e-4, atol=1e-5 * scale + 1e-37)
+
+
+def check(layer: keras_vqvae.Quantizer, x: np.ndarray, mask: np.ndarray | None, with_gradients: bool) -> None:
+    given = ops.convert_to_tensor(x)
+    if "float" in str(given.dtype):
+        given = ops.cast(given, "float32")
+    z = numpy(given).astype("float32").reshape(-1, x.shape[-1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.square(z).sum(-1))
+    kept = (
+        finite
+        if mask is None
+        else finite
+        & np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1 - mask.ndim)), x.shape[:-1]).reshape(-1)
+    )
+    mask = None if mask is None else ops.convert_to_tensor(mask)
+
+    quantized, indices = layer(x, mask=mask, return_indices=True)
+    evaluated = [float(numpy(loss)) for loss in layer.losses]
+    assert tuple(quantized.shape) == x.shape
+    assert tuple(indices.shape) == (*x.shape[:-1], *layer.index_shape)
+    assert keras.backend.standardize_dtype(indices.dtype) == "int32"
+    again = numpy(layer.decode(layer.encode(x)))
+    np.testing.assert_array_equal(again.reshape(z.shape)[finite], numpy(quantized).reshape(z.shape)[finite])
+    columns = numpy(indices).reshape(len(z), *layer.index_shape)
+    assert ((columns >= 0) & (columns < layer.num_embeddings)).all(), "indices"
+    check_indices(layer, z[finite].astype("float64"), columns[finite], np.zeros((finite.sum(), 1)))
+    before = weights(layer)
+    trained = numpy(layer(x, mask=mask, training=True)).reshape(z.shape)
+    assert np.isfinite(trained[finite]).all(), "output in training"
+    losses = [float(numpy(loss)) for loss in layer.losses]
+    assert np.isfinite(losses).all(), f"losses {losses}"
+    if type(layer) is keras_vqvae.VectorQuantizer:
+        check_losses(layer, z[kept].astype("float64"), numpy(quantized).reshape(z.shape)[kept], evaluated)
+    if not drops(layer):
+        np.testing.assert_allclose(losses, evaluated, rtol=1e-4, atol=1e-30)
+        assert numpy(layer.code_counts).sum() == kept.sum() * books(layer), "counts"
+    for path, value in weights(layer).items():
+        assert np.isfinite(value).all(), path
+        if not kept.any() and "seed" not in path:
+            np.testing.assert_array_equal(value, before[path])
+    if with_gradients and x.dtype == "float32":
+        clean = np.where(finite[:, None], z, 0).reshape(x.shape)
+        by_inputs, by_weights = layer_gradients(layer, clean, np.ones_like(clean))
+        for gradient in (by_inputs, *by_weights):
+            assert np.isfinite(gradient).all(), "gradients"
+
+
+def drops(layer: keras.Layer) -> bool:
+    """Whether what it loses is drawn."""
+    drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "dropout", False)
+    return drawn or any(map(drops, getattr(layer, "quantizers", ()))) or drops_inside(layer)
+
+
+def drops_inside(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras_vqvae.ProjectedQuantizer) and drops(layer.quantizer)
+
+
+def wrong_call(rng: np.random.Generator, layer: keras_vqvae.Quantizer, dim: int) -> None:
+    """A call that cannot be right."""
+    indices = numpy(layer.encode(np.zeros((3, dim), "float32")))
+    calls = [
+        lambda: layer(np.zeros((3, dim + 1), "float32")),
+        lambda: layer(np.zeros((), "float32")),
+        lambda: layer(np.zeros((dim,), "float32")),
+        lambda: layer(np.zeros((6, dim), "float32"), mask=ops.ones((5,), "bool")),
+        lambda: layer(np.zeros((6, dim), "float32"), mask=ops.ones((6, dim, 1), "bool")),
+        lambda: layer.decode(indices + layer.num_embeddings),
+        lambda: layer.decode(indices - layer.num_embeddings - 1),
+        lambda: layer.decode(indices.astype("float32")),
+        lambda: layer.decode(np.zeros((3, *layer.index_shape, 5), "int32")) if layer.index_shape else layer.decode("a"),
+        lambda: layer.decode(None),
+    ]
+    calls[rng.integers(len(calls))]()
+    raise AssertionError("a wrong call passed")
+
+
+def run(number: int, seed: int) -> str:
+    """What became of a case: `right` or `refused`; else it raises."""
+    rng = np.random.default_rng((seed, number))
+    keras.utils.set_random_seed(number)
+    dim = rng.choice(DIMS).item()
+    kind, keywords = layer_of(rng, dim)
+    what = rng.random()
+    # A third with an argument that is most likely wrong, some with a call that is.
+    replaced = ()
+    if what < 0.33:
+        replaced = tuple(rng.choice(list(keywords), size=rng.integers(1, 3)).tolist())
+        keywords |= {name: WRONG[rng.integers(len(WRONG))] for name in replaced}
+    x = values(rng, (*LEADING[rng.integers(len(LEADING))], dim), rng.choice(DTYPES))
+    mask = rng.random(x.shape[: rng.integers(1, x.ndim)]) < 0.7 if rng.random() < 0.3 else None
+    try:
+        layer = made(kind, keywords)
+        layer.build((None, dim))
+        if 0.33 <= what < 0.4:
+            wrong_call(rng, layer, dim)
+        check(layer, x, mask, with_gradients=rng.random() < 0.2)
+    except ValueError as error:
+        named = not replaced or any(name in str(error) for name in (*replaced, "input_shape"))
+        if what >= 0.4 or not named or not re.search("[Rr]eceived", str(error)):
+            raise
+        return "refused"
+    return "right"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10000)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="run one case, and show where it fails")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.only is not None:
+        print(run(arguments.only, arguments.seed))
+        return
+    outcomes = collections.Counter()
+    for number in range(arguments.start, arguments.start + arguments.cases):
+        try:
+            outcomes[run(number, arguments.seed)] += 1
+        except Exception as error:
+            outcomes["wrong"] += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            lines = " ".join(str(error).split())[:150]
+            print(f"case {number}: {type(error).__name__} at {where.name}:{where.lineno}: {lines}", flush=True)
+    print(keras.backend.backend(), dict(outcomes))
+
+
+if __name__ == "__main__":
+    main()
