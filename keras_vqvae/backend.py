@@ -11,6 +11,7 @@ is every sum over a batch. On PyTorch each process has its own part of the batch
 TensorFlow an exchange within `call` corrupts the losses that `add_loss` gathers, without a word: there we stop.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
@@ -44,6 +45,28 @@ def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     # The comparison is this way round so that a NaN finds code 0 rather than none.
     places = ops.min(ops.where(scores < best, codes.shape[0], places), axis=-1)
     return ops.squeeze(best, -1), places
+
+
+def map_blocks(function: Callable, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """What a function, such as `best_code`, finds for each block: `[n, blocks, D]` -> `[n, blocks]` twice."""
+    found = ops.map(lambda block: function(ops.take(vectors, block, axis=1)), ops.arange(ops.shape(vectors)[1]))
+    return ops.transpose(found[0]), ops.transpose(found[1])
+
+
+def best_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
+    """`best_code` by blocks of so many vectors: `[N, D]`, `[k, D]`, `[k]` -> `[N]` each."""
+    rows, dim = ops.shape(vectors)
+    # When traced for any batch size, `rows` is no number yet, and there is no telling.
+    if isinstance(rows, int) and rows <= block_rows:
+        return best_code(vectors, codes, bias)
+    blocks = (rows + block_rows - 1) // block_rows
+    # Filled up with zeros, and neighbours in different blocks: where each device has a part of the vectors, a block is
+    # spread over all devices, and none needs the vectors of another. `[N, D]` -> `[block_rows, blocks, D]`
+    if not (isinstance(rows, int) and rows % block_rows == 0):
+        vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
+    vectors = ops.reshape(vectors, (block_rows, blocks, dim))
+    scores, indices = map_blocks(lambda block: best_code(block, codes, bias), vectors)
+    return ops.reshape(scores, (-1,))[:rows], ops.reshape(indices, (-1,))[:rows]
 
 
 def jit(function, static_argnums: tuple[int, ...] = ()):
@@ -104,6 +127,19 @@ elif keras.backend.backend() == "tensorflow":
     def is_traced(x: Tensor) -> bool:
         return tf.is_symbolic_tensor(x)
 
+    def map_blocks(function: Callable, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        # `ops.map` would make lists of tensors, which OpenVINO does not take.
+        def search(block: Tensor, *found: Tensor) -> tuple:
+            news = function(vectors[:, block])
+            return block + 1, *(
+                tf.tensor_scatter_nd_update(f, [[block]], [n]) for f, n in zip(found, news, strict=True)
+            )
+
+        n, blocks, _ = ops.shape(vectors)
+        none = (0, tf.zeros((blocks, n), "float32"), tf.zeros((blocks, n), "int32"))
+        _, scores, indices = tf.while_loop(lambda block, *_: block < blocks, search, none)
+        return tf.transpose(scores), tf.transpose(indices)
+
     def dense_gradient(x: Tensor) -> Tensor:
         # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
         # product is dense.
@@ -151,7 +187,7 @@ elif keras.backend.backend() == "torch":
         # `[n, D]` -> `[1, n, 1, D]` -> `[1, D, n, 1]` -> `[1, k, n, 1]` -> `[n, k]`, channels last and never copied
         pixels = vectors.reshape(1, -1, 1, vectors.shape[1]).permute(0, 3, 1, 2)
         scores = torch.nn.functional.conv2d(pixels, codes[:, :, None, None], bias)
-        scores = scores.permute(0, 2, 3, 1).reshape(len(vectors), len(codes))
+        scores = scores.permute(0, 2, 3, 1).reshape(-1, len(codes))
         if len(codes) % 64:
             best, places = scores.max(-1)
             return best, places.int()
@@ -161,6 +197,13 @@ elif keras.backend.backend() == "torch":
         best, group = groups.amax(-1).max(-1)
         inside = groups.gather(1, group[:, None, None].expand(-1, 1, 64)).squeeze(1).argmax(-1)
         return best, (64 * group + inside).int()
+
+    def best_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
+        # A loop is Python's, and cannot be exported if it is of unknown length.
+        if not isinstance(vectors.shape[0], int) or vectors.shape[0] <= block_rows:
+            return best_code(vectors, codes, bias)
+        scores, indices = zip(*(best_code(block, codes, bias) for block in vectors.split(block_rows)), strict=True)
+        return torch.cat(scores), torch.cat(indices)
 
     def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
         # Keras spreads the indices over the elements: thirty times the time, and twice the memory of `data`.

@@ -60,13 +60,18 @@ def check_distance(distance: str) -> str:
 @functools.partial(backend.jit, static_argnums=(2, 3))
 def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: int) -> Tensor:
     """`[N, D]`, `[K, D]` -> int32 `[N]`."""
+    if vectors.shape[0] == 0:
+        return ops.zeros((0,), dtype="int32")
     # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
     # rounding does not hide the distances of vectors far from the origin.
     centre = ops.mean(codebook, axis=0)
     vectors = vectors - centre
     best = found = None
     for start in range(0, codebook.shape[0], block_codes):
-        scores, indices = _search_codes(vectors, codebook[start : start + block_codes] - centre, block_scores)
+        codes = codebook[start : start + block_codes] - centre
+        # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
+        bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
+        scores, indices = backend.best_codes(vectors, codes, bias, max(block_scores // codes.shape[0], 1))
         if best is None:
             best, found = scores, indices
         else:
@@ -74,23 +79,3 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
             better = scores > best
             best, found = ops.where(better, scores, best), ops.where(better, indices + start, found)
     return found
-
-
-def _search_codes(vectors: Tensor, codes: Tensor, block_scores: int) -> tuple[Tensor, Tensor]:
-    """`[N, D]`, `[k, D]` -> the best score and its int32 index, `[N]` each, by blocks of vectors."""
-    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
-    bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
-    rows, dim = ops.shape(vectors)
-    if isinstance(rows, int) and rows == 0:
-        return ops.zeros((0,), dtype="float32"), ops.zeros((0,), dtype="int32")
-    block_rows = max(block_scores // codes.shape[0], 1)
-    # When traced for any batch size, `rows` is no number yet, and there is no telling.
-    if isinstance(rows, int) and rows <= block_rows:
-        return backend.best_code(vectors, codes, bias)
-    blocks = (rows + block_rows - 1) // block_rows
-    # `[N, D]` -> `[blocks, block_rows, D]`, the last block filled up with zeros
-    if not (isinstance(rows, int) and rows % block_rows == 0):
-        vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
-    vectors = ops.reshape(vectors, (blocks, block_rows, dim))
-    scores, indices = ops.map(lambda block: backend.best_code(block, codes, bias), vectors)
-    return ops.reshape(scores, (-1,))[:rows], ops.reshape(indices, (-1,))[:rows]
