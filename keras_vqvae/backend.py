@@ -74,9 +74,9 @@ def jit(function, static_argnums: tuple[int, ...] = ()):
     return function
 
 
-def dense_gradient(x: Tensor) -> Tensor:
-    """`x`, of which a gather has a gradient of the shape of `x`."""
-    return x
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """The rows `indices` of `x`, with a gradient of the shape of `x`: `[K, D]`, `[...]` from 0 on -> `[..., D]`."""
+    return ops.take(x, indices, axis=0)
 
 
 def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
@@ -140,10 +140,10 @@ elif keras.backend.backend() == "tensorflow":
         _, scores, indices = tf.while_loop(lambda block, *_: block < blocks, search, none)
         return tf.transpose(scores), tf.transpose(indices)
 
-    def dense_gradient(x: Tensor) -> Tensor:
+    def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
         # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
         # product is dense.
-        return x * 1.0
+        return ops.take(x * 1.0, indices, axis=0)
 
     def sum_over_replicas(x: Tensor) -> Tensor:
         if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
@@ -204,6 +204,10 @@ elif keras.backend.backend() == "torch":
             return best_code(vectors, codes, bias)
         scores, indices = zip(*(best_code(block, codes, bias) for block in vectors.split(block_rows)), strict=True)
         return torch.cat(scores), torch.cat(indices)
+
+    def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+        # Keras looks for negative indices first, which takes time, and which litert-torch does not convert.
+        return torch.nn.functional.embedding(indices, x)
 
     def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
         # Keras spreads the indices over the elements: thirty times the time, and twice the memory of `data`.

@@ -111,8 +111,10 @@ def _entropies(
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
         # `[block, D]` -> `[block, K]` twice
         log_p = ops.log_softmax(ops.matmul(z, factors), axis=-1)
-        # Processors are slow where numbers underflow, here three times as slow.
-        return ops.exp(ops.maximum(log_p, -60.0)), log_p
+        # Processors are slow where numbers underflow, here three times as slow. And XLA, which makes one operation of a
+        # product of one axis and the difference to its maximum, finds infinity for vectors of 1e9.
+        log_p = ops.clip(log_p, -60.0, 0.0)
+        return ops.exp(log_p), log_p
 
     def first_pass(i: Tensor, sums: tuple) -> tuple:
         share = ops.take(shares, i, axis=0)

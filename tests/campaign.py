@@ -131,6 +131,8 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
     for junk in (0.0, np.nan, np.inf, -np.inf, 3e38):
         if rng.random() < 0.1:
             x[rng.random(shape) < 0.1] = junk
+    # Processors and compilers differ in whether they take smaller ones for 0.
+    x[np.abs(x) < 1e-33] = 0.0
     if dtype == "int32":
         return np.nan_to_num(x, nan=0, posinf=9, neginf=-9).clip(-(2**30), 2**30).astype(dtype)
     with np.errstate(over="ignore"):
@@ -168,7 +170,7 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
         assert (np.abs(found - place) < 0.5 + 1e-4 + slack * steps).all()
     elif isinstance(layer, keras_vqvae.LookupFreeQuantizer | keras_vqvae.BinarySphericalQuantizer):
         bits = indices[:, None] >> np.arange(layer.num_bits)[::-1] & 1
-        assert ((bits == (z > 0)) | (np.abs(z) <= slack + 1.2e-38)).all()
+        assert ((bits == (z > 0)) | (np.abs(z) <= slack)).all()
     else:
         codes = numpy(layer.codebook).astype("float64")
         if layer.distance == "cosine":
