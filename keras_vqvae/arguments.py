@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -85,9 +86,13 @@ def code_indices(name: str, indices: Any, num_embeddings: int, lowest: int = 0) 
         indices = ops.convert_to_tensor(indices)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be integers. Received: {name}={indices!r}") from error
-    if "int" not in str(indices.dtype):
-        raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {indices.dtype}")
+    dtype = keras.backend.standardize_dtype(indices.dtype)
+    if "int" not in dtype:
+        raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {dtype}")
     if backend.is_traced(indices):
+        # Small integers may not hold the largest index, and unsigned ones no -1.
+        indices = ops.cast(indices, "int32") if dtype.endswith(("8", "16")) else indices
+        lowest = 0 if dtype.startswith("u") else lowest
         return ops.cast(ops.clip(indices, lowest, num_embeddings - 1), "int32")
     values = ops.convert_to_numpy(indices)
     outside = np.unique(values[(values < lowest) | (values >= num_embeddings)])[:5].tolist()

@@ -43,4 +43,5 @@ def distance_factors(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
     centre = ops.stop_gradient(ops.mean(codebook, axis=0))
     vectors, codebook = vectors - centre, codebook - centre
     codebook = ops.concatenate([codebook, -0.5 * dot(codebook, codebook)], axis=-1)
-    return ops.pad(vectors, [[0, 0], [0, 1]], constant_values=1), codebook
+    # Not `pad`, for which `torch.compile` compiles anew at every call: Keras names each one.
+    return ops.concatenate([vectors, ops.ones_like(vectors[:, :1])], axis=-1), codebook

@@ -73,7 +73,6 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         codes = ops.stop_gradient(ops.convert_to_tensor(self.codebook))
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
         codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.amax(squares) - squares, 0.0))], axis=-1)
-        # Not `pad`, for which `torch.compile` compiles anew at every call: Keras names each one.
         return search.nearest_code(ops.concatenate([vectors, ops.zeros_like(vectors[:, :1])], axis=-1), codes)
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
