@@ -179,7 +179,8 @@ elif keras.backend.backend() == "torch":
         return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        if vectors.device.type != "cpu":
+        # What is exported runs elsewhere, and litert-torch does not convert what follows.
+        if vectors.device.type != "cpu" or torch.compiler.is_exporting():
             best, places = torch.addmm(bias, vectors, codes.T).max(-1)
             return best, places.int()
         # A product, written as a convolution of `n x 1` pixels: those run in oneDNN, and products in MKL, which takes
