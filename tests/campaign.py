@@ -100,9 +100,10 @@ def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, 
         ["vector", "vector", "sim", "scores", "digits"] + ["residual", "grouped", "projected"] * (depth > 0)
     )
     if kind == "residual":
-        shared, dropout = rng.random() < 0.3, rng.random() < 0.3
+        inner = made(*layer_of(rng, dim, depth - 1))
+        shared, dropout = rng.random() < 0.3 and not inner.bounded, rng.random() < 0.3
         keywords = {"num_quantizers": rng.choice([1, 3]).item(), "shared": shared, "dropout": dropout, "seed": 1}
-        return keras_vqvae.ResidualQuantizer, {"quantizer": made(*layer_of(rng, dim, depth - 1)), **keywords}
+        return keras_vqvae.ResidualQuantizer, {"quantizer": inner, **keywords}
     if kind == "grouped":
         groups = rng.choice([n for n in (1, 2, 4) if dim % n == 0]).item()
         inner = layer_of(rng, dim // groups, depth - 1)
@@ -139,16 +140,35 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
         return x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
+def bounded(layer: keras_vqvae.Quantizer, z: np.ndarray) -> np.ndarray:
+    """`layer.bound`, in float64."""
+    if isinstance(layer, keras_vqvae.ResidualQuantizer):
+        return bounded(layer.quantizers[0], z)
+    if isinstance(layer, keras_vqvae.GroupedQuantizer):
+        groups = zip(layer.quantizers, np.split(z, layer.num_groups, -1), strict=True)
+        return np.concatenate([bounded(*group) for group in groups], -1)
+    if isinstance(layer, keras_vqvae.BinarySphericalQuantizer):
+        length = np.linalg.norm(z, axis=-1, keepdims=True)
+        return z / np.where(length > 0, length, 1)
+    if isinstance(layer, keras_vqvae.FiniteScalarQuantizer):
+        steps = np.array(layer.levels)
+        half, offset = (steps - 1) * 1.001 / 2, np.where(steps % 2 == 0, 0.5, 0)
+        return (
+            np.tanh(z) if layer.symmetric else (np.tanh(z + np.arctanh(offset / half)) * half - offset) / (steps // 2)
+        )
+    return z
+
+
 def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarray, slack: np.ndarray) -> None:
     """Each index is that of the best code, up to what float32 can tell, by the definition in float64.
 
     `z` is `[N, D]`, and `slack` `[N, 1]` what rounding may have moved each element of it by.
     """
     if isinstance(layer, keras_vqvae.ResidualQuantizer):
+        z = z if layer.depth is not None else bounded(layer, z)
         for level, quantizer in enumerate(layer.quantizers):
-            scale = np.asarray(layer._scales[level])
-            check_indices(quantizer, z / scale, indices[:, level], slack / scale.min())
-            z = z - numpy(quantizer.decode(indices[:, level])).astype("float64") * scale
+            check_indices(quantizer, z, indices[:, level], slack)
+            z = z - numpy(quantizer.decode(indices[:, level])).astype("float64")
             slack = slack + 4 * EPSILON * np.abs(z).max(-1, keepdims=True)
     elif isinstance(layer, keras_vqvae.GroupedQuantizer):
         for group, (quantizer, part) in enumerate(
@@ -160,14 +180,12 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
         moved = slack * np.abs(kernel).sum() + 8 * EPSILON * (np.abs(z) @ np.abs(kernel)).max(-1, keepdims=True)
         check_indices(layer.quantizer, z @ kernel + numpy(layer.down_bias), indices, moved)
     elif isinstance(layer, keras_vqvae.FiniteScalarQuantizer):
-        steps = np.array(layer.levels)
-        if layer.symmetric:
-            place = (np.tanh(z) + 1) / 2 * (steps - 1)
-        else:
-            half, offset = (steps - 1) * 1.001 / 2, np.where(steps % 2 == 0, 0.5, 0)
-            place = np.tanh(z + np.arctanh(offset / half)) * half - offset + steps // 2
+        z = z if layer.depth is not None else bounded(layer, z)
+        steps, depth = np.array(layer.levels), layer.depth or 0
+        bins = ((steps - 1) / 2 if layer.symmetric else steps // 2) * steps**depth
+        place = ((z + 1) * bins if depth == 0 else z * bins + (steps - 1) / 2).clip(0, steps - 1)
         found = indices[:, None] // np.cumprod([1, *steps[:-1]]) % steps
-        assert (np.abs(found - place) < 0.5 + 1e-4 + slack * steps).all()
+        assert (np.abs(found - place) < 0.5 + (1e-6 + slack) * bins).all()
     elif isinstance(layer, keras_vqvae.LookupFreeQuantizer | keras_vqvae.BinarySphericalQuantizer):
         bits = indices[:, None] >> np.arange(layer.num_bits)[::-1] & 1
         assert ((bits == (z > 0)) | (np.abs(z) <= slack)).all()

@@ -25,8 +25,6 @@ class BinaryQuantizer(ImplicitQuantizer):
         inverse_temperature: Of the assignments, above 0.
     """
 
-    residual_scale = 0.5
-
     def __init__(
         self,
         num_bits: int,
@@ -46,14 +44,23 @@ class BinaryQuantizer(ImplicitQuantizer):
         self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
         self._size = 1.0
         """The absolute value of each element of a code."""
+        self._finer = 1.0
+        """How much smaller the codes are at the depth of this quantizer."""
+
+    def set_depth(self, depth: int) -> None:
+        super().set_depth(depth)
+        self._finer = 0.5**depth
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         return ops.cast(vectors > 0, "int32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return ops.cast(2 * digits - 1, "float32") * self._size
+        return ops.cast(2 * digits - 1, "float32") * (self._size * self._finer)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+        if self.depth:
+            # As if at the first level, so that every level counts as much.
+            vectors, codes = vectors / self._finer, codes / self._finer
         added = []
         if self.commitment_weight:
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))

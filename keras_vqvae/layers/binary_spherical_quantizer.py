@@ -60,7 +60,7 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         super().__init__(num_bits, commitment_weight, entropy_weight, diversity_weight, inverse_temperature, **kwargs)
         self._size = self.num_bits**-0.5
 
-    def project(self, vectors: Tensor) -> Tensor:
+    def bound(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0]
 
     def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:

@@ -68,27 +68,30 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
             raise ValueError(f"`noise` must be at most 1. Received: noise={noise!r}")
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        # Bins are `1 / scale` wide, and digit 0 lies at -1. Tuples: `torch.compile` does not take arrays of NumPy's.
+        # Tuples, because `torch.compile` does not take arrays of NumPy's.
         steps = np.array(self.levels, "float64")
-        self._scale = tuple(((steps - 1) / 2 if self.symmetric else np.floor(steps / 2)).tolist())
         half = (steps - 1) * (1 + _EPSILON) / 2
         offset = np.where(steps % 2 == 0, 0.5, 0.0)
         # Shifted so that 0 stays at 0.
         self._half, self._offset, self._shift = (tuple(x.tolist()) for x in (half, offset, np.arctanh(offset / half)))
+        # Bins are `1 / scale` wide, and digit 0 lies at `lowest`.
+        self._bounds = tuple(((steps - 1) / 2 if self.symmetric else np.floor(steps / 2)).tolist())
+        self._scale, self._lowest = self._bounds, (-1.0,) * len(self.levels)
 
-    @property
-    def residual_scale(self) -> np.ndarray:
-        """Half a bin: what rounding leaves."""
-        return 0.5 / np.array(self._scale, "float32")
+    def set_depth(self, depth: int) -> None:
+        super().set_depth(depth)
+        if depth:
+            self._scale = tuple(bound * n**depth for bound, n in zip(self._bounds, self.levels, strict=True))
+            self._lowest = tuple((1 - n) / (2 * scale) for scale, n in zip(self._scale, self.levels, strict=True))
 
-    def project(self, vectors: Tensor) -> Tensor:
+    def bound(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
             return ops.tanh(vectors)
         bounded = ops.tanh(vectors + backend.constants(self._shift, vectors)) * backend.constants(self._half, vectors)
-        return (bounded - backend.constants(self._offset, vectors)) / backend.constants(self._scale, vectors)
+        return (bounded - backend.constants(self._offset, vectors)) / backend.constants(self._bounds, vectors)
 
     def to_digits(self, vectors: Tensor) -> Tensor:
-        digits = (vectors + 1.0) * backend.constants(self._scale, vectors)
+        digits = (vectors - backend.constants(self._lowest, vectors)) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
         # What is no number gets digit 0.
         digits = ops.where(digits > 0.0, digits, 0.0)
@@ -96,7 +99,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
 
     def from_digits(self, digits: Tensor) -> Tensor:
         digits = ops.cast(digits, "float32")
-        return digits / backend.constants(self._scale, digits) - 1.0
+        return digits / backend.constants(self._scale, digits) + backend.constants(self._lowest, digits)
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         rounded = estimators.straight_through(vectors, codes)

@@ -55,8 +55,7 @@ class GroupedQuantizer(Quantizer):
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.lowest_index = self.quantizers[0].lowest_index
-        scale = np.asarray(self.quantizers[0].residual_scale, "float32")
-        self.residual_scale = np.tile(scale, self.num_groups) if scale.ndim else scale
+        self.bounded = self.quantizers[0].bounded
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
@@ -68,6 +67,15 @@ class GroupedQuantizer(Quantizer):
         for quantizer in self.quantizers:
             quantizer.build((None, dim // self.num_groups))
         super().build(input_shape)
+
+    def bound(self, vectors: Tensor) -> Tensor:
+        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), strict=True)
+        return ops.concatenate([quantizer.bound(group) for quantizer, group in groups], axis=-1)
+
+    def set_depth(self, depth: int) -> None:
+        super().set_depth(depth)
+        for quantizer in self.quantizers:
+            quantizer.set_depth(depth)
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""

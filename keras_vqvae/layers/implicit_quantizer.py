@@ -14,8 +14,9 @@ from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 class ImplicitQuantizer(Quantizer):
     """Base class of the quantizers that give each axis one of a few levels: the index is a number of those digits.
 
-    A subclass says `to_digits(vectors)`, int32 `[N, D]`, and `from_digits(digits)`, the values; besides, what every
-    `Quantizer` may.
+    A subclass says `bound(vectors)`, `to_digits(vectors)`, int32 `[N, D]`, and `from_digits(digits)`, the values;
+    besides, what every `Quantizer` may. At depth `d` of a residual the levels of an axis divide the width of one at
+    depth `d - 1` into equal parts, with the codes at their middles: digits of one number in base `levels`.
 
     Args:
         levels: Number of levels of each axis, at least 2 each.
@@ -36,6 +37,8 @@ class ImplicitQuantizer(Quantizer):
         basis = np.cumprod((1, *digits[:-1]))
         self._basis = tuple(basis[::-1].tolist() if most_significant_first else basis.tolist())
 
+    bounded = True
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._check_input_shape(input_shape, "len(levels)", len(self.levels))
         super().build(input_shape)
@@ -46,6 +49,10 @@ class ImplicitQuantizer(Quantizer):
         if self.num_embeddings > MOST_COUNTED:
             raise ValueError(f"Too many codes to list. Received: num_embeddings={self.num_embeddings}")
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
+
+    def project(self, vectors: Tensor) -> Tensor:
+        # A residual has bounded them: what is left of them has other bounds.
+        return self.bound(vectors) if self.depth is None else vectors
 
     def assign(self, vectors: Tensor) -> Tensor:
         digits = self.to_digits(vectors)

@@ -51,8 +51,10 @@ class Quantizer(LossesForReaders):
     """The shape of one vector's indices: `()`, or an axis for each wrapper."""
     lowest_index: int = 0
     """-1 where an index may stand for no code."""
-    residual_scale: Any = 1.0
-    """How much smaller what is left of a vector is, where the size of the codes is fixed: a factor, or one an axis."""
+    bounded: bool = False
+    """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
+    depth: int | None = None
+    """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
     counting: bool = False
     """Whether codes are counted in inference, too, as `CodebookMonitor` needs of an evaluation."""
     recorded: list[tuple[Tensor, Tensor]] | None = None
@@ -143,6 +145,14 @@ class Quantizer(LossesForReaders):
             )
         mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
         return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
+
+    def bound(self, vectors: Tensor) -> Tensor:
+        """What vectors become, once, before the first level of a residual."""
+        return vectors
+
+    def set_depth(self, depth: int) -> None:
+        """Makes this quantizer one of what so many levels of a residual left."""
+        self.depth = depth
 
     def project(self, vectors: Tensor) -> Tensor:
         return vectors

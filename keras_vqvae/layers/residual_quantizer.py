@@ -4,10 +4,9 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators
+from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.passed import Passed
@@ -79,12 +78,24 @@ class ResidualQuantizer(Quantizer):
         self.quantizers = copies * self.num_quantizers if shared else copies
         self.num_embeddings = copies[0].num_embeddings
         self.index_shape = (self.num_quantizers, *copies[0].index_shape)
-        # What each level has to scale its residual up by, where the size of its codes is fixed.
-        scale = np.asarray(copies[0].residual_scale, "float32")
-        # Numbers of Python's, because `torch.compile` does not take arrays of NumPy's.
-        self._scales = tuple(
-            tuple((scale**i).tolist()) if scale.ndim else float(scale**i) for i in range(self.num_quantizers)
-        )
+        self.bounded = copies[0].bounded
+        if shared and self.bounded:
+            raise ValueError(
+                "`shared` must be False where codes get finer from level to level. "
+                f"Received: shared=True, quantizer={quantizer!r}"
+            )
+        self._set_depths(0)
+
+    def _set_depths(self, first: int) -> None:
+        for level, quantizer in enumerate(self.quantizers):
+            quantizer.set_depth(first + level)
+
+    def bound(self, vectors: Tensor) -> Tensor:
+        return self.quantizers[0].bound(vectors)
+
+    def set_depth(self, depth: int) -> None:
+        super().set_depth(depth)
+        self._set_depths(depth * self.num_quantizers)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._check_input_shape(input_shape)
@@ -96,13 +107,15 @@ class ResidualQuantizer(Quantizer):
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
         depths = self._draw_depths(vectors, samples) if training and self.trainable and self.dropout else None
+        if self.depth is None:
+            vectors = self.bound(vectors)
         rest, total = vectors, ops.zeros_like(vectors)
         columns, losses, updates = [], [], []
-        for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
+        for level, quantizer in enumerate(self.quantizers):
             used = None if depths is None else level < depths
             kept_here = kept if used is None else ops.logical_and(kept, used)
-            passed = quantizer.quantize_vectors(rest / _factor(scale, rest), kept_here, training, samples)
-            codes, indices = passed.codes * _factor(scale, rest), passed.indices
+            passed = quantizer.quantize_vectors(rest, kept_here, training, samples)
+            codes, indices = passed.codes, passed.indices
             if used is not None:
                 codes = ops.where(ops.expand_dims(used, -1), codes, 0.0)
                 indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
@@ -123,10 +136,9 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         total = 0.0
-        for level, (quantizer, scale) in enumerate(zip(self.quantizers, self._scales, strict=True)):
+        for level, quantizer in enumerate(self.quantizers):
             column = indices[:, level]
             codes = quantizer.lookup(ops.maximum(column, 0))
-            codes = codes * _factor(scale, codes)
             # Of an inner quantizer with several indices all are -1, or none.
             used = ops.reshape(column, (-1, math.prod(self.index_shape[1:])))[:, :1] >= 0
             total = total + ops.where(used, codes, 0.0)
@@ -140,10 +152,9 @@ class ResidualQuantizer(Quantizer):
         rest = rest.reshape(-1, rest.shape[-1])
         if not self.built:
             self.build(rest.shape)
-        for quantizer, scale in zip(self.quantizers, self._scales, strict=True):
-            scale = np.asarray(scale, "float32")
-            quantizer.adapt(rest / scale, **keywords)
-            rest = rest - ops.convert_to_numpy(quantizer.decode(quantizer.encode(rest / scale))) * scale
+        for quantizer in self.quantizers:
+            quantizer.adapt(rest, **keywords)
+            rest = rest - ops.convert_to_numpy(quantizer.decode(quantizer.encode(rest)))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -154,7 +165,3 @@ class ResidualQuantizer(Quantizer):
             "dropout": self.dropout,
             "seed": self.seed,
         }
-
-
-def _factor(scale: float | tuple[float, ...], like: Tensor) -> Any:
-    return scale if isinstance(scale, float) else backend.constants(scale, like)

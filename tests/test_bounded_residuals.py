@@ -1,0 +1,133 @@
+"""Residuals of quantizers whose codes lie at fixed places: each level divides the bins of the one before."""
+
+import itertools
+
+import numpy as np
+import pytest
+from gradients import layer_gradients
+from helpers import draw, numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+import keras_vqvae
+
+SOME = st.lists(st.integers(2, 8), min_size=1, max_size=3)
+
+
+def fsq(levels, symmetric=False):
+    return keras_vqvae.FiniteScalarQuantizer(levels, symmetric=symmetric)
+
+
+def residual(quantizer, depth, dim):
+    layer = keras_vqvae.ResidualQuantizer(quantizer, depth)
+    layer.build((None, dim))
+    return layer
+
+
+def unbound(levels, symmetric, values):
+    """The inputs that FSQ's bound takes to `values`."""
+    levels = np.array(levels, "float64")
+    if symmetric:
+        return np.arctanh(values)
+    half, offset = (levels - 1) * 1.001 / 2, np.where(levels % 2 == 0, 0.5, 0)
+    return np.arctanh((values * (levels // 2) + offset) / half) - np.arctanh(offset / half)
+
+
+def limits(levels, symmetric):
+    """The first code and the last."""
+    levels = np.array(levels)
+    return -np.ones(len(levels)), np.ones(len(levels)) if symmetric else (levels - 1) // 2 / (levels // 2)
+
+
+def partial(layer, indices, depth):
+    indices = indices.copy()
+    indices[:, depth:] = -1
+    return numpy(layer.decode(indices))
+
+
+@given(levels=SOME, symmetric=st.booleans())
+def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric):
+    layer = residual(fsq(levels, symmetric), 4, len(levels))
+    values = np.random.default_rng(0).uniform(*limits(levels, symmetric), (4000, len(levels)))
+    x = unbound(levels, symmetric, values).astype("float32")
+    quantized, indices = layer(x, return_indices=True)
+    indices = numpy(indices)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+    squares = [np.square(partial(layer, indices, depth) - numpy(quantized)).mean(0) for depth in (1, 2, 3)]
+    # Of what is equally spread over a bin, `D` levels below leave a share `1 - levels^-2D`.
+    left = [1 - np.array(levels, "float64") ** (-2 * (4 - depth)) for depth in (1, 2, 3)]
+    for before, after, one, other in zip(squares[:-1], squares[1:], left[:-1], left[1:], strict=True):
+        np.testing.assert_allclose(before / after, np.square(levels) * one / other, rtol=0.15)
+
+
+@given(levels=st.integers(2, 8), symmetric=st.booleans())
+def test_every_combination_within_the_bounds_is_reached(levels, symmetric):
+    layer = residual(fsq((levels,), symmetric), 3, 1)
+    combinations = np.array(list(itertools.product(range(levels), repeat=3)), "int32")
+    values = numpy(layer.decode(combinations)).astype("float64")
+    assert len(np.unique(np.round(values, 6))) == levels**3
+    lowest, highest = limits([levels], symmetric)
+    inside = ((values >= lowest) & (values <= highest) & (np.abs(values) < 1))[:, 0]
+    # The first and the last bin lie half outside.
+    assert inside.sum() >= (levels - 1) * levels**2 - 1
+    x = unbound((levels,), symmetric, values[inside])
+    np.testing.assert_array_equal(numpy(layer.encode(x.astype("float32"))), combinations[inside])
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_bits_are_those_of_a_binary_fraction(depth):
+    layer = residual(keras_vqvae.LookupFreeQuantizer(1), depth, 1)
+    combinations = np.array(list(itertools.product((0, 1), repeat=depth)), "int32")
+    values = numpy(layer.decode(combinations))
+    np.testing.assert_allclose(values[:, 0], np.linspace(-2 + 0.5 ** (depth - 1), 2 - 0.5 ** (depth - 1), 2**depth))
+    np.testing.assert_array_equal(numpy(layer.encode(values)), combinations)
+
+
+def test_spherical_bits_are_bounded_once():
+    layer = residual(keras_vqvae.BinarySphericalQuantizer(4), 6, 4)
+    z = draw(500, 4)
+    expected = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    # Six levels of half the size each reach up to almost twice the first.
+    inside = np.abs(expected) < 0.96
+    error = (numpy(layer(z)) - expected)[inside]
+    assert np.abs(error).max() <= 0.5 * 0.5**5 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fsq((5, 4)),
+        lambda: fsq((5, 4), True),
+        lambda: keras_vqvae.LookupFreeQuantizer(2),
+        lambda: keras_vqvae.BinarySphericalQuantizer(2),
+    ],
+)
+def test_a_residual_of_one_level_is_that_level(make):
+    x = draw(40, 2)
+    layer, alone = residual(make(), 1, 2), make()
+    np.testing.assert_array_equal(numpy(layer.encode(x))[:, 0], numpy(alone.encode(x)))
+    np.testing.assert_array_equal(numpy(layer(x)), numpy(alone(x)))
+    for one, other in zip(*(layer_gradients(q, x, np.ones_like(x))[:1] for q in (layer, alone)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_levels_within_levels_are_levels():
+    x = draw(40, 2)
+    plain = residual(fsq((5, 4)), 4, 2)
+    nested = residual(keras_vqvae.ResidualQuantizer(fsq((5, 4)), 2), 2, 2)
+    np.testing.assert_array_equal(numpy(nested.encode(x)).reshape(40, 4), numpy(plain.encode(x)))
+    np.testing.assert_allclose(numpy(nested(x)), numpy(plain(x)), atol=1e-6)
+
+
+def test_groups_within_levels_are_levels_within_groups():
+    x = draw(40, 4)
+    inside = residual(keras_vqvae.GroupedQuantizer(fsq((5, 4)), 2), 3, 4)
+    outside = keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(fsq((5, 4)), 3), 2)
+    np.testing.assert_array_equal(numpy(inside(x)), numpy(outside(x)))
+    np.testing.assert_array_equal(numpy(inside.encode(x)).swapaxes(1, 2), numpy(outside.encode(x)))
+
+
+@pytest.mark.parametrize("make", [lambda: fsq((5, 4)), lambda: keras_vqvae.GroupedQuantizer(fsq((5,)), 2)])
+def test_levels_of_bounded_codes_cannot_be_shared(make):
+    with pytest.raises(ValueError, match="shared.*Received: shared=True"):
+        keras_vqvae.ResidualQuantizer(make(), 2, shared=True)
