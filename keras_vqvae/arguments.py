@@ -69,6 +69,13 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """Returns `value` as a `float` from 0 to 1; `True` is 1, and `False` 0."""
+    if isinstance(value, bool | np.bool_ | numbers.Real) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"`{name}` must be a boolean or a number from 0 to 1. Received: {name}={value!r}")
+
+
 def open_fraction(name: str, value: Any) -> float:
     """Returns `value` as a `float` strictly between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:

@@ -67,27 +67,6 @@ def test_every_level_commits_the_encoder(x):
     assert all(np.abs(rest).max() > 0.01 for rest in rests)
 
 
-def test_dropout_draws_a_depth_a_sample(rng):
-    x = rng.normal(size=(200, 5, 4)).astype("float32")
-    layer = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
-    quantized, indices = (numpy(part) for part in layer(x, training=True, return_indices=True))
-    used = indices >= 0
-    depths = used.sum(-1)
-    # One depth for all positions of a sample, of the first levels, uniform.
-    assert (depths == depths[:, :1]).all()
-    np.testing.assert_array_equal(used, np.arange(4) < depths[..., None])
-    np.testing.assert_allclose(np.bincount(depths[:, 0], minlength=5)[1:] / 200, 0.25, atol=0.12)
-    np.testing.assert_allclose(numpy(layer.decode(indices)), quantized, atol=1e-6)
-    # What is not used is not counted, and not learned from.
-    np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1), used.sum((0, 1)))
-    for level, quantizer in enumerate(layer.quantizers):
-        assert numpy(quantizer.code_counts).sum() == used[..., level].sum()
-    again = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
-    np.testing.assert_array_equal(numpy(again(x, training=True, return_indices=True)[1]), indices)
-    assert (numpy(layer(x, training=True, return_indices=True)[1]) != indices).any()
-    assert (numpy(layer.encode(x)) >= 0).all()
-
-
 def test_dropped_indices_decode_to_fewer_levels(x):
     layer = built(keras_vqvae.ResidualQuantizer(vector(), 3))
     codes, indices, _ = by_hand(layer, x)

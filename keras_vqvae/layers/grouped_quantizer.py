@@ -22,6 +22,9 @@ class GroupedQuantizer(Quantizer):
     Args:
         quantizer: The quantizer of a group, not built: the groups have copies of it, each with a seed of its own.
         num_groups: Number of groups, `G`, which must divide the input's last axis.
+        dropout: Share of the samples, from 0 to 1, that use a random number of groups in training, from 1 to all, so
+            that the first of them will do. The others are 0, their indices -1. `True` is 1. Defaults to `False`, none.
+        seed: Integer seed of the dropout. Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -29,7 +32,8 @@ class GroupedQuantizer(Quantizer):
         mask, training, return_indices: As for every `Quantizer`.
 
     Output shape:
-        `[..., D]`; the indices are int32 `[..., G]`, with further axes where the inner quantizer has some.
+        `[..., D]`; the indices are int32 `[..., G]`, with further axes where the inner quantizer has some. `decode`
+        takes -1 for no code.
 
     Raises:
         ValueError: If `quantizer` is not a quantizer or built already, or `num_groups` does not divide the last axis.
@@ -47,14 +51,25 @@ class GroupedQuantizer(Quantizer):
     - [Jegou et al., 2011](https://doi.org/10.1109/TPAMI.2010.57)
     """
 
-    def __init__(self, quantizer: Quantizer, num_groups: int, **kwargs: Any):
+    lowest_index = -1
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        num_groups: int,
+        dropout: bool | float = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.num_groups = arguments.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
         self.quantizers = [wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(self.num_groups)]
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
-        self.lowest_index = self.quantizers[0].lowest_index
+        self.dropout = arguments.share("dropout", dropout)
+        self.seed = arguments.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.bounded = self.quantizers[0].bounded
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -79,11 +94,11 @@ class GroupedQuantizer(Quantizer):
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
-        groups = ops.split(vectors, self.num_groups, axis=-1)
-        parts = [
-            quantizer.quantize_vectors(group, kept, training, samples)
-            for quantizer, group in zip(self.quantizers, groups, strict=True)
-        ]
+        used = [None] * self.num_groups
+        if training and self.trainable and self.dropout:
+            used = wrappers.draw_used(self.dropout, self.num_groups, vectors, samples, self.seed_generator)
+        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
+        parts = [wrappers.pass_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups]
         indices = ops.stack([part.indices for part in parts], axis=1)
         return Passed(
             ops.concatenate([part.quantized for part in parts], axis=-1),
@@ -94,7 +109,9 @@ class GroupedQuantizer(Quantizer):
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return ops.concatenate([q.lookup(indices[:, i]) for i, q in enumerate(self.quantizers)], axis=-1)
+        return ops.concatenate(
+            [wrappers.lookup_used(quantizer, indices[:, i]) for i, quantizer in enumerate(self.quantizers)], axis=-1
+        )
 
     def adapt(self, vectors: Any, **keywords: Any) -> None:
         """Fills the codebook of each group by k-means; see `kmeans`."""
@@ -109,4 +126,6 @@ class GroupedQuantizer(Quantizer):
             **super().get_config(),
             "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
             "num_groups": self.num_groups,
+            "dropout": self.dropout,
+            "seed": self.seed,
         }

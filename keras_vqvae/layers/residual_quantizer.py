@@ -1,6 +1,5 @@
 """Residual quantization: each level quantizes what the levels before it left."""
 
-import math
 from typing import Any
 
 import keras
@@ -24,8 +23,8 @@ class ResidualQuantizer(Quantizer):
         quantizer: The quantizer of a level, not built: the levels are copies of it, each with a seed of its own.
         num_quantizers: Number of levels, `Q`.
         shared: Whether all levels are one and the same quantizer, of one codebook. Defaults to `False`.
-        dropout: Whether in training each sample uses a random number of levels, from 1 to all, so that fewer will do.
-            The indices of the others are -1. Defaults to `False`.
+        dropout: Share of the samples, from 0 to 1, that use a random number of levels in training, from 1 to all, so
+            that fewer will do. The indices of the others are -1. `True` is 1. Defaults to `False`, none.
         seed: Integer seed of the dropout. Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
@@ -60,7 +59,7 @@ class ResidualQuantizer(Quantizer):
         quantizer: Quantizer,
         num_quantizers: int,
         shared: bool = False,
-        dropout: bool = False,
+        dropout: bool | float = False,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -68,7 +67,7 @@ class ResidualQuantizer(Quantizer):
         self.template = wrappers.template(quantizer)
         self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
         self.shared = arguments.boolean("shared", shared)
-        self.dropout = arguments.boolean("dropout", dropout)
+        self.dropout = arguments.share("dropout", dropout)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         copies = [
@@ -106,21 +105,17 @@ class ResidualQuantizer(Quantizer):
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
-        depths = self._draw_depths(vectors, samples) if training and self.trainable and self.dropout else None
+        used = [None] * self.num_quantizers
+        if training and self.trainable and self.dropout:
+            used = wrappers.draw_used(self.dropout, self.num_quantizers, vectors, samples, self.seed_generator)
         if self.depth is None:
             vectors = self.bound(vectors)
         rest, total = vectors, ops.zeros_like(vectors)
         columns, losses, updates = [], [], []
-        for level, quantizer in enumerate(self.quantizers):
-            used = None if depths is None else level < depths
-            kept_here = kept if used is None else ops.logical_and(kept, used)
-            passed = quantizer.quantize_vectors(rest, kept_here, training, samples)
-            codes, indices = passed.codes, passed.indices
-            if used is not None:
-                codes = ops.where(ops.expand_dims(used, -1), codes, 0.0)
-                indices = ops.where(ops.reshape(used, (-1,) + (1,) * (len(indices.shape) - 1)), indices, -1)
-            rest, total = rest - ops.stop_gradient(codes), total + codes
-            columns.append(indices)
+        for quantizer, use in zip(self.quantizers, used, strict=True):
+            passed = wrappers.pass_used(quantizer, rest, kept, use, training, samples)
+            rest, total = rest - ops.stop_gradient(passed.codes), total + passed.codes
+            columns.append(passed.indices)
             losses.append(passed.losses)
             updates += passed.updates
         indices = ops.stack(columns, axis=1)
@@ -128,21 +123,10 @@ class ResidualQuantizer(Quantizer):
         updates.append((self, vectors, indices, kept))
         return Passed(quantized, total, indices, lambda: [loss for level in losses for loss in level()], updates)
 
-    def _draw_depths(self, vectors: Tensor, samples: Tensor) -> Tensor:
-        """How many levels each vector uses, the same for all of a sample: int32 `[N]`."""
-        depths = keras.random.randint((samples,), 1, self.num_quantizers + 1, seed=self.seed_generator)
-        at_least_one = max(samples, 1) if isinstance(samples, int) else ops.maximum(samples, 1)
-        return ops.repeat(depths, ops.shape(vectors)[0] // at_least_one)
-
     def lookup(self, indices: Tensor) -> Tensor:
-        total = 0.0
-        for level, quantizer in enumerate(self.quantizers):
-            column = indices[:, level]
-            codes = quantizer.lookup(ops.maximum(column, 0))
-            # Of an inner quantizer with several indices all are -1, or none.
-            used = ops.reshape(column, (-1, math.prod(self.index_shape[1:])))[:, :1] >= 0
-            total = total + ops.where(used, codes, 0.0)
-        return total
+        return sum(
+            wrappers.lookup_used(quantizer, indices[:, level]) for level, quantizer in enumerate(self.quantizers)
+        )
 
     def adapt(self, vectors: Any, **keywords: Any) -> None:
         """Fills the codebooks level by level, each by k-means of what the levels before it left; see `kmeans`."""

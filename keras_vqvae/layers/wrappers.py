@@ -1,11 +1,15 @@
 """What the wrappers of quantizers share."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
 
 MOST_COPIES = 1024
@@ -51,3 +55,37 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     if isinstance(config.get("quantizer"), dict):
         config["quantizer"] = keras.saving.serialize_keras_object(copy(quantizer.template.quantizer, number))
     return type(quantizer).from_config(config)
+
+
+def draw_used(share: float, most: int, vectors: Tensor, samples: Tensor, seed: Any) -> list[Tensor]:
+    """Which vectors use each of `most` quantizers, all of a sample the same: booleans `[N]` each.
+
+    A share of the samples uses the first of them, from 1 to all, each number as likely; the others use all.
+    """
+    numbers = keras.random.randint((samples,), 1, most + 1, seed=seed)
+    if share < 1:
+        drawn = keras.random.uniform((samples,), dtype="float32", seed=seed) < share
+        numbers = ops.where(drawn, numbers, most)
+    at_least_one = max(samples, 1) if isinstance(samples, int) else ops.maximum(samples, 1)
+    numbers = ops.repeat(numbers, ops.shape(vectors)[0] // at_least_one)
+    return [i < numbers for i in range(most)]
+
+
+def pass_used(quantizer: Quantizer, vectors: Tensor, kept: Tensor, used: Tensor | None, *arguments: Any) -> Passed:
+    """What `quantizer.quantize_vectors` returns, with no code, and the index -1, for vectors that do not use it."""
+    if used is None:
+        return quantizer.quantize_vectors(vectors, kept, *arguments)
+    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), *arguments)
+    row = ops.expand_dims(used, -1)
+    return dataclasses.replace(
+        passed,
+        quantized=ops.where(row, passed.quantized, 0.0),
+        codes=ops.where(row, passed.codes, 0.0),
+        indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), passed.indices, -1),
+    )
+
+
+def lookup_used(quantizer: Quantizer, indices: Tensor) -> Tensor:
+    """The codes `[N, D]` of indices `[N, *index_shape]`; none, 0, where the first is -1."""
+    used = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))[:, :1] >= 0
+    return ops.where(used, quantizer.lookup(ops.maximum(indices, quantizer.lowest_index)), 0.0)
