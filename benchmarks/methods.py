@@ -134,3 +134,19 @@ FAMILY: dict[str, Method] = {
     "peer: VQ in 8 dimensions": peer(codebook_dim=8, threshold_ema_dead_code=2),
 }
 """About 1,000 codes each, in one way or another."""
+
+
+def residual_scalars(depth: int) -> Method:
+    return ours(
+        lambda size, seed: keras_vqvae.ProjectedQuantizer(
+            keras_vqvae.ResidualQuantizer(keras_vqvae.FiniteScalarQuantizer(), depth), 4
+        )
+    )
+
+
+RESIDUALS: dict[str, Method] = {f"residual FSQ, {depth}": residual_scalars(depth) for depth in (1, 2, 3, 4)} | {
+    f"peer: residual FSQ, {depth}": peer_of("ResidualFSQ", levels=[8, 5, 5, 5], num_quantizers=depth)
+    for depth in (1, 2, 3, 4)
+}
+"""1,000 codes a level."""
+ALL = METHODS | FAMILY | RESIDUALS

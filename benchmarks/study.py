@@ -2,6 +2,7 @@
 
 KERAS_BACKEND=torch python -m benchmarks.study --data-dir FOLDER_OF_IDX_FILES --codes 1024 --seeds 0 1 2
 KERAS_BACKEND=torch python -m benchmarks.study --family --data-dir FOLDER_OF_IDX_FILES
+KERAS_BACKEND=torch python -m benchmarks.study --residuals --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.study --short
 
 A row a run, each kept in `results/study/` as soon as it is there; rows that are there are not run again.
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), metavar="NAME")
     parser.add_argument("--family", action="store_true", help="the quantizers of about 1,000 codes")
+    parser.add_argument("--residuals", action="store_true", help="residuals of FSQ, by depth")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2400)
@@ -58,6 +60,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.family:
         arguments.methods = list(methods.FAMILY)
+    if arguments.residuals:
+        arguments.methods = list(methods.RESIDUALS)
     if arguments.short:
         arguments.dataset, arguments.codes, arguments.seeds, arguments.steps = "digits", [64], [0], 30
     train, test = images.load(arguments.dataset, arguments.data_dir)
@@ -69,9 +73,7 @@ def main() -> None:
                 row = {"method": name, "K": num_embeddings, "seed": seed}
                 file = FOLDER / f"{arguments.dataset} {arguments.steps} {name} {num_embeddings} {seed}.json"
                 if not file.exists():
-                    found = run(
-                        {**methods.METHODS, **methods.FAMILY}[name], num_embeddings, seed, train, test, arguments.steps
-                    )
+                    found = run(methods.ALL[name], num_embeddings, seed, train, test, arguments.steps)
                     file.write_text(json.dumps({**row, "backend": keras.backend.backend(), **found}))
                 rows.append(json.loads(file.read_text()))
                 print(rows[-1], flush=True)

@@ -19,6 +19,9 @@ class ResidualQuantizer(Quantizer):
     `r_0 = z`, `r_(i + 1) = r_i - stop_gradient(q_i)`, and the output is the sum of the codes `q_i`, with the gradient
     copied once, however many levels there are. Each level adds its own losses on its own residual.
 
+    Codes at fixed places (FSQ, LFQ, BSQ) get finer from level to level: vectors are bounded once, and the levels of an
+    axis divide the width of one of the level before into equal parts, so that the error falls by their square.
+
     Args:
         quantizer: The quantizer of a level, not built: the levels are copies of it, each with a seed of its own.
         num_quantizers: Number of levels, `Q`.
@@ -37,7 +40,8 @@ class ResidualQuantizer(Quantizer):
         takes -1 for no code: with the last columns so, it decodes to fewer levels.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer or built already, or `num_quantizers` is not positive.
+        ValueError: If `quantizer` is not a quantizer or built already, `num_quantizers` is not positive, or levels are
+            to share codes that get finer.
 
     Example:
 
