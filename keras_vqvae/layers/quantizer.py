@@ -11,6 +11,7 @@ from keras import ops
 from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.losses_for_readers import LossesForReaders
+from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.passed import Passed, apply_updates
 
 MOST_COUNTED = 1 << 24
@@ -104,7 +105,7 @@ class Quantizer(LossesForReaders):
         self._check_input_shape(shape, "the last axis that it was built for", self._dim)
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
-        kept = self._kept(vectors, shape[:-1], mask)
+        kept = kept_vectors(vectors, shape[:-1], mask)
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
         self.add_losses(vectors, passed.losses, bool(training))
         apply_updates(passed.updates, bool(training))
@@ -129,22 +130,6 @@ class Quantizer(LossesForReaders):
         quantized = self.estimate(vectors, codes, training and self.trainable)
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
-
-    def _kept(self, vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
-        """Which of the `[N, D]` vectors count: booleans `[N]`."""
-        # The sum is finite where every element is, short of overflow, which must not reach the codebook either.
-        kept = ops.isfinite(ops.sum(ops.square(ops.stop_gradient(vectors)), axis=-1))
-        if mask is None:
-            return kept
-        mask = ops.cast(mask, "bool")
-        sizes = zip(mask.shape, leading, strict=False)
-        if len(mask.shape) > len(leading) or any(type(b) is int and a not in (None, 1, b) for a, b in sizes):
-            raise ValueError(
-                "`mask` must have the shape of the inputs' first axes. "
-                f"Received: mask of shape {tuple(mask.shape)}, inputs of shape {(*leading, vectors.shape[-1])}"
-            )
-        mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
-        return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
 
     def bound(self, vectors: Tensor) -> Tensor:
         """What vectors become, once, before the first level of a residual."""

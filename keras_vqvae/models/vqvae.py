@@ -12,8 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
-from keras_vqvae.layers.replace_masked import ReplaceMasked
 from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
 
 # What `call` hands to `compute_loss` within a step of `fit` or `evaluate`. An output, because no other way from the

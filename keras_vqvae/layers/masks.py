@@ -1,0 +1,40 @@
+"""Which vectors count, and a value in the place of what is masked."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae.arguments import Tensor
+
+
+class ReplaceMasked(keras.layers.Layer):
+    """Puts a value at masked positions `[batch, ...]`. A layer, because Keras gives masks to layers only."""
+
+    def __init__(self, value: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.value = value
+        self.supports_masking = True
+
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return inputs
+        mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(inputs.shape) - len(mask.shape)))
+        return ops.where(mask, inputs, self.value)
+
+
+def kept_vectors(vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
+    """Which of the `[N, D]` vectors, of so many axes before, count: booleans `[N]`."""
+    # The sum is finite where every element is, short of overflow, which must not reach the codebook either.
+    kept = ops.isfinite(ops.sum(ops.square(ops.stop_gradient(vectors)), axis=-1))
+    if mask is None:
+        return kept
+    mask = ops.cast(mask, "bool")
+    sizes = zip(mask.shape, leading, strict=False)
+    if len(mask.shape) > len(leading) or any(type(b) is int and a not in (None, 1, b) for a, b in sizes):
+        raise ValueError(
+            "`mask` must have the shape of the inputs' first axes. "
+            f"Received: mask of shape {tuple(mask.shape)}, inputs of shape {(*leading, vectors.shape[-1])}"
+        )
+    mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
+    return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
