@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gradients import layer_gradients
 from helpers import draw, numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_vqvae
@@ -45,6 +45,7 @@ def partial(layer, indices, depth):
     return numpy(layer.decode(indices))
 
 
+@settings(max_examples=8)
 @given(levels=SOME, symmetric=st.booleans())
 def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric):
     layer = residual(fsq(levels, symmetric), 4, len(levels))
@@ -60,6 +61,7 @@ def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric
         np.testing.assert_allclose(before / after, np.square(levels) * one / other, rtol=0.15)
 
 
+@settings(max_examples=8)
 @given(levels=st.integers(2, 8), symmetric=st.booleans())
 def test_every_combination_within_the_bounds_is_reached(levels, symmetric):
     layer = residual(fsq((levels,), symmetric), 3, 1)
