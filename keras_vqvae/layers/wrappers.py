@@ -71,11 +71,13 @@ def draw_used(share: float, most: int, vectors: Tensor, samples: Tensor, seed: A
     return [i < numbers for i in range(most)]
 
 
-def pass_used(quantizer: Quantizer, vectors: Tensor, kept: Tensor, used: Tensor | None, *arguments: Any) -> Passed:
+def pass_used(
+    quantizer: Quantizer, vectors: Tensor, kept: Tensor, used: Tensor | None, training: bool, samples: Tensor
+) -> Passed:
     """What `quantizer.quantize_vectors` returns, with no code, and the index -1, for vectors that do not use it."""
     if used is None:
-        return quantizer.quantize_vectors(vectors, kept, *arguments)
-    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), *arguments)
+        return quantizer.quantize_vectors(vectors, kept, training, samples)
+    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples)
     row = ops.expand_dims(used, -1)
     return dataclasses.replace(
         passed,
