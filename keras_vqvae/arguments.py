@@ -70,10 +70,10 @@ def positive(name: str, value: Any) -> float:
 
 
 def share(name: str, value: Any) -> float:
-    """Returns `value` as a `float` from 0 to 1; `True` is 1, and `False` 0."""
-    if isinstance(value, bool | np.bool_ | numbers.Real) and 0 <= value <= 1:
-        return float(value)
-    raise ValueError(f"`{name}` must be a boolean or a number from 0 to 1. Received: {name}={value!r}")
+    """Returns `value` as a `float` from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
+    return float(value)
 
 
 def open_fraction(name: str, value: Any) -> float:

@@ -92,13 +92,11 @@ def check(layer: keras_vqvae.Quantizer, x: np.ndarray, mask: np.ndarray | None, 
     z = numpy(given).astype("float32").reshape(-1, x.shape[-1])
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(np.square(z).sum(-1))
-    kept = (
-        finite
-        if mask is None
-        else finite
-        & np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1 - mask.ndim)), x.shape[:-1]).reshape(-1)
-    )
-    mask = None if mask is None else ops.convert_to_tensor(mask)
+    kept = finite
+    if mask is not None:
+        whole = mask.reshape(mask.shape + (1,) * (x.ndim - 1 - mask.ndim))
+        kept = finite & np.broadcast_to(whole, x.shape[:-1]).reshape(-1)
+        mask = ops.convert_to_tensor(mask)
 
     quantized, indices = layer(x, mask=mask, return_indices=True)
     evaluated = [float(numpy(loss)) for loss in layer.losses]
@@ -133,9 +131,7 @@ def check(layer: keras_vqvae.Quantizer, x: np.ndarray, mask: np.ndarray | None, 
 
 def drops(layer: keras.Layer) -> bool:
     """Whether what it loses is drawn."""
+    if isinstance(layer, keras_vqvae.ProjectedQuantizer):
+        return drops(layer.quantizer)
     drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "dropout", False)
-    return drawn or any(map(drops, getattr(layer, "quantizers", ()))) or drops_inside(layer)
-
-
-def drops_inside(layer: keras.Layer) -> bool:
-    return isinstance(layer, keras_vqvae.ProjectedQuantizer) and drops(layer.quantizer)
+    return bool(drawn) or any(map(drops, getattr(layer, "quantizers", ())))

@@ -65,7 +65,7 @@ EVERY = QUANTIZERS | COMPOSED
 """For the contract. The checks across backends take the first alone, for time."""
 
 FOR_THE_BASE = {"optimizer", "fsq", "grouped_residual"}
-"""Those that are tried with every shape and policy where the base class alone has to do with it."""
+"""Those that are tried with every shape and policy where the base class alone has to do with what is tried."""
 
 NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq", "projected_fsq"}
 """Those that learn from the reconstruction alone."""

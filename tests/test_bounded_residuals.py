@@ -133,3 +133,9 @@ def test_groups_within_levels_are_levels_within_groups():
 def test_levels_of_bounded_codes_cannot_be_shared(make):
     with pytest.raises(ValueError, match="shared.*Received: shared=True"):
         keras_vqvae.ResidualQuantizer(make(), 2, shared=True)
+
+
+@pytest.mark.parametrize("make", [lambda: fsq((8, 5)), lambda: keras_vqvae.LookupFreeQuantizer(2)])
+def test_levels_finer_than_any_float_are_refused(make):
+    with pytest.raises(ValueError, match="finer.*Received: levels="):
+        keras_vqvae.ResidualQuantizer(make(), 1000)

@@ -13,22 +13,24 @@ def vector():
     return keras_vqvae.VectorQuantizer(8, seed=1)
 
 
-def test_dropout_draws_a_depth_a_sample(rng):
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_dropout_draws_a_number_a_sample(rng, wrapper):
     x = rng.normal(size=(200, 5, 4)).astype("float32")
-    layer = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
+    layer, again = (built(wrapper(vector(), 4, dropout=True, seed=3)) for _ in range(2))
     quantized, indices = (numpy(part) for part in layer(x, training=True, return_indices=True))
     used = indices >= 0
-    depths = used.sum(-1)
-    # One depth for all positions of a sample, of the first levels, uniform.
-    assert (depths == depths[:, :1]).all()
-    np.testing.assert_array_equal(used, np.arange(4) < depths[..., None])
-    np.testing.assert_allclose(np.bincount(depths[:, 0], minlength=5)[1:] / 200, 0.25, atol=0.12)
+    numbers = used.sum(-1)
+    # One number for all positions of a sample, of the first levels or groups, uniform.
+    assert (numbers == numbers[:, :1]).all()
+    np.testing.assert_array_equal(used, np.arange(4) < numbers[..., None])
+    np.testing.assert_allclose(np.bincount(numbers[:, 0], minlength=5)[1:] / 200, 0.25, atol=0.12)
     np.testing.assert_allclose(numpy(layer.decode(indices)), quantized, atol=1e-6)
+    if wrapper is keras_vqvae.GroupedQuantizer:
+        np.testing.assert_array_equal(quantized[~used], 0)
     # What is not used is not counted, and not learned from.
     np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1), used.sum((0, 1)))
-    for level, quantizer in enumerate(layer.quantizers):
-        assert numpy(quantizer.code_counts).sum() == used[..., level].sum()
-    again = built(keras_vqvae.ResidualQuantizer(vector(), 4, dropout=True, seed=3))
+    for part, quantizer in enumerate(layer.quantizers):
+        assert numpy(quantizer.code_counts).sum() == used[..., part].sum()
     np.testing.assert_array_equal(numpy(again(x, training=True, return_indices=True)[1]), indices)
     assert (numpy(layer(x, training=True, return_indices=True)[1]) != indices).any()
     assert (numpy(layer.encode(x)) >= 0).all()
@@ -43,20 +45,6 @@ def test_dropout_of_a_share_leaves_the_other_samples_whole(rng, wrapper):
     # Half of them are drawn, and a quarter of those for all four.
     np.testing.assert_allclose(np.bincount(used[:, 0], minlength=5)[1:] / 2000, [1 / 8, 1 / 8, 1 / 8, 5 / 8], atol=0.04)
     assert type(layer).from_config(layer.get_config()).dropout == 0.5
-
-
-def test_groups_that_are_dropped_are_zero_and_learn_nothing(rng):
-    x = rng.normal(size=(200, 3, 4)).astype("float32")
-    layer = built(keras_vqvae.GroupedQuantizer(vector(), 4, dropout=True, seed=3))
-    quantized, indices = (numpy(part) for part in layer(x, training=True, return_indices=True))
-    used = indices >= 0
-    groups = used.sum(-1)
-    assert (groups == groups[:, :1]).all()
-    np.testing.assert_array_equal(used, np.arange(4) < groups[..., None])
-    np.testing.assert_array_equal(quantized[~used], 0)
-    np.testing.assert_array_equal(numpy(layer.decode(indices)), quantized)
-    np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1), used.sum((0, 1)))
-    assert (numpy(layer.encode(x)) >= 0).all()
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, np.nan, "a", None])

@@ -63,9 +63,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     ):
         super().__init__(levels, most_significant_first=False, **kwargs)
         self.symmetric = arguments.boolean("symmetric", symmetric)
-        self.noise = arguments.non_negative("noise", noise)
-        if self.noise > 1:
-            raise ValueError(f"`noise` must be at most 1. Received: noise={noise!r}")
+        self.noise = arguments.share("noise", noise)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         # Tuples, because `torch.compile` does not take arrays of NumPy's.

@@ -67,7 +67,7 @@ class GroupedQuantizer(Quantizer):
         self.quantizers = [wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(self.num_groups)]
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
-        self.dropout = arguments.share("dropout", dropout)
+        self.dropout = wrappers.dropout_share(dropout)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.bounded = self.quantizers[0].bounded
@@ -94,9 +94,7 @@ class GroupedQuantizer(Quantizer):
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
-        used = [None] * self.num_groups
-        if training and self.trainable and self.dropout:
-            used = wrappers.draw_used(self.dropout, self.num_groups, vectors, samples, self.seed_generator)
+        used = wrappers.draw_used(self, vectors, samples, training)
         groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
         parts = [wrappers.pass_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups]
         indices = ops.stack([part.indices for part in parts], axis=1)

@@ -10,6 +10,9 @@ from keras_vqvae import arguments, backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 
+FINEST = 1 << 60
+"""How many times finer than the first level's the codes of a residual may be."""
+
 
 class ImplicitQuantizer(Quantizer):
     """Base class of the quantizers that give each axis one of a few levels: the index is a number of those digits.
@@ -49,6 +52,14 @@ class ImplicitQuantizer(Quantizer):
         if self.num_embeddings > MOST_COUNTED:
             raise ValueError(f"Too many codes to list. Received: num_embeddings={self.num_embeddings}")
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
+
+    def set_depth(self, depth: int) -> None:
+        if max(self.levels) ** depth > FINEST:
+            raise ValueError(
+                f"Levels of a residual must not get finer than a {FINEST}th, far beyond float32. "
+                f"Received: levels={self.levels} at depth {depth}"
+            )
+        super().set_depth(depth)
 
     def project(self, vectors: Tensor) -> Tensor:
         # A residual has bounded them: what is left of them has other bounds.

@@ -71,7 +71,7 @@ class ResidualQuantizer(Quantizer):
         self.template = wrappers.template(quantizer)
         self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
         self.shared = arguments.boolean("shared", shared)
-        self.dropout = arguments.share("dropout", dropout)
+        self.dropout = wrappers.dropout_share(dropout)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         copies = [
@@ -109,9 +109,7 @@ class ResidualQuantizer(Quantizer):
 
     def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
         """As for every `Quantizer`."""
-        used = [None] * self.num_quantizers
-        if training and self.trainable and self.dropout:
-            used = wrappers.draw_used(self.dropout, self.num_quantizers, vectors, samples, self.seed_generator)
+        used = wrappers.draw_used(self, vectors, samples, training)
         if self.depth is None:
             vectors = self.bound(vectors)
         rest, total = vectors, ops.zeros_like(vectors)

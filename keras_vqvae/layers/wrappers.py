@@ -57,14 +57,22 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     return type(quantizer).from_config(config)
 
 
-def draw_used(share: float, most: int, vectors: Tensor, samples: Tensor, seed: Any) -> list[Tensor]:
-    """Which vectors use each of `most` quantizers, all of a sample the same: booleans `[N]` each.
+def dropout_share(dropout: Any) -> float:
+    """Returns the share of the samples that use fewer quantizers, given it or whether all do."""
+    return arguments.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
+
+
+def draw_used(wrapper: Any, vectors: Tensor, samples: Tensor, training: bool) -> list[Tensor | None]:
+    """Which vectors use each of a wrapper's quantizers: booleans `[N]`, all of a sample the same, or `None` for all.
 
     A share of the samples uses the first of them, from 1 to all, each number as likely; the others use all.
     """
+    most, seed = len(wrapper.quantizers), wrapper.seed_generator
+    if not (training and wrapper.trainable and wrapper.dropout):
+        return [None] * most
     numbers = keras.random.randint((samples,), 1, most + 1, seed=seed)
-    if share < 1:
-        drawn = keras.random.uniform((samples,), dtype="float32", seed=seed) < share
+    if wrapper.dropout < 1:
+        drawn = keras.random.uniform((samples,), dtype="float32", seed=seed) < wrapper.dropout
         numbers = ops.where(drawn, numbers, most)
     at_least_one = max(samples, 1) if isinstance(samples, int) else ops.maximum(samples, 1)
     numbers = ops.repeat(numbers, ops.shape(vectors)[0] // at_least_one)

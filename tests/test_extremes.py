@@ -1,0 +1,82 @@
+"""What `campaign.py` found: inputs and arguments at the edge of what a quantizer takes."""
+
+import numpy as np
+import pytest
+from gradients import gradients, layer_gradients
+from helpers import built, draw, numpy
+from keras import ops
+from quantizers import DIM, EVERY
+
+import keras_vqvae
+from keras_vqvae import geometry, regularizers
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
+    layer = built(EVERY[name](), DIM)
+    x = draw(4, DIM)
+    x[0], x[1, 1], x[2] = np.nan, np.inf, -3e38
+    indices = numpy(layer.encode(x))
+    assert ((indices >= 0) & (indices < layer.num_embeddings)).all()
+    layer.decode(indices)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4), (2, 3, DIM)])
+def test_a_mask_of_another_shape_is_named(shape):
+    layer = built(EVERY["ema"](), DIM)
+    with pytest.raises(ValueError, match="mask.*Received: mask of shape"):
+        layer(draw(2, 3, DIM), mask=ops.ones(shape, "bool"))
+
+
+@pytest.mark.parametrize("wrong", [object(), None])
+def test_indices_that_are_no_array_are_named(wrong):
+    with pytest.raises(ValueError, match="indices.*Received: indices"):
+        built(EVERY["ema"](), DIM).decode(wrong)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 2, shared=wrong),
+        lambda wrong: keras_vqvae.FiniteScalarQuantizer((4, 4), symmetric=wrong),
+    ],
+)
+def test_a_flag_is_true_or_false(make):
+    with pytest.raises(ValueError, match="must be True or False. Received: "):
+        make(np.array([1, 2]))
+
+
+@pytest.mark.parametrize("name", ["ibq", "gumbel", "projected"])
+def test_what_overflows_leaves_losses_and_gradients_of_the_rest(name):
+    layer = built(EVERY[name](), DIM)
+    x = draw(6, DIM)
+    x[2] = 3e38
+    layer(x, training=True)
+    assert np.isfinite([numpy(loss) for loss in layer.losses]).all()
+    _, by_weights = layer_gradients(layer, x, np.ones_like(x))
+    for gradient in by_weights:
+        assert np.isfinite(gradient).all()
+
+
+def test_rotation_of_the_shortest_vectors_gives_their_codes():
+    z, q = np.full((3, 4), 1e-37, "float32"), draw(3, 4)
+    np.testing.assert_array_equal(numpy(keras_vqvae.rotation(z, 100 * q)), 100 * q)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 1e30])
+def test_directions_and_their_gradients_at_every_size(size):
+    x = draw(5, 4)
+    expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    unit, norm = geometry.unit(ops.convert_to_tensor(x * np.float32(size)))
+    np.testing.assert_allclose(numpy(unit), expected, rtol=1e-5)
+    np.testing.assert_allclose(numpy(norm)[:, 0] / size, np.linalg.norm(x, axis=-1), rtol=1e-5)
+    # `(I - u u') / |x|`, times 1.
+    (found,) = gradients(lambda x: ops.sum(geometry.unit(x)[0]), x * np.float32(size))
+    gradient = (1 - expected * expected.sum(-1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found * size, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_entropies_of_one_axis_are_finite_at_any_size():
+    x = ops.convert_to_tensor(1e18 * draw(9, 1), "float32")
+    loss = regularizers.entropy_loss(x, np.array([[0.3], [-0.7]], "float32"), ops.ones((9,), "bool"), 1.0, 100.0)
+    assert np.isfinite(numpy(loss))
