@@ -15,7 +15,7 @@ from keras_vqvae import geometry, regularizers
 def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
     layer = built(EVERY[name](), DIM)
     x = draw(4, DIM)
-    x[0], x[1, 1], x[2] = np.nan, np.inf, -3e38
+    x[0, 0], x[1], x[2, 1], x[3] = np.nan, np.nan, np.inf, -3e38
     indices = numpy(layer.encode(x))
     assert ((indices >= 0) & (indices < layer.num_embeddings)).all()
     layer.decode(indices)
