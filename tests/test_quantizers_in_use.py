@@ -145,7 +145,7 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="not compiled, and so an error")
-@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8"])
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8", "uint32"])
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 def test_compiled_indices_outside_the_codebook_become_the_nearest_inside(dtype):
     """Also of a dtype that holds neither the largest index nor -1, which stands for no code."""
