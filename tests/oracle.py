@@ -39,9 +39,13 @@ def perplexity(indices, num_embeddings):
 
 
 class MovingAverage:
-    """The codebook of appendix A.1 as the paper has it: two moving averages, `N` and `m`, and their ratio."""
+    """The codebook of appendix A.1 as the paper has it: two moving averages, `N` and `m`, and their ratio.
 
-    def __init__(self, codebook, decay):
+    With `warm_up` the decay is less in the first steps.
+    """
+
+    def __init__(self, codebook, decay, warm_up=True):
+        self.warm_up, self.steps = warm_up, 0
         self.codebook = np.array(codebook, "float64")
         self.decay = decay
         self.counts = np.zeros(len(codebook))
@@ -49,7 +53,11 @@ class MovingAverage:
 
     def update(self, vectors):
         chosen = one_hot(nearest_code(vectors, self.codebook), len(self.codebook))
-        self.counts = self.decay * self.counts + (1 - self.decay) * chosen.sum(0)
-        self.sums = self.decay * self.sums + (1 - self.decay) * chosen.T @ np.asarray(vectors, "float64")
+        decay = self.decay
+        if self.warm_up:
+            decay = min(decay, max(self.steps / (20 + self.steps), 1 - len(vectors) / (10 * len(self.codebook))))
+        self.counts = decay * self.counts + (1 - decay) * chosen.sum(0)
+        self.sums = decay * self.sums + (1 - decay) * chosen.T @ np.asarray(vectors, "float64")
+        self.steps += 1
         hit = self.counts > 0
         self.codebook[hit] = self.sums[hit] / self.counts[hit, None]

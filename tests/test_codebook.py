@@ -78,7 +78,7 @@ def test_statistics_are_those_of_one_hot_codes(num_embeddings, rows, seed):
 def test_the_moving_average_is_the_papers(decay, rng):
     codes = rng.normal(size=(8, 3)).astype("float32")
     codes[0] = 100  # Never chosen.
-    expected = oracle.MovingAverage(codes, decay)
+    expected = oracle.MovingAverage(codes, decay, warm_up=False)
     counts = np.zeros(8, "float32")
     found = codes
     for _ in range(20):

@@ -84,8 +84,8 @@ def test_dead_codes_are_replaced_by_vectors_of_the_batch(rng):
     np.testing.assert_allclose(codebook[0], x.mean(0), atol=1e-4)
     for code in codebook[1:]:
         assert (code == x).all(-1).any()
-    # A tenth of uniform use, which is (1 - 0.9) * 50 / 8.
-    np.testing.assert_allclose(ops.convert_to_numpy(layer.ema_counts)[1:], 0.1 * 0.1 * 50 / 8, rtol=1e-5)
+    # A tenth of uniform use, which is (1 - decay) * 50 / 8; the first decay leaves ten vectors a code.
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.ema_counts)[1:], 0.1 * (50 / 80) * 50 / 8, rtol=1e-5)
     assert len(np.unique(ops.convert_to_numpy(layer.encode(x)))) == 8
 
 
@@ -108,7 +108,7 @@ def test_revival_does_not_depend_on_the_batch_size(rng, repeats):
     dead = np.bincount(oracle.nearest_code(x, before), minlength=8) == 0
     assert dead[[2, 5]].all()
     layer(np.tile(x, (repeats, 1)), training=True)
-    just_alive = 0.1 * 0.1 * 64 * repeats / 8
+    just_alive = 0.1 * min(64 * repeats / 80, 1) * 64 * repeats / 8
     np.testing.assert_array_equal(np.isclose(ops.convert_to_numpy(layer.ema_counts), just_alive), dead)
 
 

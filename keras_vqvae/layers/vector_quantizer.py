@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators, losses
@@ -121,6 +122,13 @@ class VectorQuantizer(CodebookQuantizer):
                 f"Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
 
+    def build_codebook(self) -> None:
+        super().build_codebook()
+        if self.ema_decay is not None:
+            self.ema_steps = self.add_weight(
+                shape=(), initializer="zeros", dtype="float32", autocast=False, trainable=False, name="ema_steps"
+            )
+
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
         added = []
         if self.commitment_weight:
@@ -140,12 +148,21 @@ class VectorQuantizer(CodebookQuantizer):
             ops.convert_to_tensor(self.ema_counts),
             counts,
             sums,
-            self.ema_decay,
+            codebook.ema_decay_of_step(self.ema_decay, ops.convert_to_tensor(self.ema_steps), counts),
         )
+        # A batch without a single kept vector is none.
+        self.ema_steps.assign_add(ops.cast(ops.any(counts > 0), "float32"))
         self.set_codebook(embeddings)
         self.ema_counts.assign(ema_counts)
         if self.dead_code_threshold:
             self.revive_dead_codes(vectors, kept, self.dead_code_threshold, self.seed_generator)
+
+    def adapt(self, vectors: Any, **keywords: Any) -> np.ndarray:
+        counts = super().adapt(vectors, **keywords)
+        if self.ema_decay is not None:
+            # As many as it takes to `ema_decay`: these codes are not to be forgotten.
+            self.ema_steps.assign(codebook.EMA_START * self.ema_decay / (1 - self.ema_decay))
+        return counts
 
     def get_config(self) -> dict[str, Any]:
         return {
