@@ -47,26 +47,32 @@ def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return ops.squeeze(best, -1), places
 
 
-def map_blocks(function: Callable, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """What a function, such as `best_code`, finds for each block: `[n, blocks, D]` -> `[n, blocks]` twice."""
-    found = ops.map(lambda block: function(ops.take(vectors, block, axis=1)), ops.arange(ops.shape(vectors)[1]))
-    return ops.transpose(found[0]), ops.transpose(found[1])
+def map_blocks(function: Callable, vectors: Tensor, outputs: tuple) -> list[Tensor]:
+    """What a function makes of each block, one by one: `[n, blocks, D]` -> `[blocks, n, ...]` for each output."""
+    return ops.map(lambda block: function(ops.take(vectors, block, axis=1)), ops.arange(ops.shape(vectors)[1]))
 
 
-def best_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
-    """`best_code` by blocks of so many vectors: `[N, D]`, `[k, D]`, `[k]` -> `[N]` each."""
+def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
+    """What a function, such as `best_code`, makes of blocks of so many vectors: `[N, D]` -> `[N, ...]` for each output.
+
+    `outputs` are the shapes behind `N` and the dtypes.
+    """
     rows, dim = ops.shape(vectors)
     # When traced for any batch size, `rows` is no number yet, and there is no telling.
     if isinstance(rows, int) and rows <= block_rows:
-        return best_code(vectors, codes, bias)
+        return function(vectors)
     blocks = (rows + block_rows - 1) // block_rows
     # Filled up with zeros, and neighbours in different blocks: where each device has a part of the vectors, a block is
     # spread over all devices, and none needs the vectors of another. `[N, D]` -> `[block_rows, blocks, D]`
     if not (isinstance(rows, int) and rows % block_rows == 0):
         vectors = ops.pad(vectors, [[0, blocks * block_rows - rows], [0, 0]])
     vectors = ops.reshape(vectors, (block_rows, blocks, dim))
-    scores, indices = map_blocks(lambda block: best_code(block, codes, bias), vectors)
-    return ops.reshape(scores, (-1,))[:rows], ops.reshape(indices, (-1,))[:rows]
+    found = map_blocks(function, vectors, outputs)
+    # `[blocks, block_rows, ...]` -> `[N, ...]`
+    return [
+        ops.reshape(ops.swapaxes(each, 0, 1), (-1, *shape))[:rows]
+        for each, (shape, _) in zip(found, outputs, strict=True)
+    ]
 
 
 def jit(function, static_argnums: tuple[int, ...] = ()):
@@ -127,7 +133,7 @@ elif keras.backend.backend() == "tensorflow":
     def is_traced(x: Tensor) -> bool:
         return tf.is_symbolic_tensor(x)
 
-    def map_blocks(function: Callable, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def map_blocks(function: Callable, vectors: Tensor, outputs: tuple) -> list[Tensor]:
         # `ops.map` would make lists of tensors, which OpenVINO does not take.
         def search(block: Tensor, *found: Tensor) -> tuple:
             news = function(vectors[:, block])
@@ -136,9 +142,8 @@ elif keras.backend.backend() == "tensorflow":
             )
 
         n, blocks, _ = ops.shape(vectors)
-        none = (0, tf.zeros((blocks, n), "float32"), tf.zeros((blocks, n), "int32"))
-        _, scores, indices = tf.while_loop(lambda block, *_: block < blocks, search, none)
-        return tf.transpose(scores), tf.transpose(indices)
+        none = (0, *(tf.zeros((blocks, n, *shape), dtype) for shape, dtype in outputs))
+        return tf.while_loop(lambda block, *_: block < blocks, search, none)[1:]
 
     def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
         # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
@@ -199,12 +204,11 @@ elif keras.backend.backend() == "torch":
         inside = groups.gather(1, group[:, None, None].expand(-1, 1, 64)).squeeze(1).argmax(-1)
         return best, (64 * group + inside).int()
 
-    def best_codes(vectors: Tensor, codes: Tensor, bias: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
+    def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
         # A loop is Python's, and cannot be exported if it is of unknown length.
         if not isinstance(vectors.shape[0], int) or vectors.shape[0] <= block_rows:
-            return best_code(vectors, codes, bias)
-        scores, indices = zip(*(best_code(block, codes, bias) for block in vectors.split(block_rows)), strict=True)
-        return torch.cat(scores), torch.cat(indices)
+            return function(vectors)
+        return [torch.cat(found) for found in zip(*map(function, vectors.split(block_rows)), strict=True)]
 
     def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
         # Keras looks for negative indices first, which takes time, and which litert-torch does not convert.

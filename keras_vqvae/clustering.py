@@ -3,6 +3,7 @@
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -98,6 +99,13 @@ def kmeans(
     return codes, _assign(vectors, codes)[0]
 
 
+def chunks(vectors: np.ndarray) -> Iterator[slice]:
+    """The parts of `[N, D]` that the device holds at a time."""
+    rows = max(_CHUNK_ELEMENTS // vectors.shape[1], 1)
+    for start in range(0, len(vectors), rows):
+        yield slice(start, start + rows)
+
+
 def _finite(vectors: Any, distance: str) -> np.ndarray:
     """The finite ones of `[..., D]` in float32, of length 1 for the cosine: `[N, D]`."""
     vectors = ops.convert_to_numpy(vectors)
@@ -144,9 +152,9 @@ def _assign(vectors: np.ndarray, codes: Tensor) -> tuple[np.ndarray, Tensor, flo
     """Of each code, how many vectors chose it and their sum, `[K]` and `[K, D]`; the sum of squared distances."""
     num_embeddings, dim = codes.shape
     counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim), "float32"), 0.0
-    for start in range(0, len(vectors), max(_CHUNK_ELEMENTS // dim, 1)):
-        # `[n, D]`, a chunk that the device holds at a time
-        chunk = ops.convert_to_tensor(vectors[start : start + max(_CHUNK_ELEMENTS // dim, 1)])
+    for part in chunks(vectors):
+        # `[n, D]`
+        chunk = ops.convert_to_tensor(vectors[part])
         indices = search.nearest_code(chunk, codes)
         kept = ops.ones_like(indices, dtype="bool")
         counts += ops.convert_to_numpy(codebook.count_codes(indices, kept, num_embeddings))

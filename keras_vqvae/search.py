@@ -4,6 +4,7 @@ Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
 import functools
+import math
 
 from keras import ops
 
@@ -71,7 +72,9 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
         codes = codebook[start : start + block_codes] - centre
         # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
         bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
-        scores, indices = backend.best_codes(vectors, codes, bias, max(block_scores // codes.shape[0], 1))
+        best_code = functools.partial(backend.best_code, codes=codes, bias=bias)
+        block_rows = max(block_scores // codes.shape[0], 1)
+        scores, indices = backend.by_blocks(best_code, vectors, block_rows, (((), "float32"), ((), "int32")))
         if best is None:
             best, found = scores, indices
         else:
@@ -79,3 +82,62 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
             better = scores > best
             best, found = ops.where(better, scores, best), ops.where(better, indices + start, found)
     return found
+
+
+def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
+    """Finds sums of a code of each codebook that are near the vector.
+
+    Of the sums with each further codebook the `beam_width` nearest go on, whichever they continue. It goes by blocks of
+    vectors, and has no gradient.
+
+    Args:
+        vectors: `[N, D]`.
+        codebooks: Those of the levels of a residual, `[K, D]` each.
+        beam_width: How many sums go on, `B`.
+
+    Returns:
+        Int32 indices `[N, B]` of each level, those of the nearest sum first; fewer than `B` where there are no more.
+
+    Reference:
+
+    - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, there for codes in any order
+    """
+    vectors, codebooks = ops.stop_gradient(vectors), [ops.stop_gradient(codes) for codes in codebooks]
+    return _beam_search(vectors, codebooks, beam_width, backend.BLOCK_SCORES)
+
+
+@functools.partial(backend.jit, static_argnums=(2, 3))
+def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, block_scores: int) -> list[Tensor]:
+    """`[N, D]`, `[K, D]` each -> int32 `[N, B]` each."""
+    sizes = [codes.shape[0] for codes in codebooks]
+    width = min(beam_width, math.prod(sizes))
+    if vectors.shape[0] == 0:
+        return [ops.zeros((0, width), dtype="int32") for _ in codebooks]
+    block_rows = max(block_scores // (width * max(sizes)), 1)
+    best_sums = functools.partial(_best_sums, codebooks=codebooks, beam_width=beam_width)
+    return backend.by_blocks(best_sums, vectors, block_rows, (((width,), "int32"),) * len(codebooks))
+
+
+def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
+    """`[n, D]`, `[K, D]` each -> int32 `[n, B]` each."""
+    # What the sums leave, `[n, B, D]`, and their indices, `[n, B]` a level
+    rest, paths = ops.expand_dims(vectors, 1), []
+    for codes in codebooks:
+        size = codes.shape[0]
+        centre = ops.mean(codes, axis=0)
+        rest, codes = rest - centre, codes - centre
+        # -|r - e|^2 / 2 = r e - |e|^2 / 2 - |r|^2 / 2 in one product, around the codes' mean as in `_search`
+        of_rest, of_codes = (-0.5 * ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (rest, codes))
+        factors = (
+            ops.concatenate([rest, of_rest, ops.ones_like(of_rest)], axis=-1),
+            ops.concatenate([codes, ops.ones_like(of_codes), of_codes], axis=-1),
+        )
+        scores = ops.matmul(factors[0], ops.transpose(factors[1]))
+        # `[n, B, K]` -> `[n, B K]` -> `[n, B]`
+        scores = ops.reshape(scores, (-1, scores.shape[1] * size))
+        places = ops.cast(ops.top_k(scores, min(beam_width, scores.shape[1]))[1], "int32")
+        parents = places // size
+        indices = places - parents * size
+        rest = ops.take_along_axis(rest, ops.expand_dims(parents, -1), axis=1) - backend.gather_rows(codes, indices)
+        paths = [ops.take_along_axis(path, parents, axis=1) for path in paths] + [indices]
+    return paths

@@ -47,6 +47,7 @@ class CodebookQuantizer(Quantizer):
         seed: Integer seed of the default initializer and of all draws, or `None`.
     """
 
+    listed = True
     codebook_trainable = True
     revivable = True
     """Whether a vector's place is a good one for a code, as `ReviveDeadCodes` presumes."""

@@ -51,6 +51,9 @@ class GumbelQuantizer(CodebookQuantizer):
     - [Ramesh et al., 2021](https://arxiv.org/abs/2102.12092), the divergence
     """
 
+    # It draws its code in training.
+    listed = False
+
     def __init__(
         self,
         num_embeddings: int = 512,

@@ -51,6 +51,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     - [Shi et al., 2024](https://arxiv.org/abs/2412.02692)
     """
 
+    # It goes by inner products, and not by what is left.
+    listed = False
     # A code on a long vector would take all others.
     revivable = False
 

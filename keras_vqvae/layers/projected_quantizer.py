@@ -52,6 +52,7 @@ class ProjectedQuantizer(Quantizer):
         self.num_embeddings = self.quantizer.num_embeddings
         self.index_shape = self.quantizer.index_shape
         self.lowest_index = self.quantizer.lowest_index
+        self.listed = self.quantizer.listed
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
@@ -73,10 +74,12 @@ class ProjectedQuantizer(Quantizer):
         """`[N, dim]` -> `[N, D]`."""
         return ops.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+    def quantize_vectors(
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+    ) -> Passed:
         """As for every `Quantizer`."""
         down = self.down(geometry.finite(vectors))
-        passed = self.quantizer.quantize_vectors(down, kept, training, samples)
+        passed = self.quantizer.quantize_vectors(down, kept, training, samples, indices)
         updates = [*passed.updates, (self, vectors, passed.indices, kept)]
         return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, updates)
 

@@ -54,6 +54,8 @@ class Quantizer(LossesForReaders):
     """-1 where an index may stand for no code."""
     bounded: bool = False
     """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
+    listed: bool = False
+    """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
     depth: int | None = None
     """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
     counting: bool = False
@@ -117,15 +119,17 @@ class Quantizer(LossesForReaders):
         # Under `keras.RematScope` a layer runs again for its gradient, and would learn twice.
         return layer_call
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+    def quantize_vectors(
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+    ) -> Passed:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
 
-        Not `forward`, which PyTorch reserves.
+        Of a `listed` quantizer the indices may be given. Not `forward`, which PyTorch reserves.
         """
         if self.recorded is not None:
             self.recorded.append((vectors, kept))
         vectors = self.project(vectors)
-        indices = self.assign(vectors)
+        indices = self.assign(vectors) if indices is None else indices
         codes = self.lookup(indices)
         quantized = self.estimate(vectors, codes, training and self.trainable)
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)

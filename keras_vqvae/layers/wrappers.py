@@ -80,12 +80,18 @@ def draw_used(wrapper: Any, vectors: Tensor, samples: Tensor, training: bool) ->
 
 
 def pass_used(
-    quantizer: Quantizer, vectors: Tensor, kept: Tensor, used: Tensor | None, training: bool, samples: Tensor
+    quantizer: Quantizer,
+    vectors: Tensor,
+    kept: Tensor,
+    used: Tensor | None,
+    training: bool,
+    samples: Tensor,
+    *indices: Tensor,
 ) -> Passed:
     """What `quantizer.quantize_vectors` returns, with no code, and the index -1, for vectors that do not use it."""
     if used is None:
-        return quantizer.quantize_vectors(vectors, kept, training, samples)
-    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples)
+        return quantizer.quantize_vectors(vectors, kept, training, samples, *indices)
+    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, *indices)
     row = ops.expand_dims(used, -1)
     return dataclasses.replace(
         passed,

@@ -1,0 +1,154 @@
+"""The best sums of codes, beside all of them."""
+
+import itertools
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import layer_gradients
+from helpers import assert_same_weights, built, draw, losses_of, numpy, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+import keras_vqvae
+from keras_vqvae import backend, search
+
+
+def residual(beam_width, depth=3, size=5, **keywords):
+    inner = keras_vqvae.VectorQuantizer(size, ema_decay=0.9, seed=1)
+    return keras_vqvae.ResidualQuantizer(inner, depth, beam_width=beam_width, **keywords)
+
+
+def beam(vectors, codebooks, width):
+    """The same in float64, one vector at a time: the errors of the sums that go on at the end, the least first."""
+    found = []
+    for vector in np.asarray(vectors, "float64"):
+        rests = vector[None]
+        for codes in codebooks:
+            rests = (rests[:, None] - np.asarray(codes, "float64")).reshape(-1, len(vector))
+            rests = rests[np.argsort(np.square(rests).sum(-1), kind="stable")[:width]]
+        found.append(np.square(rests).sum(-1))
+    return np.array(found)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    width=st.integers(1, 9),
+    block=st.sampled_from([1, 100, 1 << 20]),
+    far=st.sampled_from([0, 100]),
+)
+def test_the_sums_are_those_of_a_search_in_float64(sizes, width, block, far):
+    codebooks = [draw(size, 3, seed=i) + far * (i == 0) for i, size in enumerate(sizes)]
+    vectors = draw(11, 3, seed=9) + far
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "BLOCK_SCORES", block)
+        paths = search.beam_search(ops.convert_to_tensor(vectors), list(map(ops.convert_to_tensor, codebooks)), width)
+    sums = sum(codes[numpy(path)].astype("float64") for codes, path in zip(codebooks, paths, strict=True))
+    expected = beam(vectors, codebooks, width)
+    np.testing.assert_allclose(np.square(vectors[:, None] - sums).sum(-1), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_beam_of_all_sums_finds_the_best_of_all():
+    layer, x = built(residual(25)), draw(40, 4)
+    books = [numpy(quantizer.codebook) for quantizer in layer.quantizers]
+    sums = np.array([sum(codes) for codes in itertools.product(*books)])
+    quantized, indices = layer(x, return_indices=True)
+    found = np.square(numpy(quantized) - x).sum(-1)
+    np.testing.assert_allclose(found, oracle.distances(x, sums).min(-1), rtol=1e-4)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+
+
+def test_a_beam_of_one_is_the_nearest_code_of_each_level():
+    layer, x = built(residual(1)), draw(40, 4)
+    paths = search.beam_search(ops.convert_to_tensor(x), [ops.copy(q.codebook) for q in layer.quantizers], 1)
+    np.testing.assert_array_equal(np.concatenate(list(map(numpy, paths)), -1), numpy(layer.encode(x)))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_levels_learn_along_the_sums_that_were_chosen(width):
+    """Losses, counts and moving averages are those of what is left of the vectors along them."""
+    layer, x = built(residual(width)), draw(40, 4)
+    books = [numpy(quantizer.codebook).astype("float64") for quantizer in layer.quantizers]
+    indices = numpy(layer.encode(x))
+    losses = losses_of(layer, x)
+    rest = x
+    for level, (quantizer, codes) in enumerate(zip(layer.quantizers, books, strict=True)):
+        chosen = codes[indices[:, level]]
+        np.testing.assert_allclose(losses[level], 0.25 * np.square(rest - chosen).mean(), rtol=1e-4)
+        np.testing.assert_array_equal(numpy(quantizer.code_counts), np.bincount(indices[:, level], minlength=5))
+        used = np.unique(indices[:, level])
+        means = np.array([rest[indices[:, level] == code].mean(0) for code in used])
+        # The first hit puts a code on the mean of its vectors.
+        np.testing.assert_allclose(numpy(quantizer.codebook)[used], means, rtol=1e-3, atol=1e-5)
+        rest = rest - chosen
+
+
+def test_adapt_with_a_beam_leaves_less():
+    """And less than a beam over the codebooks that greedy k-means finds."""
+    x = draw(2000, 4)
+    greedy, beamed = residual(1, size=16), residual(8, size=16)
+    greedy.adapt(x, verbose=0)
+    beamed.adapt(x, verbose=0)
+    errors = [oracle.mean_square(numpy(layer(x)) - x) for layer in (greedy, beamed)]
+    books = [numpy(quantizer.codebook) for quantizer in greedy.quantizers]
+    assert errors[1] < min(0.9 * errors[0], beam(x, books, 8)[:, 0].mean() / 4)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: keras_vqvae.VectorQuantizer(8, distance="cosine", seed=1),
+        lambda: keras_vqvae.SimVectorQuantizer(8, seed=1),
+        lambda: keras_vqvae.ProjectedQuantizer(keras_vqvae.VectorQuantizer(8, seed=1), 3),
+    ],
+    ids=["cosine", "sim", "projected"],
+)
+def test_codes_of_any_codebook_are_searched(inner):
+    keras.utils.set_random_seed(0)
+    x = draw(20, 4)
+    layer = built(keras_vqvae.ResidualQuantizer(inner(), 2, beam_width=4))
+    books = [numpy(quantizer.decode(np.arange(8))) for quantizer in layer.quantizers]
+    np.testing.assert_allclose(np.square(numpy(layer(x)) - x).sum(-1), beam(x, books, 4)[:, 0], rtol=1e-4)
+    by_inputs, by_weights = layer_gradients(layer, x, np.ones_like(x))
+    for gradient in (by_inputs, *by_weights):
+        assert np.isfinite(gradient).all()
+
+
+def test_the_beam_is_saved_and_works_in_groups():
+    inner = residual(3, dropout=0.5, shared=True)
+    layer = built(keras_vqvae.GroupedQuantizer(inner, 2), 8)
+    again = keras_vqvae.GroupedQuantizer.from_config(layer.get_config())
+    assert again.quantizers[0].beam_width == 3
+    again.build((None, 8))
+    again.set_weights(layer.get_weights())
+    x = draw(2, 5, 8)
+    np.testing.assert_array_equal(numpy(again.encode(x)), numpy(layer.encode(x)))
+    before = weights(layer)
+    layer(np.full_like(x, np.nan), training=True)
+    seeds = [path for path in before if "seed" in path]
+    assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(layer))))
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, True, "2"])
+def test_widths_that_are_no_positive_integers_are_refused(width):
+    with pytest.raises(ValueError, match="beam_width.*Received"):
+        residual(width)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        keras_vqvae.FiniteScalarQuantizer((5, 4)),
+        keras_vqvae.LookupFreeQuantizer(4),
+        keras_vqvae.GumbelQuantizer(8),
+        keras_vqvae.IndexBackpropagationQuantizer(8),
+        keras_vqvae.GroupedQuantizer(keras_vqvae.VectorQuantizer(8), 2),
+        keras_vqvae.ProjectedQuantizer(keras_vqvae.FiniteScalarQuantizer((5, 4)), 2),
+    ],
+    ids=lambda inner: inner.name,
+)
+def test_codes_that_cannot_be_listed_are_refused(inner):
+    with pytest.raises(ValueError, match="beam_width.*Received"):
+        keras_vqvae.ResidualQuantizer(inner, 2, beam_width=2)
