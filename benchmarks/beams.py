@@ -1,7 +1,7 @@
 """Beam search of residual quantization beside FAISS's: error and time, on 4 x 4 patches of Fashion-MNIST.
 
-Codebooks are found on 40,000 patches, by `adapt` or FAISS's own training, and after that by 100 steps of 4,096 patches of
-the moving average; errors and the time of encoding are of 50,000 others, the least of three calls.
+Codebooks are found on 40,000 patches, by `adapt` or FAISS's own training, and after that by 100 steps of 4,096 patches
+of the moving average; errors and the time of encoding are of 50,000 others, the least of three calls.
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=2 python -m benchmarks.beams --data-dir FOLDER_OF_IDX_FILES
 """
@@ -39,10 +39,11 @@ def ours(codes: int, depth: int, width: int, train: np.ndarray, test: np.ndarray
     keras.utils.set_random_seed(0)
     inner = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=0)
     layer = keras_vqvae.ResidualQuantizer(inner, depth, beam_width=width)
-    model = keras.Sequential([keras.Input((16,)), layer])
+    inputs = keras.Input((16,))
+    quantized, indices = layer(inputs, return_indices=True)
+    model, encoder = keras.Model(inputs, quantized), keras.Model(inputs, indices)
     model.compile("sgd", "mse")
     layer.adapt(train, verbose=0)
-    encoder = keras.Model(model.input, layer(model.input, return_indices=True)[1])
     encode = lambda: encoder.predict(test, batch_size=len(test), verbose=0)  # noqa: E731
     decode = lambda indices: keras.ops.convert_to_numpy(layer.decode(indices))  # noqa: E731
     indices, milliseconds = least(encode)
