@@ -34,5 +34,7 @@ from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
 from keras_vqvae.regularizers import EntropyRegularizer as EntropyRegularizer
 from keras_vqvae.search import nearest_code as nearest_code
+from keras_vqvae.semantic_ids import append_digit as append_digit
+from keras_vqvae.semantic_ids import unique_share as unique_share
 
 __version__ = "0.1.0"

@@ -88,3 +88,22 @@ def test_exported_codes_need_no_keras(tmp_path):
 def test_a_model_of_the_users_own(data_dir):
     printed = run("functional.py", "--epochs", 1, "--data-dir", data_dir)
     assert "codes used" in printed
+
+
+def test_semantic_ids_are_unique_and_pure(tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 75)
+    items = (8 * np.eye(4, 6)[labels] + generator.normal(size=(300, 6))).astype("float32")
+    items[[3, 200], 1] = np.nan, np.inf
+    np.save(tmp_path / "items.npy", items)
+    np.save(tmp_path / "labels.npy", labels)
+    files = "--embeddings", tmp_path / "items.npy", "--labels", tmp_path / "labels.npy"
+    printed = run("semantic_ids.py", *files, "--codes", 4, "--levels", 2, "--output-dir", tmp_path)
+    assert "not finite: 2" in printed
+    assert "with it: 100.0%" in printed
+    assert "1 shared codes: 100.0%" in printed
+    rows = np.loadtxt(tmp_path / "ids.csv", int, delimiter=",", skiprows=1)
+    assert rows.shape == (298, 4)
+    assert len(np.unique(rows[:, 1:], axis=0)) == 298
+    np.testing.assert_array_equal(rows[:, 0], np.delete(np.arange(300), [3, 200]))
+    assert (tmp_path / "purity.png").stat().st_size > 1000
