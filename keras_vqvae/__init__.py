@@ -18,6 +18,7 @@ from keras_vqvae.layers import GroupedQuantizer as GroupedQuantizer
 from keras_vqvae.layers import GumbelQuantizer as GumbelQuantizer
 from keras_vqvae.layers import IndexBackpropagationQuantizer as IndexBackpropagationQuantizer
 from keras_vqvae.layers import LookupFreeQuantizer as LookupFreeQuantizer
+from keras_vqvae.layers import MultiScaleQuantizer as MultiScaleQuantizer
 from keras_vqvae.layers import ProjectedQuantizer as ProjectedQuantizer
 from keras_vqvae.layers import Quantizer as Quantizer
 from keras_vqvae.layers import ResidualQuantizer as ResidualQuantizer

@@ -107,3 +107,9 @@ def test_semantic_ids_are_unique_and_pure(tmp_path):
     assert len(np.unique(rows[:, 1:], axis=0)) == 298
     np.testing.assert_array_equal(rows[:, 0], np.delete(np.arange(300), [3, 200]))
     assert (tmp_path / "purity.png").stat().st_size > 1000
+
+
+def test_images_grow_over_scales(tmp_path):
+    printed = run("multi_scale.py", "--epochs", 1, "--codes", 8, "--output-dir", tmp_path)
+    assert re.findall(r"up to (\d) x \d: (\d+) codes", printed) == [("1", "1"), ("2", "5"), ("3", "14"), ("4", "30")]
+    assert (tmp_path / "scales.png").stat().st_size > 1000

@@ -7,6 +7,7 @@ from keras_vqvae.layers.index_backpropagation_quantizer import (
     IndexBackpropagationQuantizer as IndexBackpropagationQuantizer,
 )
 from keras_vqvae.layers.lookup_free_quantizer import LookupFreeQuantizer as LookupFreeQuantizer
+from keras_vqvae.layers.multi_scale_quantizer import MultiScaleQuantizer as MultiScaleQuantizer
 from keras_vqvae.layers.projected_quantizer import ProjectedQuantizer as ProjectedQuantizer
 from keras_vqvae.layers.quantizer import Quantizer as Quantizer
 from keras_vqvae.layers.residual_quantizer import ResidualQuantizer as ResidualQuantizer

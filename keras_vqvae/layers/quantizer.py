@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, estimators
@@ -13,12 +12,13 @@ from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.losses_for_readers import LossesForReaders
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.passed import Passed, apply_updates
+from keras_vqvae.layers.saved_seed import SavedSeed
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
 
 
-class Quantizer(LossesForReaders):
+class Quantizer(LossesForReaders, SavedSeed):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
     A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
@@ -33,7 +33,8 @@ class Quantizer(LossesForReaders):
     - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
       those of all replicas.
 
-    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`.
+    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`. One that takes inputs
+    `[batch, *grid, D]` as a whole, and no other leading dimensions, has `of_grids`, `index_axes` and `vector_axes`.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
@@ -56,6 +57,8 @@ class Quantizer(LossesForReaders):
     """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
     listed: bool = False
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
+    of_grids: bool = False
+    """Whether it quantizes grids rather than vectors; then it is never within another one."""
     depth: int | None = None
     """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
     counting: bool = False
@@ -105,6 +108,7 @@ class Quantizer(LossesForReaders):
             return self._decode(inputs)
         shape = ops.shape(inputs)
         self._check_input_shape(shape, "the last axis that it was built for", self._dim)
+        axes = self.index_axes(shape[:-1])
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = kept_vectors(vectors, shape[:-1], mask)
@@ -112,7 +116,7 @@ class Quantizer(LossesForReaders):
         self.add_losses(vectors, passed.losses, bool(training))
         apply_updates(passed.updates, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
-        indices = ops.reshape(passed.indices, (*shape[:-1], *self.index_shape))
+        indices = ops.reshape(passed.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,6 +138,14 @@ class Quantizer(LossesForReaders):
         quantized = self.estimate(vectors, codes, training and self.trainable)
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
+
+    def index_axes(self, axes: tuple) -> tuple:
+        """The indices' axes before `index_shape`, given the inputs' before the last."""
+        return axes
+
+    def vector_axes(self, axes: tuple) -> tuple:
+        """The inverse."""
+        return axes
 
     def bound(self, vectors: Tensor) -> Tensor:
         """What vectors become, once, before the first level of a residual."""
@@ -184,9 +196,9 @@ class Quantizer(LossesForReaders):
 
     def _decode(self, indices: Tensor) -> Tensor:
         indices = self.check_indices("indices", indices)
-        leading = ops.shape(indices)[: len(indices.shape) - len(self.index_shape)]
+        axes = self.vector_axes(ops.shape(indices)[: len(indices.shape) - len(self.index_shape)])
         codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
-        return ops.reshape(ops.cast(codes, self.compute_dtype), (*leading, self._dim))
+        return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
         """Returns `indices` as an int32 tensor, of the right shape and inside the codebook."""
@@ -209,19 +221,6 @@ class Quantizer(LossesForReaders):
         """Sets `code_counts` to zero."""
         self.code_counts.assign(ops.zeros(self.code_counts.shape, dtype="int32"))
 
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        # Keras leaves it out, and training resumed from a checkpoint would draw other numbers.
-        if hasattr(self, "seed_generator"):
-            store["seed"] = ops.convert_to_numpy(self.seed_generator.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        # Asked for its keys, because a store of Keras's has no other way to tell them.
-        names = set(store.keys())
-        super().load_own_variables({name: store[name] for name in names - {"seed"}})
-        if "seed" in names:
-            self.seed_generator.state.assign(np.asarray(store["seed"]))
-
     @property
     def output(self) -> Any:
         # Keras gives every call of a layer in a functional model as many outputs as `output` has, and that is the first
@@ -243,9 +242,9 @@ class Quantizer(LossesForReaders):
     ) -> Any:
         # Inferred from `compute_output_shape`, the indices would be floats.
         if reverse:
-            leading = self._check_index_shape("indices", inputs.shape)
-            return keras.KerasTensor((*leading, self._dim), dtype=self.compute_dtype)
+            axes = self.vector_axes(self._check_index_shape("indices", inputs.shape))
+            return keras.KerasTensor((*axes, self._dim), dtype=self.compute_dtype)
         self._check_input_shape(inputs.shape, "the last axis that it was built for", self._dim)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
-        indices = keras.KerasTensor((*inputs.shape[:-1], *self.index_shape), dtype="int32")
+        indices = keras.KerasTensor((*self.index_axes(inputs.shape[:-1]), *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized

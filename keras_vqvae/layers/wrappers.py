@@ -32,6 +32,11 @@ def template(quantizer: Any) -> Template:
         quantizer = keras.saving.deserialize_keras_object(quantizer)
     if not isinstance(quantizer, Quantizer):
         raise ValueError(f"`quantizer` must be a Quantizer. Received: quantizer={quantizer!r}")
+    if quantizer.of_grids:
+        raise ValueError(
+            "`quantizer` must quantize each vector by itself, and no grids: put what wraps it inside. "
+            f"Received: quantizer={quantizer!r}"
+        )
     if quantizer.built:
         raise ValueError(
             "`quantizer` must not be built yet: a wrapper works with copies, and what this one has learned would be "

@@ -1,0 +1,213 @@
+"""Multi-scale quantization: a grid as a sum of codes at finer and finer resolutions."""
+
+import itertools
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import arguments, estimators, losses, resizing
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers import wrappers
+from keras_vqvae.layers.passed import Passed
+from keras_vqvae.layers.quantizer import Quantizer
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class MultiScaleQuantizer(Quantizer):
+    """Quantizes a grid of vectors coarse to fine, each scale what those before it left: the tokenizer of VAR.
+
+    With `r_0 = z` a scale takes the means of `r_i` over the areas of its grid, quantizes them, `q_i`, and leaves
+    `r_(i + 1) = r_i - stop_gradient(f(up(q_i)))`: `up` interpolates linearly to the full grid, and `f` is the identity
+    or, with `convolution`, `f(x) = x + conv(x)`. The output is the sum of the `f(up(q_i))`, with the gradient copied
+    once. Each scale adds its own losses. A convolution, which has no other gradient, adds the mean of
+    `(stop_gradient(z) - output)^2`.
+
+    Codes at fixed places (FSQ, LFQ, BSQ) are the same at every scale; vectors are bounded once.
+
+    Args:
+        quantizer: The quantizer of a scale, not built: the scales have copies of it, each with a seed of its own.
+        scales: The sizes of the grids, coarse to fine: integers for grids of equal sides, or tuples of one integer an
+            axis. The last may be the full grid or a coarser one.
+        shared: Whether all scales have one and the same quantizer, of one codebook. Defaults to `False`.
+        convolution: Whether a convolution over 3 elements an axis, the same for all scales and 0 at the start, follows
+            the interpolation. Defaults to `False`.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Call arguments:
+        inputs: Floats `[batch, *grid, D]` with a grid of 1 to 3 axes of known sizes.
+        mask: Optional booleans, `[batch]` and any of the grid's axes. What is masked counts as 0 and touches nothing,
+            and an area counts by the rest of it.
+        training, return_indices: As for every `Quantizer`.
+
+    Output shape:
+        `[batch, *grid, D]`; the indices are int32 `[batch, L]`, `L` the cells of all scales, coarse scales first, with
+        further axes where the inner quantizer has some. `decode` takes -1 for no code: with the last ones so, it
+        decodes the coarse scales alone.
+
+    Raises:
+        ValueError: If `quantizer` is not a quantizer of vectors or built already, `scales` do not increase, do not fit
+            the grid's number of axes or exceed it.
+
+    Example:
+
+    >>> layer = MultiScaleQuantizer(VectorQuantizer(num_embeddings=16), scales=(1, 2, 4))
+    >>> quantized, indices = layer(keras.random.normal((2, 4, 4, 8)), return_indices=True)
+    >>> indices.shape == (2, 1 + 4 + 16), bool(keras.ops.all(layer.decode(indices) == quantized))
+    (True, True)
+
+    References:
+
+    - [Tian et al., 2024](https://arxiv.org/abs/2404.02905), algorithms 1 and 2
+    - [Siuzdak et al., 2024](https://arxiv.org/abs/2410.14411), of sound
+    """
+
+    lowest_index = -1
+    of_grids = True
+
+    def __init__(
+        self, quantizer: Quantizer, scales: Any, shared: bool = False, convolution: bool = False, **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        self.template = wrappers.template(quantizer)
+        self.scales = _check_scales(scales)
+        self.shared = arguments.boolean("shared", shared)
+        self.convolution = arguments.boolean("convolution", convolution)
+        copies = [
+            wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(1 if shared else len(self.scales))
+        ]
+        self.quantizers = copies * len(self.scales) if shared else copies
+        for each in copies:
+            # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
+            each.set_depth(0)
+        self.num_embeddings = copies[0].num_embeddings
+        self.index_shape = copies[0].index_shape
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim = self._check_input_shape(input_shape)
+        grid = tuple(input_shape[1:-1])
+        rank = len(grid)
+        fits = 1 <= rank <= 3 and all(len(scale) in (1, rank) for scale in self.scales)
+        self._sizes = tuple(scale * (rank if len(scale) == 1 else 1) for scale in self.scales)
+        if not fits or None in grid or any(a > b for a, b in zip(self._sizes[-1], grid, strict=True)):
+            raise ValueError(
+                "`scales` must fit inputs [batch, *grid, D], with a grid of 1 to 3 axes of known sizes, and not exceed "
+                f"it. Received: scales={self.scales}, input_shape={tuple(input_shape)}"
+            )
+        self._grid, self._cells = grid, tuple(map(math.prod, self._sizes))
+        for quantizer in self.quantizers:
+            if not quantizer.built:
+                quantizer.build((None, dim))
+        if self.convolution:
+            self.kernel = self.add_weight(
+                shape=(3,) * rank + (dim, dim), initializer="zeros", dtype="float32", autocast=False, name="kernel"
+            )
+        super().build(input_shape)
+
+    def index_axes(self, axes: tuple) -> tuple:
+        if tuple(axes[1:]) != self._grid:
+            raise ValueError(f"Inputs must be [batch, {self._grid}, D]. Received: inputs of axes {tuple(axes)} and D")
+        return (axes[0], sum(self._cells))
+
+    def vector_axes(self, axes: tuple) -> tuple:
+        if len(axes) != 2 or axes[1] not in (None, sum(self._cells)):
+            raise ValueError(
+                f"`indices` must be [batch, {sum(self._cells)}] before {self.index_shape}. "
+                f"Received: indices of axes {tuple(axes)}"
+            )
+        return (axes[0], *self._grid)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Any:
+        # Indices of several resolutions have none.
+        return None if previous_mask is None else (previous_mask, None)
+
+    def _to_grid(self, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """`[n cells, D]` -> `[n, *grid, D]`."""
+        x = resizing.resize(ops.reshape(codes, (-1, *sizes, self._dim)), self._grid)
+        if self.convolution:
+            kernel = ops.convert_to_tensor(self.kernel)
+            x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
+        return x
+
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+        """As for every `Quantizer`."""
+        vectors = self.quantizers[0].bound(ops.where(ops.expand_dims(kept, -1), vectors, 0.0))
+        whole = (-1, *self._grid, self._dim)
+        # The share of an area that is kept: of one element it is `1 / size` an axis at least, and less is rounding.
+        weights = ops.reshape(ops.cast(kept, "float32"), (*whole[:-1], 1))
+        rest = ops.reshape(vectors, whole)
+        total = ops.zeros_like(rest)
+        columns, keeps, inner, updates = [], [], [], []
+        for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
+            share = resizing.resize(weights, sizes)
+            some = share > 0.5 / math.prod(self._grid)
+            means = resizing.resize(rest * weights, sizes) / ops.where(some, share, 1.0)
+            kept_means = ops.reshape(some, (-1,))
+            passed = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
+            codes = self._to_grid(passed.codes, sizes)
+            rest, total = rest - ops.stop_gradient(codes), total + codes
+            columns.append(ops.reshape(passed.indices, (-1, cells, *self.index_shape)))
+            keeps.append(ops.reshape(kept_means, (-1, cells)))
+            inner.append(passed.losses)
+            updates += passed.updates
+        # `[n, L, *index_shape]` -> `[n L, *index_shape]`
+        indices = ops.reshape(ops.concatenate(columns, axis=1), (-1, *self.index_shape))
+        updates.append((self, vectors, indices, ops.reshape(ops.concatenate(keeps, axis=1), (-1,))))
+        total = ops.reshape(total, (-1, self._dim))
+
+        def compute_losses() -> list[Tensor]:
+            found = [loss for scale in inner for loss in scale()]
+            return [*found, losses.codebook_loss(vectors, total, kept)] if self.convolution else found
+
+        return Passed(estimators.straight_through(vectors, total), total, indices, compute_losses, updates)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))
+        total, start = 0.0, 0
+        for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
+            scale = ops.reshape(indices[:, start : start + cells], (-1, *self.index_shape))
+            codes = wrappers.lookup_used(quantizer, scale)
+            total, start = total + self._to_grid(codes, sizes), start + cells
+        return ops.reshape(total, (-1, self._dim))
+
+    def adapt(self, vectors: Any, **keywords: Any) -> None:
+        """Fills the codebooks scale by scale, each by k-means of what the scales before it left; see `kmeans`."""
+        if self.shared:
+            raise ValueError("`adapt` needs a codebook for each scale. Received: shared=True")
+        rest = ops.convert_to_tensor(vectors, dtype="float32")
+        if not self.built:
+            self.build(tuple(rest.shape))
+        for quantizer, sizes in zip(self.quantizers, self._sizes, strict=True):
+            means = ops.reshape(resizing.resize(rest, sizes), (-1, self._dim))
+            quantizer.adapt(means, **keywords)
+            rest = rest - self._to_grid(quantizer.lookup(quantizer.assign(quantizer.project(means))), sizes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "scales": self.scales,
+            "shared": self.shared,
+            "convolution": self.convolution,
+        }
+
+
+def _check_scales(scales: Any) -> tuple[tuple[int, ...], ...]:
+    """Returns the sizes of each scale, of one number for all axes or one for each, if they increase."""
+    if isinstance(scales, str) or not hasattr(scales, "__iter__"):
+        raise ValueError(f"`scales` must be a sequence of sizes. Received: scales={scales!r}")
+    checked = tuple(
+        arguments.positive_ints("scales", scale)
+        if hasattr(scale, "__iter__")
+        else (arguments.positive_int("scales", scale),)
+        for scale in scales
+    )
+    rank = max(map(len, checked), default=0)
+    full = [scale * (rank if len(scale) == 1 else 1) for scale in checked]
+    increasing = all(len(a) == len(b) and a != b and all(map(int.__le__, a, b)) for a, b in itertools.pairwise(full))
+    if not 1 <= rank <= 3 or min(map(len, full)) == 0 or len(full) > wrappers.MOST_COPIES or not increasing:
+        raise ValueError(
+            f"`scales` must be sizes of 1 to 3 axes that increase from scale to scale. Received: scales={scales!r}"
+        )
+    return checked

@@ -1,0 +1,24 @@
+"""Random states that are saved."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class SavedSeed(keras.Layer):
+    """Saves the state of the layer's `seed_generator`, if it has one, with its weights."""
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Keras leaves it out, and training resumed from a checkpoint would draw other numbers.
+        if hasattr(self, "seed_generator"):
+            store["seed"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        # Asked for its keys, because a store of Keras's has no other way to tell them.
+        names = set(store.keys())
+        super().load_own_variables({name: store[name] for name in names - {"seed"}})
+        if "seed" in names:
+            self.seed_generator.state.assign(np.asarray(store["seed"]))

@@ -1,0 +1,261 @@
+"""Grids as sums of codes at several resolutions, beside NumPy."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import layer_gradients
+from helpers import assert_same_weights, draw, losses_of, numpy, restore, weights
+from keras import ops
+
+import keras_vqvae
+from keras_vqvae import resizing
+
+CASES = {
+    "1d": ((7,), (1, 3, 7), 0.4),
+    "2d": ((4, 6), (1, (2, 3), (3, 6), (4, 6)), 0),
+    "3d": ((2, 3, 4), ((1, 1, 2), (2, 3, 4)), 0.4),
+    "coarser": ((5, 5), (2, 4), 0),
+}
+"""Grid, scales and the share that is masked."""
+
+
+def vector(size=8, **keywords):
+    return keras_vqvae.VectorQuantizer(size, seed=1, **{"ema_decay": 0.9, **keywords})
+
+
+def multi_scale(grid=(4, 4), scales=(1, 2, 4), dim=4, inner=None, **keywords):
+    layer = keras_vqvae.MultiScaleQuantizer(inner or vector(), scales, **keywords)
+    layer.build((None, *grid, dim))
+    return layer
+
+
+def area_means(x, axis, size):
+    """The means of the step function `x` over equal parts, by its integral."""
+    old = x.shape[axis]
+    integral = np.concatenate([np.zeros_like(np.take(x, [0], axis)), np.cumsum(x, axis)], axis)
+    borders = np.arange(size + 1) * old / size
+    at = np.apply_along_axis(lambda line: np.interp(borders, np.arange(old + 1), line), axis, integral)
+    return np.diff(at, axis=axis) * size / old
+
+
+def line_between(x, axis, size):
+    places = (np.arange(size) + 0.5) * x.shape[axis] / size - 0.5
+    return np.apply_along_axis(lambda line: np.interp(places, np.arange(x.shape[axis]), line), axis, x)
+
+
+def resized(x, sizes):
+    for axis, size in enumerate(sizes, start=1):
+        x = (area_means if size < x.shape[axis] else line_between)(x, axis, size)
+    return x
+
+
+@pytest.mark.parametrize(("old", "new"), [((6,), (4,)), ((4,), (6,)), ((1, 5), (3, 5)), ((5, 4, 3), (2, 3, 1))])
+def test_sizes_change_by_means_and_by_lines(old, new):
+    x = draw(2, *old, 3)
+    found = numpy(resizing.resize(ops.convert_to_tensor(x), new))
+    np.testing.assert_allclose(found, resized(x.astype("float64"), new), atol=1e-5)
+
+
+def by_hand(layer, x, indices, kept, levels):
+    """What the first levels decode to, and the mean squared distances of what they quantize from their codes."""
+    x = np.where(kept[..., None], x.astype("float64"), 0)
+    grid, total, start, squares = x.shape[1:-1], np.zeros_like(x), 0, []
+    for quantizer, scale in itertools.islice(zip(layer.quantizers, layer.scales, strict=True), levels):
+        sizes = scale * (len(grid) // len(scale))
+        cells, codes = math.prod(sizes), numpy(quantizer.codebook).astype("float64")
+        share = resized(kept[..., None].astype("float64"), sizes)
+        means = resized((x - total) * kept[..., None], sizes) / np.where(share > 1e-9, share, 1)
+        chosen = indices[:, start : start + cells]
+        seen = share.reshape(-1) > 1e-9
+        flat = means.reshape(-1, x.shape[-1])
+        oracle.assert_nearest(chosen.reshape(-1)[seen], flat[seen], codes)
+        squares.append(np.square(flat - codes[chosen.reshape(-1)])[seen].mean())
+        total, start = total + resized(codes[chosen].reshape(len(x), *sizes, -1), grid), start + cells
+    return total, squares
+
+
+@pytest.mark.parametrize(("grid", "scales", "masked"), CASES.values(), ids=CASES)
+def test_values_indices_losses_and_counts_are_those_of_the_formulas(grid, scales, masked):
+    layer, x = multi_scale(grid, scales), draw(3, *grid, 4)
+    kept = np.random.default_rng(1).random((3, *grid)) >= masked
+    quantized, indices = layer(x, mask=ops.convert_to_tensor(kept), return_indices=True)
+    sizes = [scale * (len(grid) // len(scale)) for scale in layer.scales]
+    assert tuple(indices.shape) == (3, sum(map(math.prod, sizes)))
+    total, squares = by_hand(layer, x, numpy(indices), kept, len(sizes))
+    np.testing.assert_allclose(numpy(quantized), total, atol=1e-5)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+    losses = losses_of(layer, x, kept)
+    np.testing.assert_allclose(losses, np.multiply(0.25, squares), rtol=1e-4, atol=1e-6)
+    areas = [resized(kept[..., None].astype("float64"), size) > 1e-9 for size in sizes]
+    assert numpy(layer.code_counts).sum() == sum(area.sum() for area in areas)
+
+
+def test_the_first_scales_alone_are_the_coarse_picture():
+    layer, x = multi_scale(), draw(2, 4, 4, 4)
+    indices = numpy(layer.encode(x))
+    for levels, cells in enumerate((1, 5, 21), start=1):
+        coarse = np.where(np.arange(21) < cells, indices, -1)
+        expected, _ = by_hand(layer, x, indices, np.ones((2, 4, 4), bool), levels)
+        np.testing.assert_allclose(numpy(layer.decode(coarse)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("junk", [0.0, 1e4, np.nan, np.inf])
+def test_masked_positions_touch_nothing(junk):
+    layer, x = multi_scale(convolution=True), draw(2, 4, 4, 4)
+    before = weights(layer)
+    mask = np.random.default_rng(1).random((2, 4, 4)) < 0.5
+    mask[1, :2] = False
+    outcomes = []
+    for inputs in (x, np.where(mask[..., None], x, junk).astype("float32")):
+        restore(layer, before)
+        quantized, indices = layer(inputs, mask=ops.convert_to_tensor(mask), return_indices=True)
+        outcomes.append((numpy(quantized), numpy(indices), losses_of(layer, inputs, mask), weights(layer)))
+    for found, expected in zip(outcomes[1][:3], outcomes[0][:3], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert_same_weights(outcomes[0][3], outcomes[1][3])
+    if not np.isfinite(junk):
+        # Masked by itself: the same without a mask.
+        np.testing.assert_array_equal(numpy(layer(inputs)), numpy(layer(inputs, mask=ops.convert_to_tensor(mask))))
+        by_inputs, by_weights = layer_gradients(layer, inputs, np.zeros_like(x))
+        assert all(np.isfinite(gradient).all() for gradient in (by_inputs[mask], *by_weights))
+
+
+def test_the_gradient_is_copied_and_trains_the_convolution():
+    layer, x = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)), convolution=True), draw(2, 4, 4, 4)
+    upstream = draw(2, 4, 4, 4, seed=5)
+    by_inputs, (by_kernel,) = layer_gradients(layer, x, upstream)
+    # FSQ with three levels is bounded by a tanh.
+    np.testing.assert_allclose(by_inputs, upstream * (1 - np.tanh(x) ** 2), rtol=0.02, atol=1e-3)
+    assert np.abs(by_kernel).max() > 0
+    # Of a kernel that is not 0 the convolution counts, in the output and in `decode`.
+    quantized = numpy(layer(x))
+    layer.kernel.assign(draw(*layer.kernel.shape) / 10)
+    moved, indices = layer(x, return_indices=True)
+    assert np.abs(numpy(moved) - quantized).max() > 0.01
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(moved))
+    bounded = numpy(layer.quantizers[0].bound(ops.convert_to_tensor(x)))
+    expected = np.mean(np.square(bounded - numpy(moved)))
+    np.testing.assert_allclose(losses_of(layer, x)[-1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2)),
+        lambda: keras_vqvae.BinarySphericalQuantizer(4),
+        lambda: keras_vqvae.ResidualQuantizer(vector(), 2, dropout=True),
+        lambda: keras_vqvae.ProjectedQuantizer(vector(), 2),
+        lambda: vector(distance="cosine"),
+    ],
+    ids=["fsq", "bsq", "residual", "projected", "cosine"],
+)
+def test_any_quantizer_of_vectors_fits(inner):
+    shared = not isinstance(inner(), keras_vqvae.ProjectedQuantizer)
+    layer, x = multi_scale(inner=inner(), shared=shared), draw(2, 4, 4, 4)
+    layer(x, training=True)
+    quantized, indices = layer(x, return_indices=True)
+    assert tuple(indices.shape) == (2, 21, *layer.index_shape)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+    assert len({id(quantizer) for quantizer in layer.quantizers}) == (1 if shared else 3)
+    assert (numpy(layer.code_counts) >= 0).all()
+
+
+def test_adapt_is_k_means_of_each_scale():
+    layer, x = multi_scale(), draw(40, 4, 4, 4)
+    before = oracle.mean_square(numpy(layer(x)) - x)
+    layer.adapt(x, verbose=0)
+    first, _ = keras_vqvae.kmeans(x.mean((1, 2)), 8, seed=1, verbose=0)
+    np.testing.assert_allclose(numpy(layer.quantizers[0].codebook), numpy(first), atol=1e-5)
+    assert oracle.mean_square(numpy(layer(x)) - x) < 0.8 * before
+
+
+def test_a_model_trains_saves_and_decodes(tmp_path):
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 2, strides=2)])
+    decoder = keras.Sequential([keras.Input((4, 4, 4)), keras.layers.Conv2DTranspose(1, 2, strides=2)])
+    quantizer = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 4), convolution=True)
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+    model.compile("adam")
+    x = draw(20, 8, 8, 1)
+    losses = model.fit(x, epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    codes = model.encode(x, verbose=0)
+    assert codes.shape == (20, 21)
+    pictures = model.predict(x, verbose=0)
+    np.testing.assert_allclose(model.decode(codes, verbose=0), pictures, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), pictures)
+    again.quantizer.trainable = False
+    before = weights(again.quantizer)
+    again.quantizer(draw(2, 4, 4, 4), training=True)
+    assert_same_weights(before, weights(again.quantizer))
+
+
+def test_low_precision_computes_in_float32():
+    layer = multi_scale(dtype="mixed_float16", convolution=True)
+    quantized, indices = layer(200 * draw(2, 4, 4, 4), training=True, return_indices=True)
+    assert keras.backend.standardize_dtype(quantized.dtype) == "float16"
+    assert np.isfinite(numpy(quantized)).all()
+    assert all(keras.backend.standardize_dtype(loss.dtype) == "float32" for loss in layer.losses)
+    assert keras.backend.standardize_dtype(indices.dtype) == "int32"
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [(), (2, 1), (1, 1), (0, 2), (1.5,), "12", 3, ((2, 4), (3, 3)), ((1, 1), (1, 2, 2)), ((1,) * 4,), ((),), (True, 2)],
+)
+def test_scales_that_do_not_increase_are_refused(scales):
+    with pytest.raises(ValueError, match="scales.*Received"):
+        keras_vqvae.MultiScaleQuantizer(vector(), scales)
+
+
+@pytest.mark.parametrize("shape", [(None, 4), (None, 3, 3, 4), (None, 4, None, 4), (None, 4, 4, 4, 4, 4)])
+def test_grids_that_scales_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match="scales.*Received"):
+        keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 4)).build(shape)
+    with pytest.raises(ValueError, match="scales.*Received"):
+        keras_vqvae.MultiScaleQuantizer(vector(), ((1, 2), (2, 4))).build((None, 4, 4))
+
+
+def test_other_grids_and_indices_than_it_was_built_for_are_refused():
+    layer = multi_scale()
+    with pytest.raises(ValueError, match="Received"):
+        layer(draw(2, 4, 8, 4))
+    with pytest.raises(ValueError, match="indices.*Received"):
+        layer.decode(np.zeros((2, 20), "int32"))
+    with pytest.raises(ValueError, match="adapt.*Received"):
+        multi_scale(shared=True).adapt(draw(2, 4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: keras_vqvae.ResidualQuantizer(inner, 2),
+        lambda inner: keras_vqvae.GroupedQuantizer(inner, 2),
+        lambda inner: keras_vqvae.ProjectedQuantizer(inner, 2),
+        lambda inner: keras_vqvae.MultiScaleQuantizer(inner, (1, 2)),
+    ],
+)
+def test_a_grid_is_not_one_of_the_vectors_that_wrappers_quantize(wrap):
+    with pytest.raises(ValueError, match="quantizer.*Received"):
+        wrap(keras_vqvae.MultiScaleQuantizer(vector(), (1, 2)))
+
+
+def test_vectors_are_bounded_once():
+    """tanh(.6) rounds to 1, tanh(tanh(.6)) to 0."""
+    layer = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)))
+    np.testing.assert_allclose(numpy(layer(np.full((1, 4, 4, 4), 0.6, "float32"))), 1)
+
+
+def test_codes_learn_from_their_own_scale_alone():
+    x = draw(2, 4, 4, 4)
+    layer = multi_scale(inner=vector(ema_decay=None))
+    codes, chosen = numpy(layer.quantizers[0].codebook), numpy(layer.encode(x))[:, 0]
+    expected = np.zeros_like(codes)
+    np.add.at(expected, chosen, 2 * (codes[chosen] - x.mean((1, 2))) / (2 * 4))
+    np.testing.assert_allclose(layer_gradients(layer, x, np.zeros_like(x))[1][0], expected, atol=1e-6)
