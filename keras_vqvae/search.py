@@ -66,13 +66,13 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
     # rounding does not hide the distances of vectors far from the origin.
     centre = ops.mean(codebook, axis=0)
-    vectors = vectors - centre
     best = found = None
     for start in range(0, codebook.shape[0], block_codes):
         codes = codebook[start : start + block_codes] - centre
         # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
         bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
-        best_code = functools.partial(backend.best_code, codes=codes, bias=bias)
+        # The difference by blocks, which stay in the cache.
+        best_code = functools.partial(_best_code, centre=centre, codes=codes, bias=bias)
         block_rows = max(block_scores // codes.shape[0], 1)
         scores, indices = backend.by_blocks(best_code, vectors, block_rows, (((), "float32"), ((), "int32")))
         if best is None:
@@ -82,6 +82,10 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
             better = scores > best
             best, found = ops.where(better, scores, best), ops.where(better, indices + start, found)
     return found
+
+
+def _best_code(vectors: Tensor, centre: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return backend.best_code(vectors - centre, codes, bias)
 
 
 def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from keras import ops
 from keras_vqvae import arguments, losses
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
+from keras_vqvae.layers.passed import Lazy
 
 
 class BinaryQuantizer(ImplicitQuantizer):
@@ -57,7 +58,7 @@ class BinaryQuantizer(ImplicitQuantizer):
     def from_digits(self, digits: Tensor) -> Tensor:
         return ops.cast(2 * digits - 1, "float32") * (self._size * self._finer)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         if self.depth:
             # As if at the first level, so that every level counts as much.
             vectors, codes = vectors / self._finer, codes / self._finer

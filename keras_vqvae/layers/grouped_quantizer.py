@@ -99,7 +99,7 @@ class GroupedQuantizer(Quantizer):
         parts = [wrappers.pass_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups]
         indices = ops.stack([part.indices for part in parts], axis=1)
         return Passed(
-            ops.concatenate([part.quantized for part in parts], axis=-1),
+            lambda: ops.concatenate([part.quantized() for part in parts], axis=-1),
             ops.concatenate([part.codes for part in parts], axis=-1),
             indices,
             lambda: [loss / self.num_groups for part in parts for loss in part.losses()],

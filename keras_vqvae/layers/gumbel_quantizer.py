@@ -9,6 +9,7 @@ from keras import ops
 from keras_vqvae import arguments, estimators, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.passed import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -95,7 +96,7 @@ class GumbelQuantizer(CodebookQuantizer):
         drawn = self.lookup(ops.argmax(scores, axis=-1))
         return drawn + ops.matmul(p - ops.stop_gradient(p), ops.convert_to_tensor(self.codebook))
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         if not self.kl_weight:
             return []
         log_p = ops.log_softmax(self._scores(vectors), axis=-1)

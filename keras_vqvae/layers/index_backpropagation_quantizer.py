@@ -8,6 +8,7 @@ from keras import ops
 from keras_vqvae import arguments, estimators, geometry, losses, regularizers, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
+from keras_vqvae.layers.passed import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -85,9 +86,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         p = ops.softmax(ops.matmul(vectors, ops.transpose(embeddings)), axis=-1)
         return codes + ops.matmul(p - ops.stop_gradient(p), embeddings)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         added = [
-            losses.mean_squared_difference(quantized, vectors, kept),
+            losses.mean_squared_difference(quantized(), vectors, kept),
             losses.commitment_loss(vectors, codes, kept),
             0.25 * losses.codebook_loss(vectors, codes, kept),
         ]

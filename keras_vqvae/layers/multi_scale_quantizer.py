@@ -160,7 +160,10 @@ class MultiScaleQuantizer(Quantizer):
             found = [loss for scale in inner for loss in scale()]
             return [*found, losses.codebook_loss(vectors, total, kept)] if self.convolution else found
 
-        return Passed(estimators.straight_through(vectors, total), total, indices, compute_losses, updates)
+        def quantized() -> Tensor:
+            return estimators.straight_through(vectors, total)
+
+        return Passed(quantized, total, indices, compute_losses, updates)
 
     def lookup(self, indices: Tensor) -> Tensor:
         indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))

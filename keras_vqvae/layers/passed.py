@@ -3,20 +3,35 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from keras import ops
 
 from keras_vqvae import backend, codebook
 from keras_vqvae.arguments import Tensor
 
+Lazy: TypeAlias = Callable[[], Tensor]
+"""What is computed where somebody asks for it."""
+
+
+def once(function: Lazy) -> Lazy:
+    """`function`, which runs at the first call alone; `functools.cache` is not for `torch.compile`."""
+    made = []
+
+    def call() -> Tensor:
+        if not made:
+            made.append(function())
+        return made[0]
+
+    return call
+
 
 @dataclasses.dataclass
 class Passed:
     """What vectors `[N, D]` become in a quantizer."""
 
-    quantized: Tensor
-    """The output `[N, D]`, with the gradient that the encoder learns by."""
+    quantized: Lazy
+    """Computes the output `[N, D]`, with the gradient that the encoder learns by, where it is the output."""
     codes: Tensor
     """The codes `[N, D]`, with the gradient that they learn by."""
     indices: Tensor

@@ -81,7 +81,9 @@ class ProjectedQuantizer(Quantizer):
         down = self.down(geometry.finite(vectors))
         passed = self.quantizer.quantize_vectors(down, kept, training, samples, indices)
         updates = [*passed.updates, (self, vectors, passed.indices, kept)]
-        return Passed(self.up(passed.quantized), self.up(passed.codes), passed.indices, passed.losses, updates)
+        return Passed(
+            lambda: self.up(passed.quantized()), self.up(passed.codes), passed.indices, passed.losses, updates
+        )
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.up(self.quantizer.lookup(indices))

@@ -11,7 +11,7 @@ from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.losses_for_readers import LossesForReaders
 from keras_vqvae.layers.masks import kept_vectors
-from keras_vqvae.layers.passed import Passed, apply_updates
+from keras_vqvae.layers.passed import Lazy, Passed, apply_updates, once
 from keras_vqvae.layers.saved_seed import SavedSeed
 
 MOST_COUNTED = 1 << 24
@@ -29,12 +29,12 @@ class Quantizer(LossesForReaders, SavedSeed):
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
     - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by; by default
       straight-through;
-    - `compute_losses(vectors, codes, quantized, kept)`: a list of float32 scalars, means over the kept vectors;
+    - `compute_losses(vectors, codes, quantized, kept)`: float32 scalars over the kept; `quantized()` is the output;
     - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
       those of all replicas.
 
-    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`. One that takes inputs
-    `[batch, *grid, D]` as a whole, and no other leading dimensions, has `of_grids`, `index_axes` and `vector_axes`.
+    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`; one `of_grids`, which
+    takes inputs `[batch, *grid, D]` as a whole and no other leading dimensions, `index_axes` and `vector_axes`.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
@@ -58,7 +58,7 @@ class Quantizer(LossesForReaders, SavedSeed):
     listed: bool = False
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
     of_grids: bool = False
-    """Whether it quantizes grids rather than vectors; then it is never within another one."""
+    """Whether it quantizes grids rather than vectors, and so never within another one."""
     depth: int | None = None
     """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
     counting: bool = False
@@ -115,7 +115,7 @@ class Quantizer(LossesForReaders, SavedSeed):
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
         self.add_losses(vectors, passed.losses, bool(training))
         apply_updates(passed.updates, bool(training))
-        quantized = ops.reshape(ops.cast(passed.quantized, self.compute_dtype), shape)
+        quantized = ops.reshape(ops.cast(passed.quantized(), self.compute_dtype), shape)
         indices = ops.reshape(passed.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
@@ -135,7 +135,7 @@ class Quantizer(LossesForReaders, SavedSeed):
         vectors = self.project(vectors)
         indices = self.assign(vectors) if indices is None else indices
         codes = self.lookup(indices)
-        quantized = self.estimate(vectors, codes, training and self.trainable)
+        quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
@@ -167,7 +167,7 @@ class Quantizer(LossesForReaders, SavedSeed):
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
         return estimators.straight_through(vectors, codes)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         return []
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:

@@ -138,9 +138,14 @@ class ResidualQuantizer(Quantizer):
             losses.append(passed.losses)
             updates += passed.updates
         indices = ops.stack(columns, axis=1)
-        quantized = estimators.straight_through(vectors, total)
         updates.append((self, vectors, indices, kept))
-        return Passed(quantized, total, indices, lambda: [loss for level in losses for loss in level()], updates)
+        return Passed(
+            lambda: estimators.straight_through(vectors, total),
+            total,
+            indices,
+            lambda: [loss for level in losses for loss in level()],
+            updates,
+        )
 
     def _search(self, vectors: Tensor, depth: int) -> list[Tensor]:
         """The indices `[N, B]` of the best sums of the first levels' codes, for each of them."""

@@ -9,6 +9,7 @@ from keras import ops
 from keras_vqvae import arguments, backend, codebook, estimators, losses
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
+from keras_vqvae.layers.passed import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -129,7 +130,7 @@ class VectorQuantizer(CodebookQuantizer):
                 shape=(), initializer="zeros", dtype="float32", autocast=False, trainable=False, name="ema_steps"
             )
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Tensor, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         added = []
         if self.commitment_weight:
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))

@@ -100,7 +100,7 @@ def pass_used(
     row = ops.expand_dims(used, -1)
     return dataclasses.replace(
         passed,
-        quantized=ops.where(row, passed.quantized, 0.0),
+        quantized=lambda: ops.where(row, passed.quantized(), 0.0),
         codes=ops.where(row, passed.codes, 0.0),
         indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), passed.indices, -1),
     )
