@@ -1,14 +1,12 @@
 """Beam search of residual quantization beside FAISS's: error and time, on 4 x 4 patches of Fashion-MNIST.
 
 Codebooks are found on 40,000 patches, by `adapt` or FAISS's own training, and after that by 100 steps of 4,096 patches
-of the moving average; errors and the time of encoding are of 50,000 others, the least of three calls.
+of the moving average; errors and the time of encoding are of 50,000 others.
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=2 python -m benchmarks.beams --data-dir FOLDER_OF_IDX_FILES
 """
 
 import argparse
-import time
-from collections.abc import Callable
 
 import faiss
 import keras
@@ -20,47 +18,38 @@ from benchmarks.patches import patches
 from examples import images
 
 
-def least(function: Callable) -> tuple[np.ndarray, str]:
-    """What a function returns, and the least of the milliseconds that it takes in three calls, after one more."""
-    function()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = function()
-        times.append(time.perf_counter() - start)
-    return result, f"{1e3 * min(times):.0f}"
-
-
 def error(decoded: np.ndarray, test: np.ndarray) -> str:
     return f"{np.mean(np.square(decoded - test)):.6f}"
 
 
-def ours(codes: int, depth: int, width: int, train: np.ndarray, test: np.ndarray, steps: int) -> dict[str, str]:
+def compare(codes: int, depth: int, width: int, train: np.ndarray, test: np.ndarray, steps: int) -> dict[str, str]:
+    """Ours and FAISS's of one size: errors, and the medians of the times that encoding takes."""
     keras.utils.set_random_seed(0)
     inner = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=0)
     layer = keras_vqvae.ResidualQuantizer(inner, depth, beam_width=width)
-    inputs = keras.Input((16,))
+    inputs = keras.Input((test.shape[1],))
     quantized, indices = layer(inputs, return_indices=True)
     model, encoder = keras.Model(inputs, quantized), keras.Model(inputs, indices)
     model.compile("sgd", "mse")
     layer.adapt(train, verbose=0)
-    encode = lambda: encoder.predict(test, batch_size=len(test), verbose=0)  # noqa: E731
-    decode = lambda indices: keras.ops.convert_to_numpy(layer.decode(indices))  # noqa: E731
-    indices, milliseconds = least(encode)
-    found = {"adapt": error(decode(indices), test), "ms": milliseconds}
+    theirs = faiss.ResidualQuantizer(train.shape[1], depth, int(np.log2(codes)))
+    theirs.max_beam_size = width
+    theirs.train(train)
+
+    def ours_of_test() -> np.ndarray:
+        return encoder.predict(test, batch_size=len(test), verbose=0)
+
+    def our_error() -> str:
+        return error(keras.ops.convert_to_numpy(layer.decode(ours_of_test())), test)
+
+    found = {"adapt": our_error()}
+    times = timing.medians({"ours": ours_of_test, "FAISS": lambda: theirs.compute_codes(test)})
     if steps:
         x = train[np.random.default_rng(0).integers(len(train), size=4096 * steps)]
         model.fit(x, x, batch_size=4096, shuffle=False, verbose=0)
-        found["trained"] = error(decode(encode()), test)
-    return found
-
-
-def faisss(codes: int, depth: int, width: int, train: np.ndarray, test: np.ndarray) -> dict[str, str]:
-    quantizer = faiss.ResidualQuantizer(train.shape[1], depth, int(np.log2(codes)))
-    quantizer.max_beam_size = width
-    quantizer.train(train)
-    indices, milliseconds = least(lambda: quantizer.compute_codes(test))
-    return {"FAISS": error(quantizer.decode(indices), test), "FAISS ms": milliseconds}
+        found["trained"] = our_error()
+    found["FAISS"] = error(theirs.decode(theirs.compute_codes(test)), test)
+    return found | {f"{name} {what}": f"{value:.0f}" for name, time in times.items() for what, value in time.items()}
 
 
 def main() -> None:
@@ -77,8 +66,7 @@ def main() -> None:
     for codes in arguments.codes:
         for depth in arguments.depths:
             for width in arguments.widths:
-                size = (codes, depth, width, train, test)
-                found = ours(*size, arguments.steps) | faisss(*size)
+                found = compare(codes, depth, width, train, test, arguments.steps)
                 rows.append({"K": codes, "depth": depth, "beam": width, **found})
                 print(rows[-1], flush=True)
     timing.report("beams", rows)

@@ -3,7 +3,7 @@
     python examples/multi_scale.py
     KERAS_BACKEND=torch python examples/multi_scale.py --dataset fashion_mnist --epochs 5
 
-A row an image: what the coarsest grid of codes alone decodes to, then with each finer one, and the image itself.
+A column an image: the image itself, what the coarsest grid of codes alone decodes to, then with each finer one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 from digits import build_autoencoder
 
 import keras_vqvae
+from keras_vqvae import plotting
 
 
 def grow(model: keras_vqvae.VQVAE, x: np.ndarray, cells: list[int]) -> list[np.ndarray]:
@@ -23,20 +24,6 @@ def grow(model: keras_vqvae.VQVAE, x: np.ndarray, cells: list[int]) -> list[np.n
     codes = model.encode(x, verbose=0)
     ends = np.cumsum(cells)
     return [model.decode(np.where(np.arange(ends[-1]) < end, codes, -1), verbose=0) for end in ends]
-
-
-def plot(stages: list[np.ndarray], names: list[str], path: pathlib.Path) -> None:
-    from matplotlib.figure import Figure
-
-    rows, columns = len(stages[0]), len(stages)
-    figure = Figure(figsize=(1.1 * columns, 1.1 * rows + 0.3), layout="constrained")
-    for row, line in enumerate(np.atleast_2d(figure.subplots(rows, columns))):
-        for axes, stage, name in zip(line, stages, names, strict=True):
-            axes.imshow(stage[row, ..., 0], cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            if row == 0:
-                axes.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -59,13 +46,12 @@ def main() -> None:
     model.fit(train, epochs=arguments.epochs, batch_size=64, verbose=2)
 
     cells = [scale**2 for scale in scales]
-    for number, stage in zip(scales, grow(model, test, cells), strict=True):
-        used = sum(cells[: scales.index(number) + 1])
+    stages = dict(zip((f"{scale} x {scale}" for scale in scales), grow(model, test, cells), strict=True))
+    for (name, stage), used in zip(stages.items(), np.cumsum(cells), strict=True):
         bits = used * math.log2(arguments.codes)
-        print(f"up to {number} x {number}: {used} codes, {bits:.0f} bits, error {np.mean(np.square(stage - test)):.4f}")
+        print(f"up to {name}: {used} codes, {bits:.0f} bits, error {np.mean(np.square(stage - test)):.4f}")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    stages = [*grow(model, test[:8], cells), test[:8]]
-    plot(stages, [*(f"{scale} x {scale}" for scale in scales), "image"], arguments.output_dir / "scales.png")
+    plotting.plot_reconstructions(test, stages, max_images=8).savefig(arguments.output_dir / "scales.png")
 
 
 if __name__ == "__main__":

@@ -25,25 +25,33 @@ def _grey(images: np.ndarray) -> dict:
     return {"cmap": "gray", "vmin": 0, "vmax": 1} if images.ndim == 3 or images.shape[-1] == 1 else {}
 
 
-def plot_reconstructions(images: np.ndarray, reconstructions: np.ndarray, max_images: int = 12) -> Figure:
+def plot_reconstructions(
+    images: np.ndarray, reconstructions: np.ndarray | dict[str, np.ndarray], max_images: int = 12
+) -> Figure:
     """Draws originals above their reconstructions.
 
     Args:
         images: `[samples, height, width]` or `[samples, height, width, channels]`, in 0..1.
-        reconstructions: Of the same shape; clipped to 0..1.
+        reconstructions: Of the same shape, clipped to 0..1; or several by their names, such as those by more and more
+            codes.
         max_images: How many to draw. Defaults to `12`.
     """
-    images, reconstructions = np.asarray(images), np.clip(reconstructions, 0, 1)
-    if images.shape != reconstructions.shape:
-        raise ValueError(
-            "`images` and `reconstructions` must have one shape. "
-            f"Received: images of shape {images.shape}, reconstructions of shape {reconstructions.shape}"
-        )
-    error = np.mean(np.square(images - reconstructions))
+    if not isinstance(reconstructions, dict):
+        reconstructions = {"reconstruction": reconstructions}
+    images, rows, errors = np.asarray(images), [], []
+    for name, pictures in reconstructions.items():
+        pictures = np.clip(pictures, 0, 1)
+        if images.shape != pictures.shape:
+            raise ValueError(
+                "`images` and `reconstructions` must have one shape. "
+                f"Received: images of shape {images.shape}, reconstructions of shape {pictures.shape}"
+            )
+        rows.append((name, pictures, _grey(images)))
+        errors.append(f"{np.mean(np.square(images - pictures)):.4f}")
     return _strips(
-        [("original", images, _grey(images)), ("reconstruction", reconstructions, _grey(images))],
+        [("original", images, _grey(images)), *rows],
         max_images,
-        f"Reconstructions: mean squared error {error:.4f} on {len(images):,} images",
+        f"Reconstructions: mean squared error {', '.join(errors)} on {len(images):,} images",
     )
 
 

@@ -51,8 +51,8 @@ INNER = {
 }
 
 
-def residual(inner):
-    return lambda **keywords: keras_vqvae.ResidualQuantizer(inner(DIM), 2, **keywords)
+def residual(inner, **fixed):
+    return lambda **keywords: keras_vqvae.ResidualQuantizer(inner(DIM), 2, **fixed, **keywords)
 
 
 def projected(inner):
@@ -60,6 +60,8 @@ def projected(inner):
 
 
 COMPOSED = {f"residual_{name}": residual(inner) for name, inner in INNER.items() if name != "fsq"}
+# Not where levels share a codebook: two orders of the same codes are a tie, which compiled code breaks otherwise.
+COMPOSED["residual_sim"] = residual(INNER["sim"], beam_width=4)
 COMPOSED |= {f"projected_{name}": projected(inner) for name, inner in INNER.items()}
 EVERY = QUANTIZERS | COMPOSED
 """For the contract. The checks across backends take the first alone, for time."""

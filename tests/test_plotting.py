@@ -25,6 +25,17 @@ def test_reconstructions_stand_below_their_originals(images):
     assert f"{error:.4f} on 5 images" in figure.get_suptitle()
 
 
+def test_reconstructions_by_their_names_stand_in_rows(images):
+    figure = plotting.plot_reconstructions(images, {"coarse": 0 * images, "fine": images}, max_images=3)
+    drawn = pictures(figure)
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["original", "coarse", "fine"]
+    np.testing.assert_array_equal(np.squeeze(drawn[3]), 0)
+    np.testing.assert_allclose(np.squeeze(drawn[8]), np.squeeze(images[2]))
+    assert f"{np.square(images).mean():.4f}, 0.0000 on" in figure.get_suptitle()
+    with pytest.raises(ValueError, match="reconstructions.*Received"):
+        plotting.plot_reconstructions(images, {"fine": images, "short": images[:2]})
+
+
 def test_maps_stand_below_their_images(images, rng):
     codes = rng.integers(16, size=(5, 4, 2))
     figure = plotting.plot_code_maps(images, codes, num_embeddings=16, max_images=9)

@@ -9,6 +9,7 @@ from helpers import built, numpy
 from keras import ops
 
 import keras_vqvae
+from keras_vqvae.layers import wrappers
 
 
 def vector(num_embeddings=8, **keywords):
@@ -104,6 +105,26 @@ def test_adapt_is_greedy_k_means(x):
     rest = x - numpy(first)[oracle.nearest_code(x, numpy(first))]
     second, _ = keras_vqvae.kmeans(rest, 8, seed=2, verbose=0)
     np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(second), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: keras_vqvae.ProjectedQuantizer(vector(), 3),
+        lambda: keras_vqvae.GroupedQuantizer(vector(), 2),
+        lambda: keras_vqvae.ResidualQuantizer(vector(), 2),
+    ],
+)
+def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
+    layer = keras_vqvae.ResidualQuantizer(inner(), 2)
+    layer.adapt(x, verbose=0)
+    second = layer.quantizers[1]
+    expected = wrappers.copy(inner(), 1)
+    expected.build((None, 4))
+    expected.set_weights(second.get_weights())
+    expected.adapt(x - numpy(layer.quantizers[0](x)), verbose=0)
+    for one, other in zip(second.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(numpy(one), numpy(other), atol=1e-5)
 
 
 def test_a_shared_codebook_learns_once_a_step_from_all_levels(x):
@@ -217,3 +238,23 @@ def test_one_template_serves_two_wrappers_without_sharing_weights(x):
     one.quantizers[0].codebook.assign(np.zeros((8, 4)))
     assert np.abs(numpy(other.quantizers[0].codebook)).min() > 0
     assert not inner.built
+
+
+@pytest.mark.parametrize(
+    ("layer", "times"),
+    [
+        (lambda: keras_vqvae.IndexBackpropagationQuantizer(8, seed=1), 1),
+        (lambda: keras_vqvae.ResidualQuantizer(vector(), 3), 0),
+        (lambda: keras_vqvae.GroupedQuantizer(vector(), 2), 2),
+    ],
+)
+def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monkeypatch, layer, times):
+    """Levels of a residual have none, and IBQ has it in its loss, too."""
+    calls = []
+    for kind in (keras_vqvae.VectorQuantizer, keras_vqvae.IndexBackpropagationQuantizer):
+        estimate = kind.estimate
+        monkeypatch.setattr(kind, "estimate", lambda *args, of=estimate: (calls.append(1), of(*args))[1])
+    layer = built(layer())
+    layer(x, training=True)
+    assert all(np.isfinite(numpy(loss)) for loss in layer.losses)
+    assert len(calls) == times

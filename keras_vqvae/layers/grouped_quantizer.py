@@ -64,7 +64,7 @@ class GroupedQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.num_groups = arguments.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
-        self.quantizers = [wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(self.num_groups)]
+        self.quantizers = wrappers.copies(self, self.num_groups)
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.dropout = wrappers.dropout_share(dropout)

@@ -74,22 +74,19 @@ class MultiScaleQuantizer(Quantizer):
         self.scales = _check_scales(scales)
         self.shared = arguments.boolean("shared", shared)
         self.convolution = arguments.boolean("convolution", convolution)
-        copies = [
-            wrappers.copy(self.template.quantizer, i, self.trainable) for i in range(1 if shared else len(self.scales))
-        ]
-        self.quantizers = copies * len(self.scales) if shared else copies
-        for each in copies:
+        self.quantizers = wrappers.copies(self, len(self.scales), shared)
+        for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
             each.set_depth(0)
-        self.num_embeddings = copies[0].num_embeddings
-        self.index_shape = copies[0].index_shape
+        self.num_embeddings = self.quantizers[0].num_embeddings
+        self.index_shape = self.quantizers[0].index_shape
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
         grid = tuple(input_shape[1:-1])
         rank = len(grid)
         fits = 1 <= rank <= 3 and all(len(scale) in (1, rank) for scale in self.scales)
-        self._sizes = tuple(scale * (rank if len(scale) == 1 else 1) for scale in self.scales)
+        self._sizes = _full_sizes(self.scales, rank)
         if not fits or None in grid or any(a > b for a, b in zip(self._sizes[-1], grid, strict=True)):
             raise ValueError(
                 "`scales` must fit inputs [batch, *grid, D], with a grid of 1 to 3 axes of known sizes, and not exceed "
@@ -107,7 +104,9 @@ class MultiScaleQuantizer(Quantizer):
 
     def index_axes(self, axes: tuple) -> tuple:
         if tuple(axes[1:]) != self._grid:
-            raise ValueError(f"Inputs must be [batch, {self._grid}, D]. Received: inputs of axes {tuple(axes)} and D")
+            raise ValueError(
+                f"Inputs must be [batch, *{self._grid}, D]. Received: inputs of shape {(*axes, self._dim)}"
+            )
         return (axes[0], sum(self._cells))
 
     def vector_axes(self, axes: tuple) -> tuple:
@@ -184,7 +183,7 @@ class MultiScaleQuantizer(Quantizer):
         for quantizer, sizes in zip(self.quantizers, self._sizes, strict=True):
             means = ops.reshape(resizing.resize(rest, sizes), (-1, self._dim))
             quantizer.adapt(means, **keywords)
-            rest = rest - self._to_grid(quantizer.lookup(quantizer.assign(quantizer.project(means))), sizes)
+            rest = rest - self._to_grid(wrappers.nearest(quantizer, means), sizes)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -194,6 +193,11 @@ class MultiScaleQuantizer(Quantizer):
             "shared": self.shared,
             "convolution": self.convolution,
         }
+
+
+def _full_sizes(scales: tuple[tuple[int, ...], ...], rank: int) -> tuple[tuple[int, ...], ...]:
+    """`scales` with a size for each axis."""
+    return tuple(scale * rank if len(scale) == 1 else scale for scale in scales)
 
 
 def _check_scales(scales: Any) -> tuple[tuple[int, ...], ...]:
@@ -207,7 +211,7 @@ def _check_scales(scales: Any) -> tuple[tuple[int, ...], ...]:
         for scale in scales
     )
     rank = max(map(len, checked), default=0)
-    full = [scale * (rank if len(scale) == 1 else 1) for scale in checked]
+    full = _full_sizes(checked, rank)
     increasing = all(len(a) == len(b) and a != b and all(map(int.__le__, a, b)) for a, b in itertools.pairwise(full))
     if not 1 <= rank <= 3 or min(map(len, full)) == 0 or len(full) > wrappers.MOST_COPIES or not increasing:
         raise ValueError(

@@ -48,7 +48,7 @@ class ProjectedQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.dim = arguments.positive_int("dim", dim)
-        self.quantizer = wrappers.copy(self.template.quantizer, 0, self.trainable)
+        (self.quantizer,) = wrappers.copies(self, 1)
         self.num_embeddings = self.quantizer.num_embeddings
         self.index_shape = self.quantizer.index_shape
         self.lowest_index = self.quantizer.lowest_index

@@ -83,20 +83,17 @@ class ResidualQuantizer(Quantizer):
         self.beam_width = arguments.positive_int("beam_width", beam_width)
         self.seed = arguments.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        copies = [
-            wrappers.copy(self.template.quantizer, i, self.trainable)
-            for i in range(1 if shared else self.num_quantizers)
-        ]
-        self.quantizers = copies * self.num_quantizers if shared else copies
-        self.num_embeddings = copies[0].num_embeddings
-        self.index_shape = (self.num_quantizers, *copies[0].index_shape)
-        self.bounded = copies[0].bounded
+        self.quantizers = wrappers.copies(self, self.num_quantizers, shared)
+        first = self.quantizers[0]
+        self.num_embeddings = first.num_embeddings
+        self.index_shape = (self.num_quantizers, *first.index_shape)
+        self.bounded = first.bounded
         if shared and self.bounded:
             raise ValueError(
                 "`shared` must be False where codes get finer from level to level. "
                 f"Received: shared=True, quantizer={quantizer!r}"
             )
-        if self.beam_width > 1 and not copies[0].listed:
+        if self.beam_width > 1 and not first.listed:
             raise ValueError(
                 "`beam_width` must be 1 where codes stand in no codebook of which any may be taken. "
                 f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
@@ -175,13 +172,12 @@ class ResidualQuantizer(Quantizer):
         rest = vectors.astype("float32")
         for depth, quantizer in enumerate(self.quantizers, start=1):
             quantizer.adapt(rest, **keywords)
-            if self.beam_width == 1:
-                for chunk in clustering.chunks(rest):
-                    left = ops.convert_to_tensor(rest[chunk])
-                    codes = quantizer.lookup(quantizer.assign(quantizer.project(left)))
-                    rest[chunk] = ops.convert_to_numpy(left - codes)
-            else:
+            if self.beam_width > 1:
                 rest = np.concatenate([self._rests(vectors[chunk], depth) for chunk in clustering.chunks(vectors)])
+                continue
+            # In place: large data is in memory twice, and no more.
+            for chunk in clustering.chunks(rest):
+                rest[chunk] -= ops.convert_to_numpy(wrappers.nearest(quantizer, ops.convert_to_tensor(rest[chunk])))
 
     def _rests(self, vectors: np.ndarray, depth: int) -> np.ndarray:
         """What each of the best sums of the first levels' codes leaves: `[n, D]` -> `[n S, D]`."""

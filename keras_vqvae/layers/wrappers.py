@@ -62,6 +62,18 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     return type(quantizer).from_config(config)
 
 
+def copies(wrapper: Any, number: int, shared: bool = False) -> list[Quantizer]:
+    """So many copies of a wrapper's template, or as many times the same one."""
+    made = [copy(wrapper.template.quantizer, i, wrapper.trainable) for i in range(1 if shared else number)]
+    return made * number if shared else made
+
+
+def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
+    """What float32 vectors `[N, D]` become in inference, whatever the quantizer's dtype: `[N, D]`."""
+    rows = vectors.shape[0]
+    return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
+
+
 def dropout_share(dropout: Any) -> float:
     """Returns the share of the samples that use fewer quantizers, given it or whether all do."""
     return arguments.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
