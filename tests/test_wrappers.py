@@ -258,3 +258,22 @@ def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monke
     layer(x, training=True)
     assert all(np.isfinite(numpy(loss)) for loss in layer.losses)
     assert len(calls) == times
+
+
+WRAPPERS = {
+    "projected": lambda inner: keras_vqvae.ProjectedQuantizer(inner, 4),
+    "residual": lambda inner: keras_vqvae.ResidualQuantizer(inner, 2, dropout=True),
+    "grouped": lambda inner: keras_vqvae.GroupedQuantizer(inner, 1, dropout=True),
+}
+SCALES = {"scales": lambda inner: keras_vqvae.MultiScaleQuantizer(inner, (1, 3))}
+
+
+@pytest.mark.parametrize("inside", WRAPPERS)
+@pytest.mark.parametrize("outside", [*WRAPPERS, *SCALES])
+def test_every_wrapper_wraps_every_wrapper(rng, outside, inside):
+    layer = (WRAPPERS | SCALES)[outside](WRAPPERS[inside](keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2))))
+    x = rng.normal(size=(8, 3, 4)).astype("float32")
+    layer(x, training=True)
+    quantized, indices = layer(x, return_indices=True)
+    np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
+    np.testing.assert_array_equal(numpy(layer.encode(x)), numpy(indices))

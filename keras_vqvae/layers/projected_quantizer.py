@@ -75,11 +75,11 @@ class ProjectedQuantizer(Quantizer):
         return ops.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, *indices: Tensor
     ) -> Passed:
         """As for every `Quantizer`."""
         down = self.down(geometry.finite(vectors))
-        passed = self.quantizer.quantize_vectors(down, kept, training, samples, indices)
+        passed = self.quantizer.quantize_vectors(down, kept, training, samples, *indices)
         updates = [*passed.updates, (self, vectors, passed.indices, kept)]
         return Passed(
             lambda: self.up(passed.quantized()), self.up(passed.codes), passed.indices, passed.losses, updates
