@@ -53,10 +53,10 @@ class BinaryQuantizer(ImplicitQuantizer):
         self._finer = 0.5**depth
 
     def to_digits(self, vectors: Tensor) -> Tensor:
-        return ops.cast(vectors > 0, "int32")
+        return ops.cast(vectors > 0, "float32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return ops.cast(2 * digits - 1, "float32") * (self._size * self._finer)
+        return (2.0 * digits - 1.0) * (self._size * self._finer)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         if self.depth:

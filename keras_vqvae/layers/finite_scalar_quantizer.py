@@ -70,11 +70,14 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         steps = np.array(self.levels, "float64")
         half = (steps - 1) * (1 + _EPSILON) / 2
         offset = np.where(steps % 2 == 0, 0.5, 0.0)
-        # Shifted so that 0 stays at 0.
-        self._half, self._offset, self._shift = (tuple(x.tolist()) for x in (half, offset, np.arctanh(offset / half)))
         # Bins are `1 / scale` wide, and digit 0 lies at `lowest`.
-        self._bounds = tuple(((steps - 1) / 2 if self.symmetric else np.floor(steps / 2)).tolist())
-        self._scale, self._lowest = self._bounds, (-1.0,) * len(self.levels)
+        scale = (steps - 1) / 2 if self.symmetric else np.floor(steps / 2)
+        # Shifted so that 0 stays at 0.
+        of_bound = np.arctanh(offset / half), half / scale, offset / scale
+        self._shift, self._half, self._offset = (tuple(x.tolist()) for x in of_bound)
+        self._bounds = self._scale = tuple(scale.tolist())
+        self._lowest = (-1.0,) * len(self.levels)
+        self._last = tuple((steps - 1).tolist())
 
     def set_depth(self, depth: int) -> None:
         super().set_depth(depth)
@@ -86,17 +89,15 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         if self.symmetric:
             return ops.tanh(vectors)
         bounded = ops.tanh(vectors + backend.constants(self._shift, vectors)) * backend.constants(self._half, vectors)
-        return (bounded - backend.constants(self._offset, vectors)) / backend.constants(self._bounds, vectors)
+        return bounded - backend.constants(self._offset, vectors)
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         digits = (vectors - backend.constants(self._lowest, vectors)) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
         # What is no number gets digit 0.
-        digits = ops.where(digits > 0.0, digits, 0.0)
-        return ops.cast(ops.minimum(digits, backend.constants(self.levels, vectors) - 1.0), "int32")
+        return ops.minimum(ops.relu(ops.nan_to_num(digits)), backend.constants(self._last, vectors))
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        digits = ops.cast(digits, "float32")
         return digits / backend.constants(self._scale, digits) + backend.constants(self._lowest, digits)
 
     def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:

@@ -17,7 +17,8 @@ FINEST = 1 << 60
 class ImplicitQuantizer(Quantizer):
     """Base class of the quantizers that give each axis one of a few levels: the index is a number of those digits.
 
-    A subclass says `bound(vectors)`, `to_digits(vectors)`, int32 `[N, D]`, and `from_digits(digits)`, the values;
+    A subclass says `bound(vectors)`, `to_digits(vectors)`, whole numbers `[N, D]` in float32, and
+    `from_digits(digits)`, the values;
     besides, what every `Quantizer` may. At depth `d` of a residual the levels of an axis divide the width of one at
     depth `d - 1` into equal parts, with the codes at their middles: digits of one number in base `levels`.
 
@@ -65,13 +66,15 @@ class ImplicitQuantizer(Quantizer):
         # A residual has bounded them: what is left of them has other bounds.
         return self.bound(vectors) if self.depth is None else vectors
 
-    def assign(self, vectors: Tensor) -> Tensor:
-        digits = self.to_digits(vectors)
-        return ops.sum(digits * backend.constants(self._basis, digits), axis=-1)
+    def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        # By way of the index the digits would be taken apart again, by whole divisions, which take long.
+        digits = self.to_digits(ops.stop_gradient(vectors))
+        numbers = ops.cast(digits, "int32")
+        return ops.sum(numbers * backend.constants(self._basis, numbers), axis=-1), self.from_digits(digits)
 
     def lookup(self, indices: Tensor) -> Tensor:
         digits = ops.floor_divide(ops.expand_dims(indices, -1), backend.constants(self._basis, indices))
-        return self.from_digits(ops.mod(digits, backend.constants(self.levels, indices)))
+        return self.from_digits(ops.cast(ops.mod(digits, backend.constants(self.levels, indices)), "float32"))
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         raise NotImplementedError

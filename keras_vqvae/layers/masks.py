@@ -1,5 +1,6 @@
 """Which vectors count, and a value in the place of what is masked."""
 
+import math
 from typing import Any
 
 import keras
@@ -25,8 +26,9 @@ class ReplaceMasked(keras.layers.Layer):
 
 def kept_vectors(vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
     """Which of the `[N, D]` vectors, of so many axes before, count: booleans `[N]`."""
-    # The sum is finite where every element is, short of overflow, which must not reach the codebook either.
-    kept = ops.isfinite(ops.sum(ops.square(ops.stop_gradient(vectors)), axis=-1))
+    # The sum is finite where every element is, short of overflow, which must not reach the codebook either. What is no
+    # number is not less.
+    kept = ops.sum(ops.square(ops.stop_gradient(vectors)), axis=-1) < math.inf
     if mask is None:
         return kept
     mask = ops.cast(mask, "bool")

@@ -56,11 +56,18 @@ def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: b
         vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
         counts = None
         if quantizer.code_counts is not None:
-            # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
-            columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
-            counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
-            counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
-            counts = backend.sum_over_replicas(ops.reshape(counts, quantizer.code_counts.shape))
+            counts = backend.sum_over_replicas(_count(quantizer, indices, kept))
             quantizer.code_counts.assign_add(counts)
         if learning:
             quantizer.update(vectors, indices, kept, counts)
+
+
+def _count(quantizer: Any, indices: Tensor, kept: Tensor) -> Tensor:
+    """How often each code was chosen, in the shape of `code_counts`."""
+    if not quantizer.index_shape:
+        return codebook.count_codes(indices, kept, quantizer.num_embeddings)
+    # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
+    columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
+    counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
+    counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
+    return ops.reshape(counts, quantizer.code_counts.shape)

@@ -25,7 +25,7 @@ class Quantizer(LossesForReaders, SavedSeed):
     `super().build(input_shape)` there, and says, on float32 vectors `[N, D]` whatever the input's rank and dtype:
 
     - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
-    - `assign(vectors)`: the codes' int32 indices, `[N]`;
+    - `assign(vectors)`: the codes' int32 indices, `[N]`; or `choose(vectors)`, the codes `[N, D]` with them;
     - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
     - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by; by default
       straight-through;
@@ -72,7 +72,6 @@ class Quantizer(LossesForReaders, SavedSeed):
         self.code_counts = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        # The codes of a vast implicit codebook are not counted.
         if math.prod(self.index_shape) * self.num_embeddings <= MOST_COUNTED:
             self.code_counts = self.add_weight(
                 shape=(*self.index_shape, self.num_embeddings),
@@ -133,8 +132,7 @@ class Quantizer(LossesForReaders, SavedSeed):
         if self.recorded is not None:
             self.recorded.append((vectors, kept))
         vectors = self.project(vectors)
-        indices = self.assign(vectors) if indices is None else indices
-        codes = self.lookup(indices)
+        indices, codes = self.choose(vectors) if indices is None else (indices, self.lookup(indices))
         quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
@@ -160,6 +158,9 @@ class Quantizer(LossesForReaders, SavedSeed):
 
     def assign(self, vectors: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        return (indices := self.assign(vectors)), self.lookup(indices)
 
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
@@ -209,9 +210,8 @@ class Quantizer(LossesForReaders, SavedSeed):
     def _check_index_shape(self, name: str, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the shape of indices without `index_shape`, in which it must end."""
         leading = len(shape) - len(self.index_shape)
-        if leading < 0 or any(
-            size not in (None, own) for size, own in zip(shape[leading:], self.index_shape, strict=True)
-        ):
+        sizes = zip(shape[leading:], self.index_shape, strict=True)
+        if leading < 0 or any(size not in (None, own) for size, own in sizes):
             raise ValueError(
                 f"`{name}` must have a shape that ends in {self.index_shape}. Received: {name} of shape {tuple(shape)}"
             )
