@@ -2,7 +2,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from quantizers import DIM, EVERY
+from quantizers import EVERY, SHAPE
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
@@ -34,5 +34,5 @@ def make(name):
 @pytest.fixture
 def layer(make):
     layer = make()
-    layer.build((None, DIM))
+    layer.build((None, *SHAPE))
     return layer

@@ -2,8 +2,9 @@
 
 import keras_vqvae
 
-DIM = 4
-"""The last axis that each of them takes."""
+SHAPE = (3, 4)
+"""Of a sample, of vectors or a grid: what each of them is built for."""
+DIM = SHAPE[-1]
 
 
 def vector(ema_decay=0.9):
@@ -39,6 +40,7 @@ QUANTIZERS = {
     ),
     "projected": lambda **keywords: keras_vqvae.ProjectedQuantizer(vector(), 3, **keywords),
     "diveq": lambda **keywords: keras_vqvae.VectorQuantizer(16, estimator="diveq", seed=7, **keywords),
+    "scales": lambda **keywords: keras_vqvae.MultiScaleQuantizer(vector(), (1, 3), convolution=True, **keywords),
 }
 
 INNER = {
@@ -80,6 +82,7 @@ MOVE_THEIR_CODES = {
     "residual_fsq",
     "grouped_residual",
     "projected",
+    "scales",
     *COMPOSED,
 }
 """Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
@@ -88,5 +91,5 @@ another code is longer."""
 DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "residual_gumbel", "projected_gumbel"}
 """Those whose output in training is drawn."""
 
-DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected"}
+DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales"}
 """Those that draw where dead codes go."""

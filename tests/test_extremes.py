@@ -5,7 +5,7 @@ import pytest
 from gradients import gradients, layer_gradients
 from helpers import built, draw, numpy
 from keras import ops
-from quantizers import DIM, EVERY
+from quantizers import DIM, EVERY, SHAPE
 
 import keras_vqvae
 from keras_vqvae import geometry, regularizers
@@ -13,9 +13,10 @@ from keras_vqvae import geometry, regularizers
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
-    layer = built(EVERY[name](), DIM)
-    x = draw(4, DIM)
-    x[0, 0], x[1], x[2, 1], x[3] = np.nan, np.nan, np.inf, -3e38
+    layer = EVERY[name]()
+    layer.build((None, *SHAPE))
+    x = draw(4, *SHAPE)
+    x[0, 0, 0], x[1], x[2, 1, 1], x[3] = np.nan, np.nan, np.inf, -3e38
     indices = numpy(layer.encode(x))
     assert ((indices >= 0) & (indices < layer.num_embeddings)).all()
     layer.decode(indices)

@@ -125,7 +125,7 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
 
     torch.compiler.reset()
     quantizer = QUANTIZERS[name]()
-    x = keras.ops.convert_to_tensor(draw(6, DIM))
+    x = keras.ops.convert_to_tensor(draw(2, 3, DIM))
     quantizer.build(x.shape)
     compilations = []
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from gradients import layer_gradients
 from keras import ops
-from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS
+from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS, SHAPE
 
 import keras_vqvae
 
@@ -33,14 +33,14 @@ def set_weights(layer: keras.Layer) -> None:
 
 def step(name: str) -> dict[str, np.ndarray]:
     layer = QUANTIZERS[name]()
-    layer.build((None, DIM))
+    layer.build((None, *SHAPE))
     set_weights(layer)
-    x = draw(1, 50, DIM)
+    x = draw(1, 17, *SHAPE)
     # Each backend draws its own numbers.
     if name in DRAW_OUTPUTS:
         quantized, indices = layer(x, return_indices=True)
         return {f"{name}/quantized": ops.convert_to_numpy(quantized), f"{name}/indices": ops.convert_to_numpy(indices)}
-    by_inputs, by_weights = layer_gradients(layer, x, draw(2, 50, DIM))
+    by_inputs, by_weights = layer_gradients(layer, x, draw(2, 17, *SHAPE))
     quantized, indices = layer(x, training=True, return_indices=True)
     found = {"quantized": quantized, "indices": indices, "by_inputs": by_inputs}
     found |= {f"by_weight_{i}": gradient for i, gradient in enumerate(by_weights)}
@@ -55,14 +55,14 @@ def train(folder: pathlib.Path) -> None:
     results = {}
     for name, make in QUANTIZERS.items():
         results |= step(name)
-        inputs = keras.Input((3, DIM))
+        inputs = keras.Input(SHAPE)
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
         model(inputs)
         set_weights(model)
         model.compile(keras.optimizers.Adam(0.01))
-        model.fit(draw(3, 64, 3, DIM), epochs=2, verbose=0, shuffle=False)
+        model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         model.save(folder / f"{name}-{backend}.keras")
-        results[f"{name}/codes"] = model.encode(draw(4, 64, 3, DIM), verbose=0)
+        results[f"{name}/codes"] = model.encode(draw(4, 64, *SHAPE), verbose=0)
     np.savez(folder / f"train-{backend}.npz", **results)
 
 
@@ -71,7 +71,7 @@ def load(folder: pathlib.Path) -> None:
     for name in QUANTIZERS:
         for writer in BACKENDS:
             model = keras.models.load_model(folder / f"{name}-{writer}.keras")
-            results[f"{name}/{writer}"] = model.encode(draw(4, 64, 3, DIM), verbose=0)
+            results[f"{name}/{writer}"] = model.encode(draw(4, 64, *SHAPE), verbose=0)
     np.savez(folder / f"load-{keras.backend.backend()}.npz", **results)
 
 
