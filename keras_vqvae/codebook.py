@@ -188,7 +188,7 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
         `(rows, any_kept)`: int32 `[num_draws]`, and whether there was a row to draw at all.
     """
     # A row more, which is never kept: there may be none.
-    kept = ops.pad(ops.cast(kept, "int32"), [[0, 1]])
+    kept = ops.concatenate([ops.cast(kept, "int32"), ops.zeros((1,), "int32")])
     ranks, total = ops.cumsum(kept), ops.sum(kept)
     cells = ops.arange(num_draws, dtype="int32")
     # The first cells have one row more. With fewer rows than cells they go round.

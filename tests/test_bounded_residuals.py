@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import oracle
 import pytest
 from gradients import layer_gradients
 from helpers import draw, numpy
@@ -139,3 +140,13 @@ def test_levels_of_bounded_codes_cannot_be_shared(make):
 def test_levels_finer_than_any_float_are_refused(make):
     with pytest.raises(ValueError, match="finer.*Received: levels="):
         keras_vqvae.ResidualQuantizer(make(), 1000)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_what_lies_beyond_the_bounds_gets_the_nearest_code(symmetric):
+    """As what a finer grid of `MultiScaleQuantizer` leaves does."""
+    layer = fsq((5, 4), symmetric)
+    layer.set_depth(0)
+    layer.build((None, 2))
+    x = 3 * draw(200, 2)
+    np.testing.assert_array_equal(numpy(layer.encode(x)), oracle.nearest_code(x, numpy(layer.codebook)))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same_weights, books, draw, numpy, weights
+from helpers import assert_same_weights, draw, numpy, weights
 from keras import layers, ops
 from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, FOR_THE_BASE, SHAPE
 
