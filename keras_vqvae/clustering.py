@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, codebook, search
+from keras_vqvae import arguments, backend, codebook, search
 from keras_vqvae.arguments import Tensor
 
 _CHUNK_ELEMENTS = 1 << 22
@@ -154,7 +154,7 @@ def _assign(vectors: np.ndarray, codes: Tensor) -> tuple[np.ndarray, Tensor, flo
     counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim), "float32"), 0.0
     for part in chunks(vectors):
         # `[n, D]`
-        chunk = ops.convert_to_tensor(vectors[part])
+        chunk = backend.spread_rows(vectors[part])
         indices = search.nearest_code(chunk, codes)
         kept = ops.ones_like(indices, dtype="bool")
         counts += ops.convert_to_numpy(codebook.count_codes(indices, kept, num_embeddings))

@@ -187,9 +187,7 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
     Returns:
         `(rows, any_kept)`: int32 `[num_draws]`, and whether there was a row to draw at all.
     """
-    # A row more, which is never kept: there may be none.
-    kept = ops.concatenate([ops.cast(kept, "int32"), ops.zeros((1,), "int32")])
-    ranks, total = ops.cumsum(kept), ops.sum(kept)
+    total = ops.sum(ops.cast(kept, "int32"))
     cells = ops.arange(num_draws, dtype="int32")
     # The first cells have one row more. With fewer rows than cells they go round.
     size, larger = total // num_draws, total % num_draws
@@ -201,10 +199,9 @@ def draw_kept(kept: Tensor, num_draws: int, seed: keras.random.SeedGenerator | i
     offsets = ops.minimum(offsets, ops.maximum(sizes - 1, 0))
     shift = ops.cast(uniform[0] * ops.cast(total, "float32"), "int32")
     drawn = (starts + offsets + shift) % ops.maximum(total, 1)
-    # The row of rank r is the first at which the count of kept rows reaches r + 1.
-    rows = ops.searchsorted(ranks, drawn + 1, side="left")
-    # Of no vectors the row is that of the one more.
-    return ops.where(total > 0, ops.cast(rows, "int32"), 0), total > 0
+    rows = backend.rows_of_ranks(kept, drawn)
+    # Of no vectors the row is one behind the last.
+    return ops.where(total > 0, rows, 0), total > 0
 
 
 def take_rows(vectors: Tensor, rows: Tensor) -> Tensor:

@@ -96,20 +96,14 @@ def _entropies(
     """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
-    block = max(block_scores // num_embeddings, 1)
-    if isinstance(rows, int):
-        # One at least: of no vectors, a block of weight 0.
-        block = max(min(block, rows), 1)
-        blocks = max(-(-rows // block), 1)
-    else:
-        blocks = (rows + block - 1) // block
-    # `[N, D]` -> `[blocks, block, D]`, filled up with vectors of no weight
-    vectors = ops.reshape(ops.pad(vectors, [[0, blocks * block - rows], [0, 0]]), (blocks, block, dim))
-    shares = ops.reshape(ops.pad(shares, [[0, blocks * block - rows]]), (blocks, block, 1))
+    # `[N, D]` -> `[n, blocks, D]`, filled up with vectors of no weight
+    block_rows = max(block_scores // num_embeddings, 1)
+    vectors, shares = (backend.split_rows(x, block_rows) for x in (vectors, ops.expand_dims(shares, -1)))
+    blocks = ops.shape(vectors)[1]
     factors = sharpness * ops.transpose(codebook)
 
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
-        # `[block, D]` -> `[block, K]` twice
+        # `[n, D]` -> `[n, K]` twice
         log_p = ops.log_softmax(ops.matmul(z, factors), axis=-1)
         # Processors are slow where numbers underflow, here three times as slow. And XLA, which makes one operation of a
         # product of one axis and the difference to its maximum, finds infinity for vectors of 1e9.
@@ -117,8 +111,8 @@ def _entropies(
         return ops.exp(log_p), log_p
 
     def first_pass(i: Tensor, sums: tuple) -> tuple:
-        share = ops.take(shares, i, axis=0)
-        p, log_p = assignments(ops.take(vectors, i, axis=0))
+        share = ops.take(shares, i, axis=1)
+        p, log_p = assignments(ops.take(vectors, i, axis=1))
         sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
         return sums[0] - sure, sums[1] + ops.matmul(ops.transpose(share), p)[0]
 
@@ -136,10 +130,13 @@ def _entropies(
         return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 
     def second_pass(i: Tensor, by_codebook: Tensor) -> Tensor:
-        z = ops.take(vectors, i, axis=0)
-        return by_codebook + ops.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=0) * z)
+        z = ops.take(vectors, i, axis=1)
+        return by_codebook + ops.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=1) * z)
 
     by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim), "float32"))
-    by_vectors = ops.map(lambda block: block[1] * ops.matmul(by_logits(block[0]), codebook), (vectors, shares))
-    by_vectors = ops.reshape(by_vectors, (-1, dim))[:rows]
+
+    def block_by_vectors(i: Tensor) -> Tensor:
+        return ops.take(shares, i, axis=1) * ops.matmul(by_logits(ops.take(vectors, i, axis=1)), codebook)
+
+    by_vectors = backend.join_rows(ops.map(block_by_vectors, ops.arange(blocks)), rows)
     return value, sharpness * by_vectors, sharpness * by_codebook

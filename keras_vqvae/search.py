@@ -48,7 +48,8 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
-    return ops.reshape(_search(vectors, codebook, backend.BLOCK_SCORES, backend.BLOCK_CODES), leading)
+    block_codes = backend.block_codes(codebook.shape[0])
+    return ops.reshape(_search(vectors, codebook, backend.BLOCK_SCORES, block_codes), leading)
 
 
 def check_distance(distance: str) -> str:
@@ -139,7 +140,7 @@ def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> lis
         scores = ops.matmul(factors[0], ops.transpose(factors[1]))
         # `[n, B, K]` -> `[n, B K]` -> `[n, B]`
         scores = ops.reshape(scores, (-1, scores.shape[1] * size))
-        places = ops.cast(ops.top_k(scores, min(beam_width, scores.shape[1]))[1], "int32")
+        places = backend.best_places(scores, min(beam_width, scores.shape[1]))
         parents = places // size
         indices = places - parents * size
         rest = ops.take_along_axis(rest, ops.expand_dims(parents, -1), axis=1) - backend.gather_rows(codes, indices)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from keras import ops
@@ -53,13 +53,27 @@ def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: b
             continue
         backend.refuse_recomputation()
         parts = zip(*(update for owner, *update in updates if owner is quantizer), strict=True)
-        vectors, indices, kept = (part[0] if len(part) == 1 else ops.concatenate(part) for part in map(list, parts))
+        vectors, indices, kept = map(_joined, parts)
         counts = None
         if quantizer.code_counts is not None:
             counts = backend.sum_over_replicas(_count(quantizer, indices, kept))
             quantizer.code_counts.assign_add(counts)
         if learning:
             quantizer.update(vectors, indices, kept, counts)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """All rows of several tensors, `[n_i, ...]` -> `[sum n_i, ...]`, the first ones of each before the next."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [part.shape[0] for part in parts]
+    # One after the other they would go to other devices, where a batch is spread over several: not so sample by sample.
+    if not all(isinstance(n, int) and n for n in rows):
+        return ops.concatenate(parts)
+    # `[n_i, ...]` -> `[samples, n, ...]` each -> `[sum n_i, ...]`
+    samples, rest = math.gcd(*rows), parts[0].shape[1:]
+    parts = [ops.reshape(part, (samples, -1, *rest)) for part in parts]
+    return ops.reshape(ops.concatenate(parts, axis=1), (-1, *rest))
 
 
 def _count(quantizer: Any, indices: Tensor, kept: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, clustering, estimators, search
+from keras_vqvae import arguments, backend, clustering, estimators, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.passed import Passed
@@ -177,11 +177,11 @@ class ResidualQuantizer(Quantizer):
                 continue
             # In place: large data is in memory twice, and no more.
             for chunk in clustering.chunks(rest):
-                rest[chunk] -= ops.convert_to_numpy(wrappers.nearest(quantizer, ops.convert_to_tensor(rest[chunk])))
+                rest[chunk] -= ops.convert_to_numpy(wrappers.nearest(quantizer, backend.spread_rows(rest[chunk])))
 
     def _rests(self, vectors: np.ndarray, depth: int) -> np.ndarray:
         """What each of the best sums of the first levels' codes leaves: `[n, D]` -> `[n S, D]`."""
-        vectors = ops.convert_to_tensor(vectors, dtype="float32")
+        vectors = backend.spread_rows(vectors.astype("float32"))
         # `[n, B]` a level -> `[n, S, levels]`
         indices = ops.stack(self._search(vectors, depth), axis=-1)[:, :ADAPTED_SUMS]
         sums = self.lookup(ops.reshape(indices, (-1, depth)))

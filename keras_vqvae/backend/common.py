@@ -1,0 +1,151 @@
+"""What holds on every backend that does not say otherwise."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+from keras_vqvae import backend
+
+Tensor: TypeAlias = Any
+"""A tensor of the running backend, or what `keras.ops` converts to one."""
+
+BLOCK_SCORES = 1 << 20
+"""Scores that are held at a time, on a device. On two cores the fastest of 2^18 to 2^21."""
+ACCELERATOR_SCORES = 1 << 26
+BLOCK_CODES = 4096
+"""How many codes they go over. The fastest of 1024 to 8192: XLA's products want more at once than oneDNN's."""
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` has no value yet, because a program is being made of what happens to it."""
+    return False
+
+
+def stateless_scope() -> keras.StatelessScope | None:
+    """The scope in which Keras keeps what happens to losses and variables from the layers, as its JAX trainer does."""
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        return scope.original_scope
+
+
+def constants(values: tuple, like: Tensor) -> Tensor:
+    """`values` in a tensor of the dtype of `like`."""
+    return ops.convert_to_tensor(values, like.dtype)
+
+
+def jit(function, static_argnums: tuple[int, ...] = ()):
+    """Compiles a function where calling it uncompiled would compile its loops anew each time."""
+    return function
+
+
+def block_codes(num_embeddings: int) -> int:
+    """How many of so many codes are searched at a time."""
+    return backend.BLOCK_CODES
+
+
+def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of the scores `vectors codes^T + bias` and its first place: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
+    scores = ops.matmul(vectors, ops.transpose(codes)) + bias
+    best = ops.max(scores, axis=-1, keepdims=True)
+    places = ops.arange(codes.shape[0], dtype="int32")
+    # The comparison is this way round so that a NaN finds code 0 rather than none.
+    places = ops.min(ops.where(scores < best, codes.shape[0], places), axis=-1)
+    return ops.squeeze(best, -1), places
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:
+    """The places of the highest scores, the best first: `[n, k]` -> int32 `[n, count]`."""
+    return ops.cast(ops.top_k(scores, count)[1], "int32")
+
+
+def parts_of_rows(rows: int) -> int:
+    """On how many devices so many rows lie in equal parts."""
+    return 1
+
+
+def spread_rows(x: Tensor) -> Tensor:
+    """`x`, its rows spread over the devices if they divide."""
+    return ops.convert_to_tensor(x)
+
+
+def split_rows(x: Tensor, block_rows: int) -> Tensor:
+    """Blocks of so many rows a device, or fewer where there are fewer: `[N, ...]` -> `[n, blocks, ...]`.
+
+    Neighbours go to different blocks, and what each device has is filled up with zeros: so a block is spread over all
+    devices, and none needs the rows of another.
+    """
+    rows, *rest = ops.shape(x)
+    parts = 1
+    # When traced for any batch size, `rows` is no number yet.
+    if known := isinstance(rows, int):
+        parts = backend.parts_of_rows(rows)
+        block_rows = max(min(block_rows, rows // parts), 1)
+    share = rows // parts
+    blocks = (share + block_rows - 1) // block_rows
+    if known:
+        # Of no rows, a block of zeros.
+        blocks = max(blocks, 1)
+    if not known or share != blocks * block_rows:
+        x = ops.reshape(x, (parts, share, *rest))
+        x = ops.pad(x, [[0, 0], [0, blocks * block_rows - share], *([0, 0] for _ in rest)])
+    # `[parts, share, ...]` -> `[parts block_rows, blocks, ...]`
+    return ops.reshape(x, (parts * block_rows, blocks, *rest))
+
+
+def join_rows(x: Tensor, rows: int) -> Tensor:
+    """The inverse, without what was filled up, of blocks that come first: `[blocks, n, ...]` -> `[N, ...]`."""
+    _, _, *rest = ops.shape(x)
+    parts = backend.parts_of_rows(rows) if isinstance(rows, int) else 1
+    # `[n, blocks, ...]` -> `[parts, share, ...]` -> `[N, ...]`
+    x = ops.reshape(ops.swapaxes(x, 0, 1), (parts, -1, *rest))[:, : rows // parts]
+    return ops.reshape(x, (-1, *rest))
+
+
+def map_blocks(function: Callable, blocks: Tensor, outputs: tuple) -> list[Tensor]:
+    """What a function makes of each block, one by one: `[n, blocks, D]` -> `[blocks, n, ...]` for each output."""
+    return ops.map(lambda block: function(ops.take(blocks, block, axis=1)), ops.arange(ops.shape(blocks)[1]))
+
+
+def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
+    """What a function, such as `best_code`, makes of blocks of so many vectors: `[N, D]` -> `[N, ...]` for each output.
+
+    `outputs` are the shapes behind `N` and the dtypes.
+    """
+    rows = ops.shape(vectors)[0]
+    if isinstance(rows, int) and rows // backend.parts_of_rows(rows) <= block_rows:
+        return function(vectors)
+    found = backend.map_blocks(function, split_rows(vectors, block_rows), outputs)
+    return [join_rows(each, rows) for each in found]
+
+
+def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
+    """The rows of the kept ones of these ranks, from 0 on: booleans `[N]`, `[n]` -> int32 `[n]`."""
+    # A row more, which is never kept: there may be none.
+    counts = ops.cumsum(ops.concatenate([ops.cast(kept, "int32"), ops.zeros((1,), "int32")]))
+    # The row of rank r is the first at which the count of kept rows reaches r + 1.
+    return ops.cast(ops.searchsorted(counts, ranks + 1, side="left"), "int32")
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """The rows `indices` of `x`, with a gradient of the shape of `x`: `[K, D]`, `[...]` from 0 on -> `[..., D]`."""
+    return ops.take(x, indices, axis=0)
+
+
+def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
+    """The sums of the rows of `data` that share an index: `[N, ...]`, `[N]` -> `[num_segments, ...]`."""
+    return ops.segment_sum(data, indices, num_segments=num_segments)
+
+
+def refuse_recomputation() -> None:
+    """Raises where code runs a second time, for a gradient: state that it updates would be updated twice."""
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """The sum of `x` over all replicas; `x` itself where it is global or there is one replica."""
+    return x
+
+
+def of_first_replica(x: Tensor) -> Tensor:
+    """The first replica's `x`, in every replica; `x` itself where it is global or there is one replica."""
+    return x

@@ -1,0 +1,82 @@
+"""JAX: loops are compiled, and arrays are global, spread over the devices of `keras.distribution`."""
+
+import functools
+
+import jax
+import keras
+from jax.sharding import PartitionSpec
+
+from keras_vqvae.backend import common
+from keras_vqvae.backend.common import *
+
+if jax.default_backend() != "cpu":
+    BLOCK_SCORES = common.ACCELERATOR_SCORES
+
+
+def is_traced(x: Tensor) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def jit(function, static_argnums: tuple[int, ...] = ()):
+    # What is compiled depends on the distribution, too.
+    compiled = jax.jit(
+        lambda distribution, *arguments: function(*arguments), static_argnums=(0, *(1 + n for n in static_argnums))
+    )
+
+    @functools.wraps(function)
+    def call(*arguments):
+        # Accelerators multiply float32 in fewer bits unless told otherwise.
+        with jax.default_matmul_precision("highest"):
+            return compiled(keras.distribution.distribution(), *arguments)
+
+    return call
+
+
+def block_codes(num_embeddings: int) -> int:
+    # The codebook may be spread over devices, and each is to search its own part all the time.
+    spread = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)
+    return num_embeddings if spread else common.block_codes(num_embeddings)
+
+
+def parts_of_rows(rows: int) -> int:
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    parts = distribution.device_mesh.backend_mesh.shape[distribution.batch_dim_name]
+    return 1 if rows % parts else parts
+
+
+def spread_rows(x: Tensor) -> Tensor:
+    if parts_of_rows(x.shape[0]) == 1:
+        return common.spread_rows(x)
+    return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:
+    def on_device(scores: Tensor) -> Tensor:
+        return common.best_places(scores, count)
+
+    if parts_of_rows(scores.shape[0]) == 1:
+        return on_device(scores)
+    # XLA would gather all scores on each device.
+    distribution = keras.distribution.distribution()
+    rows = PartitionSpec(distribution.batch_dim_name)
+    return jax.shard_map(on_device, mesh=distribution.device_mesh.backend_mesh, in_specs=rows, out_specs=rows)(scores)
+
+
+def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
+    if parts_of_rows(kept.shape[0]) == 1:
+        return common.rows_of_ranks(kept, ranks)
+    distribution = keras.distribution.distribution()
+    axis = distribution.batch_dim_name
+
+    # XLA would gather `kept` on each device.
+    def on_device(kept: Tensor, ranks: Tensor) -> Tensor:
+        device, counts = jax.lax.axis_index(axis), jax.lax.all_gather(kept.sum(dtype="int32"), axis)
+        ranks = ranks - (counts.cumsum() - counts)[device]
+        found = device * kept.shape[0] + common.rows_of_ranks(kept, ranks)
+        return jax.lax.psum(jax.numpy.where((ranks >= 0) & (ranks < counts[device]), found, 0), axis)
+
+    specs = (PartitionSpec(axis), PartitionSpec())
+    mesh = distribution.device_mesh.backend_mesh
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(kept, ranks)

@@ -1,0 +1,88 @@
+"""PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
+
+import torch
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensor
+
+from keras_vqvae.backend import common
+from keras_vqvae.backend.common import *
+
+BLOCK_CODES = 1024
+if torch.cuda.is_available():
+    BLOCK_SCORES = common.ACCELERATOR_SCORES
+
+
+def is_traced(x: Tensor) -> bool:
+    made = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return made or x.device.type == "meta" or isinstance(x, FakeTensor)
+
+
+def refuse_recomputation() -> None:
+    # The number of the backward pass that runs, as PyTorch's own checkpoints ask for it.
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "A quantizer cannot run again for its gradient, within `keras.remat` or a model made under "
+            "`keras.RematScope`: it would learn twice. Make the model that holds it outside, and its other layers "
+            "inside."
+        )
+
+
+def constants(values: tuple, like: Tensor) -> Tensor:
+    # Keras goes through a tuple several times before PyTorch does: as long as a quantizer takes for 4,000 vectors.
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    # What is exported runs elsewhere, and litert-torch does not convert what follows.
+    if vectors.device.type != "cpu" or torch.compiler.is_exporting():
+        best, places = torch.addmm(bias, vectors, codes.T).max(-1)
+        return best, places.int()
+    # A product, written as a convolution of `n x 1` pixels: those run in oneDNN, and products in MKL, which takes
+    # twice as long on processors not made by Intel.
+    # `[n, D]` -> `[1, n, 1, D]` -> `[1, D, n, 1]` -> `[1, k, n, 1]` -> `[n, k]`, channels last and never copied
+    pixels = vectors.reshape(1, -1, 1, vectors.shape[1]).permute(0, 3, 1, 2)
+    scores = torch.nn.functional.conv2d(pixels, codes[:, :, None, None], bias)
+    scores = scores.permute(0, 2, 3, 1).reshape(-1, len(codes))
+    if len(codes) % 64:
+        best, places = scores.max(-1)
+        return best, places.int()
+    # A maximum with its place takes ten times as long as a maximum. First the group of 64 that it is in, then the
+    # place in the group.
+    groups = scores.unflatten(-1, (-1, 64))
+    best, group = groups.amax(-1).max(-1)
+    inside = groups.gather(1, group[:, None, None].expand(-1, 1, 64)).squeeze(1).argmax(-1)
+    return best, (64 * group + inside).int()
+
+
+def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
+    # A loop is Python's, and cannot be exported if it is of unknown length.
+    if not isinstance(vectors.shape[0], int) or vectors.shape[0] <= block_rows:
+        return function(vectors)
+    return [torch.cat(found) for found in zip(*map(function, vectors.split(block_rows)), strict=True)]
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    # Keras looks for negative indices first, which takes time, and which litert-torch does not convert.
+    return torch.nn.functional.embedding(indices, x)
+
+
+def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
+    # Keras spreads the indices over the elements: thirty times the time, and twice the memory of `data`.
+    sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
+    return sums.index_add_(0, indices.long(), data)
+
+
+def _alone() -> bool:
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    if not _alone():
+        distributed.all_reduce(x)
+    return x
+
+
+def of_first_replica(x: Tensor) -> Tensor:
+    if not _alone():
+        distributed.broadcast(x, src=0)
+    return x
