@@ -11,14 +11,14 @@ from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.losses_for_readers import LossesForReaders
 from keras_vqvae.layers.masks import kept_vectors
+from keras_vqvae.layers.own_weights import OwnWeights
 from keras_vqvae.layers.passed import Lazy, Passed, apply_updates, once
-from keras_vqvae.layers.saved_seed import SavedSeed
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
 
 
-class Quantizer(LossesForReaders, SavedSeed):
+class Quantizer(LossesForReaders, OwnWeights):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
     A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls

@@ -1,4 +1,4 @@
-"""Random states that are saved."""
+"""What Keras leaves out about a layer's weights."""
 
 from typing import Any
 
@@ -7,8 +7,15 @@ import numpy as np
 from keras import ops
 
 
-class SavedSeed(keras.Layer):
-    """Saves the state of the layer's `seed_generator`, if it has one, with its weights."""
+class OwnWeights(keras.Layer):
+    """Saves the state of the layer's `seed_generator`, if it has one, and names a weight that cannot be made."""
+
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+        try:
+            return super().add_weight(*args, name=name, **kwargs)
+        except ValueError as error:
+            # Such as one that does not divide over as many devices as its layout says.
+            raise ValueError(f"The weight `{name}` of `{self.name}` cannot be made: {error}") from error
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)

@@ -1,0 +1,89 @@
+"""Trains every quantizer at once on as many devices as XLA shows: `python devices.py OUTPUT [codebook]`.
+
+With `codebook`, codebooks are spread over half of the devices. It writes what a step makes of the weights, and the
+arrays that cross devices in it.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import keras
+import numpy as np
+import pytest
+from quantizers import COMPOSED, QUANTIZERS, SHAPE
+
+import keras_vqvae
+from keras_vqvae import search
+
+BATCH = 1000
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\("
+)
+
+keras.utils.set_random_seed(0)
+output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
+# Blocks that neither the vectors nor what each device has of them fill.
+keras_vqvae.backend.BLOCK_SCORES, keras_vqvae.backend.BLOCK_CODES = 1 << 12, 12
+if spread:
+    mesh = keras.distribution.DeviceMesh((jax.device_count() // 2, 2), ("batch", "codes"), jax.devices())
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*codebook"] = ("codes", None)
+    layout[".*ema_counts"] = ("codes",)
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
+elif jax.device_count() > 1:
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+
+makes = QUANTIZERS | {"residual_sim": COMPOSED["residual_sim"]}
+if spread:
+    makes = {name: makes[name] for name in ("optimizer", "ema", "cosine", "residual", "grouped", "ibq")}
+x = np.random.default_rng(0).normal(size=(BATCH, *SHAPE)).astype("float32")
+inputs = keras.Input(SHAPE)
+hidden = keras.layers.Dense(SHAPE[-1], kernel_initializer=keras.initializers.GlorotUniform(seed=0))(inputs)
+layers = {name: make() for name, make in makes.items()}
+model = keras.Model(inputs, [layer(hidden) for layer in layers.values()])
+rows_of_a_device, nearest_code = set(), search.nearest_code
+
+
+def recorded(vectors, codes):
+    rows_of_a_device.add(len(vectors.addressable_shards[0].data))
+    return nearest_code(vectors, codes)
+
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(search, "nearest_code", recorded)
+    for layer in layers.values():
+        if isinstance(layer, keras_vqvae.VectorQuantizer):
+            layer.adapt(x, epochs=2, seed=0, verbose=0)
+
+
+@jax.jit
+def step(trainable, others, x):
+    def loss(trainable):
+        outputs, learned, losses = model.stateless_call(trainable, others, x, training=True, return_losses=True)
+        return sum(((x - output) ** 2).mean() for output in outputs) + sum(losses), learned
+
+    slopes, others = jax.grad(loss, has_aux=True)(trainable)
+    return [weight - 0.1 * slope for weight, slope in zip(trainable, slopes, strict=True)], others
+
+
+variables = model.trainable_variables, model.non_trainable_variables
+state = *([v.value for v in part] for part in variables), keras_vqvae.backend.spread_rows(x)
+program = step.lower(*state).compile()
+learned = {
+    id(v): value for pair in zip(variables, program(*state), strict=True) for v, value in zip(*pair, strict=True)
+}
+results = {
+    f"{name}/{weight.path.split('/')[-1]}-{i}": np.asarray(learned[id(weight)])
+    for name, layer in layers.items()
+    for i, weight in enumerate(layer.weights)
+}
+np.savez(output, **results)
+crossing = [
+    (kind, [int(n) for n in re.findall(r"\d+", dims)])
+    for shapes, kind in COLLECTIVE.findall(program.as_text())
+    for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+]
+output.with_suffix(".json").write_text(json.dumps({"adapt": list(rows_of_a_device), "step": crossing}))

@@ -1,0 +1,83 @@
+"""Several devices on JAX learn what one does, and no vector crosses from one to another."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("devices.py")
+VECTORS_OF_A_DEVICE = 750
+RUNS = {"one": (1,), "spread": (4,), "codebook": (4, "codebook")}
+
+
+def run(program, devices, *arguments):
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(map(str, SCRIPT.parents[1:3])),
+    }
+    return subprocess.run([sys.executable, *program, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Of each run the arrays that a step ends with, and the kinds and shapes of what crosses devices in it."""
+    folder = tmp_path_factory.mktemp("devices")
+    results = {}
+    for name, (devices, *arguments) in RUNS.items():
+        process = run([SCRIPT], devices, folder / f"{name}.npz", *arguments)
+        assert not process.returncode, process.stderr
+        with np.load(folder / f"{name}.npz") as file:
+            results[name] = dict(file), json.loads((folder / f"{name}.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("name", ["spread", "codebook"])
+def test_several_devices_learn_what_one_does(found, name):
+    alone, together = found["one"][0], found[name][0]
+    assert len(together) >= 36
+    for key, value in together.items():
+        np.testing.assert_allclose(value, alone[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_adapt_is_for_all_devices(found):
+    assert found["one"][1]["adapt"] == [4 * VECTORS_OF_A_DEVICE]
+    assert found["spread"][1]["adapt"] == [VECTORS_OF_A_DEVICE]
+
+
+def test_trap_no_vector_crosses_devices(found):
+    """What does is of the size of weights: sums of gradients, of statistics, and drawn rows; counts and losses."""
+    assert found["one"][1]["step"] == []
+    largest = max(value.size for value in found["spread"][0].values())
+    assert largest < VECTORS_OF_A_DEVICE
+    assert len(found["spread"][1]["step"]) > 100
+    assert [each for each in found["spread"][1]["step"] if np.prod(each[1]) > largest] == []
+
+
+def test_trap_a_codebook_stays_where_it_lies(found):
+    """Each device searches its own codes: the best of them, their places and the codes cross, for each vector."""
+    vectors, dim, codes_of_a_device, crossing = 1500, 4, 8, found["codebook"][1]["step"]
+    assert any(kind == "all-reduce" and shape == [codes_of_a_device, dim] for kind, shape in crossing)
+    for kind, shape in crossing:
+        # Codes are found by sums, in which all but one device have zeros; nothing is `N x K`, and no codebook moves.
+        most = vectors * dim if kind == "all-reduce" else 2
+        assert np.prod(shape) <= most, (kind, shape)
+
+
+def test_trap_a_weight_that_does_not_divide_is_named():
+    program = """
+import keras, keras_vqvae
+mesh = keras.distribution.DeviceMesh((1, 4), ("batch", "codes"), keras.distribution.list_devices())
+layout = keras.distribution.LayoutMap(mesh)
+layout[".*codebook"] = ("codes", None)
+keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout))
+keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(10), 2).build((None, 4))
+"""
+    process = run(["-c", program], 4)
+    assert "ValueError: The weight `codebook` of `vector_quantizer_0` cannot be made" in process.stderr
+    assert "(10, 4)" in process.stderr
