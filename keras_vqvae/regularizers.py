@@ -81,7 +81,7 @@ def entropy_loss(
         kept / ops.maximum(ops.sum(kept), 1.0),
         inverse_temperature,
         diversity_weight,
-        backend.BLOCK_SCORES,
+        backend.block_scores(),
     )
     # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs nothing
     # of the blocks.

@@ -49,7 +49,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
     block_codes = backend.block_codes(codebook.shape[0])
-    return ops.reshape(_search(vectors, codebook, backend.BLOCK_SCORES, block_codes), leading)
+    return ops.reshape(_search(vectors, codebook, backend.block_scores(), block_codes), leading)
 
 
 def check_distance(distance: str) -> str:
@@ -108,7 +108,7 @@ def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> li
     - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, there for codes in any order
     """
     vectors, codebooks = ops.stop_gradient(vectors), [ops.stop_gradient(codes) for codes in codebooks]
-    return _beam_search(vectors, codebooks, beam_width, backend.BLOCK_SCORES)
+    return _beam_search(vectors, codebooks, beam_width, backend.block_scores())
 
 
 @functools.partial(backend.jit, static_argnums=(2, 3))

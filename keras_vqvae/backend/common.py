@@ -12,7 +12,7 @@ Tensor: TypeAlias = Any
 """A tensor of the running backend, or what `keras.ops` converts to one."""
 
 BLOCK_SCORES = 1 << 20
-"""Scores that are held at a time, on a device. On two cores the fastest of 2^18 to 2^21."""
+"""Scores that are held at a time, on a processor. On two cores the fastest of 2^18 to 2^21."""
 ACCELERATOR_SCORES = 1 << 26
 BLOCK_CODES = 4096
 """How many codes they go over. The fastest of 1024 to 8192: XLA's products want more at once than oneDNN's."""
@@ -37,6 +37,16 @@ def constants(values: tuple, like: Tensor) -> Tensor:
 def jit(function, static_argnums: tuple[int, ...] = ()):
     """Compiles a function where calling it uncompiled would compile its loops anew each time."""
     return function
+
+
+def on_accelerator() -> bool:
+    """Whether there is a device beside the processor. Not asked at import: JAX must not look for devices so early."""
+    return False
+
+
+def block_scores() -> int:
+    """How many scores are held at a time, on a device."""
+    return ACCELERATOR_SCORES if backend.on_accelerator() else backend.BLOCK_SCORES
 
 
 def block_codes(num_embeddings: int) -> int:

@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec
 from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
-if jax.default_backend() != "cpu":
-    BLOCK_SCORES = common.ACCELERATOR_SCORES
+
+def on_accelerator() -> bool:
+    return jax.default_backend() != "cpu"
 
 
 def is_traced(x: Tensor) -> bool:

@@ -3,11 +3,11 @@
 import tensorflow as tf
 from keras import ops
 
-from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
-if tf.config.list_physical_devices("GPU"):
-    BLOCK_SCORES = common.ACCELERATOR_SCORES
+
+def on_accelerator() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def is_traced(x: Tensor) -> bool:

@@ -4,12 +4,13 @@ import torch
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
-from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
 BLOCK_CODES = 1024
-if torch.cuda.is_available():
-    BLOCK_SCORES = common.ACCELERATOR_SCORES
+
+
+def on_accelerator() -> bool:
+    return torch.cuda.is_available()
 
 
 def is_traced(x: Tensor) -> bool:

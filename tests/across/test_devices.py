@@ -56,7 +56,9 @@ def test_trap_no_vector_crosses_devices(found):
     largest = max(value.size for value in found["spread"][0].values())
     assert largest < VECTORS_OF_A_DEVICE
     assert len(found["spread"][1]["step"]) > 100
-    assert [each for each in found["spread"][1]["step"] if np.prod(each[1]) > largest] == []
+    for kind, shape in found["spread"][1]["step"]:
+        # How many vectors each device may draw from is told to all others.
+        assert np.prod(shape) <= (largest if kind == "all-reduce" else 4), (kind, shape)
 
 
 def test_trap_a_codebook_stays_where_it_lies(found):
