@@ -1,23 +1,19 @@
-"""Trains a quantizer in two replicas, or alone: `python replicas.py OUTPUT [RANK STORE]`, with `KERAS_BACKEND` set."""
+"""Trains a quantizer in two processes of PyTorch, or alone: `python replicas.py OUTPUT [RANK STORE]`."""
 
 import sys
 
-import keras
 import numpy as np
 from keras import ops
+from torch import distributed
 
 import keras_vqvae
 
-backend, output, replica = keras.backend.backend(), sys.argv[1], sys.argv[2:]
+output, replica = sys.argv[1], sys.argv[2:]
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 codebook = np.random.default_rng(1).normal(size=(16, 4)).astype("float32")
 codebook[3:6] = 100
 results = {}
-if replica and backend == "jax":
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
-elif replica and backend == "torch":
-    from torch import distributed
-
+if replica:
     rank = int(replica[0])
     distributed.init_process_group("gloo", init_method=f"file://{replica[1]}", rank=rank, world_size=2)
     # Each process has half of every batch, in an order in which its part holds what a single process sees.
@@ -28,14 +24,10 @@ for threshold in (0, 0.1):
     layer = keras_vqvae.VectorQuantizer(
         16, ema_decay=0.9, dead_code_threshold=threshold, seed=int(replica[0]) if replica else 0
     )
-    model = keras.Sequential([keras.Input((4,)), layer])
+    layer.build((None, 4))
     layer.codebook.assign(codebook)
-    if backend == "torch":
-        for batch in np.split(x, 4):
-            layer(batch, training=True)
-    else:
-        model.compile("sgd", "mse")
-        model.fit(x, x, batch_size=16, shuffle=False, verbose=0)
+    for batch in np.split(x, 4):
+        layer(batch, training=True)
     for name in ("codebook", "ema_counts", "code_counts"):
         results[f"{name}-{threshold}"] = ops.convert_to_numpy(getattr(layer, name))
 np.savez(output, **results)
