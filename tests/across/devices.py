@@ -13,7 +13,7 @@ import jax
 import keras
 import numpy as np
 import pytest
-from quantizers import COMPOSED, QUANTIZERS, SHAPE
+from quantizers import COMPOSED, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
 from keras_vqvae import search
@@ -36,7 +36,11 @@ if spread:
 elif jax.device_count() > 1:
     keras.distribution.set_distribution(keras.distribution.DataParallel())
 
-makes = QUANTIZERS | {"residual_sim": COMPOSED["residual_sim"]}
+makes = QUANTIZERS | {
+    "residual_sim": COMPOSED["residual_sim"],
+    # Parts of unequal length of one codebook's batch.
+    "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared=True),
+}
 if spread:
     makes = {name: makes[name] for name in ("optimizer", "ema", "cosine", "residual", "grouped", "ibq")}
 x = np.random.default_rng(0).normal(size=(BATCH, *SHAPE)).astype("float32")
