@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -47,3 +48,17 @@ def built(layer, dim=4):
 def softmax(a):
     a = np.exp(a - a.max(-1, keepdims=True))
     return a / a.sum(-1, keepdims=True)
+
+
+def set_layout(layout):
+    """Spreads the batch over all devices of JAX, or over two groups of them that each hold the codebooks."""
+    if layout == "data":
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+    elif layout == "codebook":
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((2, len(devices) // 2), ("batch", "codes"), devices)
+        weights = keras.distribution.LayoutMap(mesh)
+        weights[".*codebook"] = ("codes", None)
+        weights[".*ema_counts"] = ("codes",)
+        distribution = keras.distribution.ModelParallel(layout_map=weights, batch_dim_name="batch")
+        keras.distribution.set_distribution(distribution)

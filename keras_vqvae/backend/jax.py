@@ -53,31 +53,31 @@ def spread_rows(x: Tensor) -> Tensor:
     return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
 
 
+def _on_each_device(function: Callable, in_specs: tuple, out_specs: PartitionSpec) -> Callable:
+    """`function`, of what each device has, where XLA would gather what all have on each of them."""
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+# Both are compiled: outside of a program, `shard_map` compiles each operation anew at every call.
+@functools.partial(jit, static_argnums=(1,))
 def best_places(scores: Tensor, count: int) -> Tensor:
-    def on_device(scores: Tensor) -> Tensor:
-        return common.best_places(scores, count)
-
     if parts_of_rows(scores.shape[0]) == 1:
-        return on_device(scores)
-    # XLA would gather all scores on each device.
-    distribution = keras.distribution.distribution()
-    rows = PartitionSpec(distribution.batch_dim_name)
-    return jax.shard_map(on_device, mesh=distribution.device_mesh.backend_mesh, in_specs=rows, out_specs=rows)(scores)
+        return common.best_places(scores, count)
+    rows = PartitionSpec(keras.distribution.distribution().batch_dim_name)
+    return _on_each_device(lambda part: common.best_places(part, count), (rows,), rows)(scores)
 
 
+@jit
 def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
     if parts_of_rows(kept.shape[0]) == 1:
         return common.rows_of_ranks(kept, ranks)
-    distribution = keras.distribution.distribution()
-    axis = distribution.batch_dim_name
+    axis = keras.distribution.distribution().batch_dim_name
 
-    # XLA would gather `kept` on each device.
     def on_device(kept: Tensor, ranks: Tensor) -> Tensor:
         device, counts = jax.lax.axis_index(axis), jax.lax.all_gather(kept.sum(dtype="int32"), axis)
         ranks = ranks - (counts.cumsum() - counts)[device]
         found = device * kept.shape[0] + common.rows_of_ranks(kept, ranks)
         return jax.lax.psum(jax.numpy.where((ranks >= 0) & (ranks < counts[device]), found, 0), axis)
 
-    specs = (PartitionSpec(axis), PartitionSpec())
-    mesh = distribution.device_mesh.backend_mesh
-    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(kept, ranks)
+    return _on_each_device(on_device, (PartitionSpec(axis), PartitionSpec()), PartitionSpec())(kept, ranks)

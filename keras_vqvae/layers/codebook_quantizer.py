@@ -80,7 +80,6 @@ class CodebookQuantizer(Quantizer):
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
                 f"Received: embeddings_constraint={embeddings_constraint!r}"
             )
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)

@@ -65,7 +65,6 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         self.symmetric = arguments.boolean("symmetric", symmetric)
         self.noise = arguments.share("noise", noise)
         self.seed = arguments.seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
         # Tuples, because `torch.compile` does not take arrays of NumPy's.
         steps = np.array(self.levels, "float64")
         half = (steps - 1) * (1 + _EPSILON) / 2

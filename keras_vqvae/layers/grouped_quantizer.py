@@ -69,7 +69,6 @@ class GroupedQuantizer(Quantizer):
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.dropout = wrappers.dropout_share(dropout)
         self.seed = arguments.seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.bounded = self.quantizers[0].bounded
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

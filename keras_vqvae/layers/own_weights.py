@@ -8,7 +8,13 @@ from keras import ops
 
 
 class OwnWeights(keras.Layer):
-    """Saves the state of the layer's `seed_generator`, if it has one, and names a weight that cannot be made."""
+    """Makes `seed_generator` of the layer's `seed`, if it has one, and saves it; names a weight that cannot be made."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        if hasattr(self, "seed"):
+            # Here its path says whose it is, as a weight's does: Orbax's checkpoints go by paths.
+            self.seed_generator = keras.random.SeedGenerator(self.seed, name="seed_generator")
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         try:

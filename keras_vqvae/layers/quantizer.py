@@ -30,8 +30,7 @@ class Quantizer(LossesForReaders, OwnWeights):
     - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by; by default
       straight-through;
     - `compute_losses(vectors, codes, quantized, kept)`: float32 scalars over the kept; `quantized()` is the output;
-    - `update(vectors, indices, kept, counts)`: how the layer's own state learns from a batch, if it does; `counts` are
-      those of all replicas.
+    - `update(vectors, indices, kept, counts)`: how the layer's own state learns; `counts` are those of all replicas.
 
     A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`; one `of_grids`, which
     takes inputs `[batch, *grid, D]` as a whole and no other leading dimensions, `index_axes` and `vector_axes`.
@@ -72,6 +71,7 @@ class Quantizer(LossesForReaders, OwnWeights):
         self.code_counts = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
         if math.prod(self.index_shape) * self.num_embeddings <= MOST_COUNTED:
             self.code_counts = self.add_weight(
                 shape=(*self.index_shape, self.num_embeddings),

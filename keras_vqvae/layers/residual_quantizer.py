@@ -82,7 +82,6 @@ class ResidualQuantizer(Quantizer):
         self.dropout = wrappers.dropout_share(dropout)
         self.beam_width = arguments.positive_int("beam_width", beam_width)
         self.seed = arguments.seed(seed)
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.quantizers = wrappers.copies(self, self.num_quantizers, shared)
         first = self.quantizers[0]
         self.num_embeddings = first.num_embeddings

@@ -13,10 +13,11 @@ import jax
 import keras
 import numpy as np
 import pytest
+from helpers import set_layout
 from quantizers import COMPOSED, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
-from keras_vqvae import search
+from keras_vqvae import codebook, search
 
 BATCH = 1000
 COLLECTIVE = re.compile(
@@ -27,14 +28,8 @@ keras.utils.set_random_seed(0)
 output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
 # Blocks that neither the vectors nor what each device has of them fill.
 keras_vqvae.backend.BLOCK_SCORES, keras_vqvae.backend.BLOCK_CODES = 1 << 12, 12
-if spread:
-    mesh = keras.distribution.DeviceMesh((jax.device_count() // 2, 2), ("batch", "codes"), jax.devices())
-    layout = keras.distribution.LayoutMap(mesh)
-    layout[".*codebook"] = ("codes", None)
-    layout[".*ema_counts"] = ("codes",)
-    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
-elif jax.device_count() > 1:
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+if jax.device_count() > 1:
+    set_layout("codebook" if spread else "data")
 
 makes = QUANTIZERS | {
     "residual_sim": COMPOSED["residual_sim"],
@@ -90,4 +85,11 @@ crossing = [
     for shapes, kind in COLLECTIVE.findall(program.as_text())
     for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
 ]
-output.with_suffix(".json").write_text(json.dumps({"adapt": list(rows_of_a_device), "step": crossing}))
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+kept, seed = keras_vqvae.backend.spread_rows(x[:, 0, 0] > 0), keras.random.SeedGenerator(0)
+for _ in range(2):
+    compiled.clear()
+    codebook.draw_kept(kept, 4, seed)
+found = {"adapt": list(rows_of_a_device), "step": crossing, "compiled": compiled}
+output.with_suffix(".json").write_text(json.dumps(found))

@@ -61,6 +61,12 @@ def test_trap_no_vector_crosses_devices(found):
         assert np.prod(shape) <= (largest if kind == "all-reduce" else 4), (kind, shape)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_trap_a_draw_outside_of_a_program_is_not_compiled_anew(found, name):
+    """As `ReviveDeadCodes` draws; and `shard_map`, alone, compiles each of its operations at every call."""
+    assert found[name][1]["compiled"] == []
+
+
 def test_trap_a_codebook_stays_where_it_lies(found):
     """Each device searches its own codes: the best of them, their places and the codes cross, for each vector."""
     vectors, dim, codes_of_a_device, crossing = 1500, 4, 8, found["codebook"][1]["step"]

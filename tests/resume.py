@@ -1,0 +1,138 @@
+"""Training that is killed at random steps goes on from each of Keras's checkpoints to what it would have become.
+
+Not a part of `make test`, which stops a run once, and does not kill it.
+
+KERAS_BACKEND=torch python tests/resume.py --kills 20
+XLA_FLAGS=--xla_force_host_platform_device_count=4 KERAS_BACKEND=jax python tests/resume.py --layout codebook
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from helpers import set_layout
+
+import keras_vqvae
+
+WAYS = ("backup", "model", "orbax")
+BATCH, STEPS, EPOCHS = 16, 8, 3
+EVERY = 3
+"""Steps between two checkpoints, but for `BackupAndRestore`: it goes on at the start of an epoch."""
+
+
+def make_model() -> keras.Model:
+    """Dead codes that move, residuals with dropout, noise, and codes that are drawn."""
+    quantizers = [
+        keras_vqvae.VectorQuantizer(64, ema_decay=0.9),
+        keras_vqvae.VectorQuantizer(64, estimator="nsvq"),
+        keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, ema_decay=0.9), 3, dropout=0.5),
+        keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), noise=0.5),
+        keras_vqvae.GumbelQuantizer(16),
+    ]
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(16, activation="relu")(inputs)
+    parts = [quantizer(keras.layers.Dense(4)(hidden)) for quantizer in quantizers]
+    model = keras.Model(inputs, keras.layers.Dense(8)(keras.layers.Concatenate()(parts)))
+    model.compile("adam", "mse")
+    return model
+
+
+def make_callback(way: str, folder: pathlib.Path) -> keras.callbacks.Callback:
+    path = str(folder.absolute() / way)
+    if way == "backup":
+        return keras.callbacks.BackupAndRestore(path)
+    if way == "model":
+        return keras.callbacks.ModelCheckpoint(f"{path}.keras", save_freq=EVERY)
+    return keras.callbacks.OrbaxCheckpoint(path, save_freq=EVERY)
+
+
+def saved(way: str, folder: pathlib.Path) -> pathlib.Path | None:
+    """Where the last checkpoint lies, if there is one."""
+    path = folder / (f"{way}.keras" if way == "model" else way)
+    # Orbax writes under another name until all is there.
+    there = path.exists() and (way != "orbax" or any(child.name.isdigit() for child in path.iterdir()))
+    return path if there else None
+
+
+def train(
+    folder: pathlib.Path, way: str | None = None, step: int = -1, stop: Callable[[list], None] | None = None
+) -> list[np.ndarray]:
+    """Trains to the end, on from a checkpoint of one way, or from the start with those of all; returns all variables.
+
+    Before the step of number `step` it calls `stop`.
+    """
+    path = saved(way, folder) if way else None
+    # What goes on has its random state from the checkpoint, or another one.
+    keras.utils.set_random_seed(int(path is not None))
+    callbacks = [make_callback(each, folder) for each in ([way] if way else WAYS)]
+    x = np.random.default_rng(0).normal(size=(BATCH * STEPS, 8)).astype("float32")
+    epochs = EPOCHS
+    # Codes move before what they have become is saved.
+    callbacks.insert(0, keras_vqvae.ReviveDeadCodes(x))
+    if path and way != "backup":
+        model = keras.saving.load_model(path)
+        # Within an epoch: with the data that it has not met.
+        x, epochs = np.tile(x, (EPOCHS, 1))[int(model.optimizer.iterations) * BATCH :], 1
+    else:
+        model = make_model()
+
+    def look(batch, logs=None):
+        if int(model.optimizer.iterations) == step:
+            stop(callbacks)
+
+    callbacks.append(keras.callbacks.LambdaCallback(on_train_batch_begin=look))
+    if len(x):
+        model.fit(x, x, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables + model.optimizer.variables]
+
+
+def in_process(folder: pathlib.Path, layout: str, step: int | None) -> subprocess.CompletedProcess:
+    """A run that is killed before a step, or goes on in each way."""
+    options = ["--layout", layout, "--folder", folder, *([] if step is None else ["--step", step])]
+    process = subprocess.run([sys.executable, __file__, *map(str, options)], capture_output=True, text=True)
+    assert process.returncode == (0 if step is None else -signal.SIGKILL), process.stderr
+    return process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=["none", "data", "codebook"], default="none")
+    parser.add_argument("--folder", type=pathlib.Path, help="of one run, for the script itself")
+    parser.add_argument("--step", type=int, help="before which that run is killed")
+    arguments = parser.parse_args()
+    set_layout(arguments.layout)
+    if arguments.folder and arguments.step is not None:
+        train(arguments.folder, step=arguments.step, stop=lambda callbacks: os.kill(os.getpid(), signal.SIGKILL))
+        return
+    if arguments.folder:
+        for way in WAYS:
+            np.savez(arguments.folder / f"{way}.npz", *train(arguments.folder, way))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        unbroken = train(pathlib.Path(name), "backup")
+    equal = dict.fromkeys(WAYS, 0)
+    most = dict.fromkeys(WAYS, 0.0)
+    for step in np.random.default_rng(arguments.seed).integers(STEPS * EPOCHS, size=arguments.kills):
+        with tempfile.TemporaryDirectory() as name:
+            for each in (int(step), None):
+                in_process(pathlib.Path(name), arguments.layout, each)
+            for way in WAYS:
+                with np.load(pathlib.Path(name, f"{way}.npz")) as file:
+                    pairs = list(zip(unbroken, file.values(), strict=True))
+                equal[way] += all(np.array_equal(*pair) for pair in pairs)
+                most[way] = max(most[way], *(np.abs(one.astype("float64") - other).max() for one, other in pairs))
+    for way in WAYS:
+        print(f"{way}: {equal[way]} of {arguments.kills} equal to the last bit, largest difference {most[way]:.1e}")
+
+
+if __name__ == "__main__":
+    main()
