@@ -119,6 +119,7 @@ def _entropies(
     sure, mean = ops.fori_loop(
         0, blocks, first_pass, (ops.zeros((), "float32"), ops.zeros((num_embeddings,), "float32"))
     )
+    mean = backend.mean_over_replicas(mean)
     # 0 log 0 is 0.
     log_mean = ops.log(ops.where(mean > 0, mean, 1.0))
     value = sure + diversity * ops.sum(mean * log_mean)

@@ -159,3 +159,12 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 def of_first_replica(x: Tensor) -> Tensor:
     """The first replica's `x`, in every replica; `x` itself where it is global or there is one replica."""
     return x
+
+
+def mean_over_replicas(x: Tensor) -> Tensor:
+    """The mean of `x` over all replicas, with the gradient of this replica's `x`, as gradients are averaged later."""
+    return x
+
+
+def refuse_separate_training(model: keras.Model) -> None:
+    """Raises where `fit` would train each replica of a model apart from the others."""

@@ -1,5 +1,6 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
+import keras
 import torch
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
@@ -87,3 +88,21 @@ def of_first_replica(x: Tensor) -> Tensor:
     if not _alone():
         distributed.broadcast(x, src=0)
     return x
+
+
+def mean_over_replicas(x: Tensor) -> Tensor:
+    # In inference replicas need not take as many steps as the others.
+    if _alone() or not torch.is_grad_enabled():
+        return x
+    own = x.detach()
+    return sum_over_replicas(own.clone()) / distributed.get_world_size() + (x - own)
+
+
+def refuse_separate_training(model: keras.Model) -> None:
+    # From Keras 3.16 on `fit` averages gradients by PyTorch's `DistributedDataParallel`, which it keeps there.
+    if not _alone() and not hasattr(model, "ddp_model"):
+        raise NotImplementedError(
+            "`fit` of Keras before 3.16 does not average gradients over the processes of `torch.distributed`: each "
+            "would train an encoder of its own. Train in a loop, with `DistributedDataParallel` around the model. "
+            f"Received: {distributed.get_world_size()} processes with Keras {keras.__version__}"
+        )

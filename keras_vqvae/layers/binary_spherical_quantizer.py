@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import geometry
+from keras_vqvae import backend, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
 
@@ -65,4 +65,4 @@ class BinarySphericalQuantizer(BinaryQuantizer):
 
     def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
         ones, zeros = (ops.sum(shares * ops.sigmoid(sign * log_odds), axis=0) for sign in (1.0, -1.0))
-        return -sum(ops.sum(p * ops.log(ops.maximum(p, 1e-30))) for p in (ones, zeros))
+        return -sum(ops.sum(p * ops.log(ops.maximum(p, 1e-30))) for p in map(backend.mean_over_replicas, (ones, zeros)))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
 
@@ -64,7 +65,7 @@ class LookupFreeQuantizer(BinaryQuantizer):
         # of the others, and their mean is a product of matrices.
         half = self.num_bits // 2
         first, last = _assignments(log_odds[:, :half]), _assignments(log_odds[:, half:])
-        mean = ops.matmul(ops.transpose(first), shares * last)
+        mean = backend.mean_over_replicas(ops.matmul(ops.transpose(first), shares * last))
         return -ops.sum(mean * ops.log(ops.maximum(mean, 1e-30)))
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
@@ -157,6 +158,7 @@ class VQVAE(keras.Model):
             self._stepping = False
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        backend.refuse_separate_training(self)
         with self._step():
             return super().train_step(*args, **kwargs)
 

@@ -1,33 +1,73 @@
-"""Trains a quantizer in two processes of PyTorch, or alone: `python replicas.py OUTPUT [RANK STORE]`."""
+"""Trains quantizers in two processes of PyTorch, or alone: `python replicas.py OUTPUT [RANK STORE]`."""
 
+import os
+import signal
 import sys
 
+import keras
 import numpy as np
 from keras import ops
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 import keras_vqvae
 
 output, replica = sys.argv[1], sys.argv[2:]
+rank = int(replica[0]) if replica else 0
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 codebook = np.random.default_rng(1).normal(size=(16, 4)).astype("float32")
 codebook[3:6] = 100
 results = {}
+# The last batch is of the first process alone.
+last = x[:5] if rank == 0 else x[:0]
 if replica:
-    rank = int(replica[0])
     distributed.init_process_group("gloo", init_method=f"file://{replica[1]}", rank=rank, world_size=2)
     # Each process has half of every batch, in an order in which its part holds what a single process sees.
     x = x.reshape(4, 2, 8, 4)[:, rank].reshape(32, 4)
 
 for threshold in (0, 0.1):
     # Seeds differ between processes, as they do where nobody sets them.
-    layer = keras_vqvae.VectorQuantizer(
-        16, ema_decay=0.9, dead_code_threshold=threshold, seed=int(replica[0]) if replica else 0
-    )
+    layer = keras_vqvae.VectorQuantizer(16, ema_decay=0.9, dead_code_threshold=threshold, seed=rank)
     layer.build((None, 4))
     layer.codebook.assign(codebook)
-    for batch in np.split(x, 4):
+    for batch in [*np.split(x, 4), last]:
         layer(batch, training=True)
     for name in ("codebook", "ema_counts", "code_counts"):
         results[f"{name}-{threshold}"] = ops.convert_to_numpy(getattr(layer, name))
+
+# Losses that are no means over vectors: entropies of a batch.
+regularizer = keras_vqvae.EntropyRegularizer()
+for name, quantizer in {
+    "lfq": keras_vqvae.LookupFreeQuantizer(4),
+    "bsq": keras_vqvae.BinarySphericalQuantizer(4),
+    "ibq": keras_vqvae.IndexBackpropagationQuantizer(16, seed=0),
+    "regularized": keras_vqvae.VectorQuantizer(16, assignment_regularizer=regularizer, seed=0),
+}.items():
+    dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(seed=0))
+    model = keras.Sequential([keras.Input((4,)), dense, quantizer])
+    together = DistributedDataParallel(model) if replica else model
+    quantized = together(ops.convert_to_tensor(x), training=True)
+    (quantized.square().mean() + sum(model.losses)).backward()
+    results[f"gradient-{name}"] = dense.kernel.value.grad.numpy()
+
+encoder, decoder = keras_vqvae.build(4, embedding_dim=2, encoder_sizes=(4,), decoder_sizes=(4,))
+model = keras_vqvae.VQVAE(encoder, keras_vqvae.FiniteScalarQuantizer((3, 3)), decoder)
+model.compile()
+try:
+    model.fit(x, epochs=1, verbose=0)
+except NotImplementedError as error:
+    assert replica
+    assert "2 processes with Keras" in str(error), error
+else:
+    assert not replica or hasattr(model, "ddp_model"), "each process trained apart"
+
 np.savez(output, **results)
+if replica:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        layer(x, training=True)
+    except RuntimeError:
+        # At once, and no wait for the other process.
+        sys.exit()
+    raise AssertionError("trained without the other process")
