@@ -147,8 +147,13 @@ def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     return ops.segment_sum(data, indices, num_segments=num_segments)
 
 
-def refuse_recomputation() -> None:
-    """Raises where code runs a second time, for a gradient: state that it updates would be updated twice."""
+def replicas_in_turns() -> int:
+    """How many replicas take turns wherever they exchange something. Keras divides losses by that number."""
+    return 1
+
+
+def refuse_updates_in_call() -> None:
+    """Raises where a layer's state must not change within its call."""
 
 
 def sum_over_replicas(x: Tensor) -> Tensor:

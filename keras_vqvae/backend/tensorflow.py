@@ -1,4 +1,4 @@
-"""TensorFlow: gradients of a gather are not dense, and replicas are refused."""
+"""TensorFlow: gradients of a gather are not dense, and replicas are threads that take turns."""
 
 import tensorflow as tf
 from keras import ops
@@ -31,11 +31,36 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     return ops.take(x * 1.0, indices, axis=0)
 
 
-def sum_over_replicas(x: Tensor) -> Tensor:
-    if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+def replicas_in_turns() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def refuse_updates_in_call() -> None:
+    # An exchange lets the other replicas run, and Keras keeps the losses of all of them in one list.
+    if replicas_in_turns() > 1:
         raise NotImplementedError(
-            "A quantizer cannot be trained in several TensorFlow replicas: its statistics would differ between "
-            "them. `keras.distribution.DataParallel` on JAX and `torch.distributed` on PyTorch keep them equal. "
-            f"Received: a strategy of {tf.distribute.get_strategy().num_replicas_in_sync} replicas"
+            "In several TensorFlow replicas a quantizer can be trained by `VQVAE.fit` alone: elsewhere its statistics "
+            "would differ between them. `keras.distribution.DataParallel` on JAX and `torch.distributed` on PyTorch "
+            f"keep them equal. Received: a strategy of {replicas_in_turns()} replicas"
+        )
+
+
+def sum_over_replicas(x: Tensor) -> Tensor:
+    return tf.distribute.get_replica_context().all_reduce("sum", x) if replicas_in_turns() > 1 else x
+
+
+def of_first_replica(x: Tensor) -> Tensor:
+    if replicas_in_turns() == 1:
+        return x
+    first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+    return sum_over_replicas(ops.where(first, x, ops.zeros_like(x)))
+
+
+def mean_over_replicas(x: Tensor) -> Tensor:
+    if replicas_in_turns() > 1:
+        raise NotImplementedError(
+            "The entropy of a batch cannot be had in several TensorFlow replicas, but with JAX's "
+            "`keras.distribution.DataParallel` and PyTorch's `torch.distributed`. "
+            f"Received: a strategy of {replicas_in_turns()} replicas"
         )
     return x

@@ -19,8 +19,9 @@ def is_traced(x: Tensor) -> bool:
     return made or x.device.type == "meta" or isinstance(x, FakeTensor)
 
 
-def refuse_recomputation() -> None:
-    # The number of the backward pass that runs, as PyTorch's own checkpoints ask for it.
+def refuse_updates_in_call() -> None:
+    # Code that runs a second time, for a gradient, would update twice. This is the number of the backward pass that
+    # runs, as PyTorch's own checkpoints ask for it.
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "A quantizer cannot run again for its gradient, within `keras.remat` or a model made under "

@@ -1,5 +1,6 @@
 """Losses that are computed where somebody reads them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from keras import ops
 
 from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.passed import apply_updates
 
 
 class LossesForReaders(keras.layers.Layer):
@@ -16,6 +18,9 @@ class LossesForReaders(keras.layers.Layer):
     Keras does not tell a layer whether it is evaluated or predicts. So in inference a loss waits until Keras, or the
     user, collects the losses of the layer or of a model that holds it.
     """
+
+    deferred: list[Callable[[], None]] | None = None
+    """Where to put what has yet to be learned, as `VQVAE` needs it of replicas that take turns."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -32,6 +37,13 @@ class LossesForReaders(keras.layers.Layer):
         elif scope.collect_losses:
             for loss in _as_added(losses):
                 self.add_loss(loss)
+
+    def apply_updates(self, updates: list[tuple], training: bool) -> None:
+        """Lets quantizers learn, at once or when their losses have been read."""
+        if self.deferred is None:
+            apply_updates(updates, training)
+        else:
+            self.deferred.append(functools.partial(apply_updates, updates, training, within_call=False))
 
     def _get_own_losses(self) -> list[Tensor]:
         # By this Keras collects the losses of a model.

@@ -42,7 +42,7 @@ class Passed:
     """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
 
 
-def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: bool) -> None:
+def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: bool, within_call: bool = True) -> None:
     """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
 
     Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
@@ -51,7 +51,8 @@ def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: b
         learning = training and quantizer.trainable
         if not (learning or quantizer.counting):
             continue
-        backend.refuse_recomputation()
+        if within_call:
+            backend.refuse_updates_in_call()
         parts = zip(*(update for owner, *update in updates if owner is quantizer), strict=True)
         vectors, indices, kept = map(_joined, parts)
         counts = None

@@ -12,7 +12,7 @@ from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.losses_for_readers import LossesForReaders
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.own_weights import OwnWeights
-from keras_vqvae.layers.passed import Lazy, Passed, apply_updates, once
+from keras_vqvae.layers.passed import Lazy, Passed, once
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
@@ -113,7 +113,7 @@ class Quantizer(LossesForReaders, OwnWeights):
         kept = kept_vectors(vectors, shape[:-1], mask)
         passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
         self.add_losses(vectors, passed.losses, bool(training))
-        apply_updates(passed.updates, bool(training))
+        self.apply_updates(passed.updates, bool(training))
         quantized = ops.reshape(ops.cast(passed.quantized(), self.compute_dtype), shape)
         indices = ops.reshape(passed.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized

@@ -67,16 +67,11 @@ class VQVAE(keras.Model):
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
         super().__init__(**kwargs)
-        for name, layer, kind in (
-            ("encoder", encoder, keras.Layer),
-            ("quantizer", quantizer, Quantizer),
-            ("decoder", decoder, keras.Layer),
-        ):
-            if not isinstance(layer, kind):
-                raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={layer!r}")
-        self.encoder = encoder
-        self.quantizer = quantizer
-        self.decoder = decoder
+        for name, part in {"encoder": encoder, "quantizer": quantizer, "decoder": decoder}.items():
+            kind = Quantizer if name == "quantizer" else keras.Layer
+            if not isinstance(part, kind):
+                raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         # The codes of a vast implicit codebook are not counted.
@@ -152,10 +147,11 @@ class VQVAE(keras.Model):
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
         self._stepping = True
+        self.quantizer.deferred = [] if backend.replicas_in_turns() > 1 else None
         try:
             yield
         finally:
-            self._stepping = False
+            self._stepping, self.quantizer.deferred = False, None
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         backend.refuse_separate_training(self)
@@ -171,12 +167,17 @@ class VQVAE(keras.Model):
         if not isinstance(y_pred, _Step):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         total = super().compute_loss(x, y, y_pred.reconstruction, sample_weight, training)
-        batch_size = ops.shape(y_pred.reconstruction)[0]
-        self._reconstruction_loss.update_state(total - sum(self.losses), sample_weight=batch_size)
-        self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=batch_size)
+        size = ops.shape(y_pred.reconstruction)[0]
+        # Keras has divided all of them, as TensorFlow will sum gradients over replicas.
+        reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
+        self._reconstruction_loss.update_state(reconstruction_loss, sample_weight=size)
+        self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=size)
         if self._perplexity is not None:
             self._perplexity.update_state(y_pred.indices)
             self._usage.update_state(y_pred.indices)
+        # Other replicas take their turn here, which must find no loss of this one.
+        for update in self.quantizer.deferred or ():
+            update()
         return total
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):

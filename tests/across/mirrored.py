@@ -1,0 +1,69 @@
+"""Two replicas of TensorFlow's `MirroredStrategy` learn what one does, in `VQVAE.fit`, or say that they cannot."""
+
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import keras_vqvae  # noqa: E402
+
+x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+
+
+ALONE, BOTH = (tf.distribute.MirroredStrategy(devices) for devices in (["CPU:0"], ["CPU:0", "CPU:1"]))
+
+
+def train(make, data, strategy):
+    """Variables, for each replica, and the logs of training and evaluation."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        encoder, decoder = keras_vqvae.build(4, embedding_dim=2, encoder_sizes=(4,), decoder_sizes=(4,))
+        model = keras_vqvae.VQVAE(encoder, make(), decoder)
+        # A loss that Keras itself divides.
+        model.encoder.layers[-1].activity_regularizer = keras.regularizers.L2(0.1)
+        model.compile(keras.optimizers.SGD(0.1))
+    history = model.fit(data, batch_size=16, shuffle=False, verbose=0).history
+    logs = {name: values[-1] for name, values in history.items()}
+    logs |= {f"val_{name}": value for name, value in model.evaluate(data, verbose=0, return_dict=True).items()}
+    replicas = [
+        {variable.path: np.asarray(variable.value.values[replica]) for variable in model.variables}
+        for replica in range(strategy.num_replicas_in_sync)
+    ]
+    assert model.decode(model.encode(data, verbose=0), verbose=0).shape == data.shape
+    return replicas, logs
+
+
+def vectors(**keywords):
+    return keras_vqvae.VectorQuantizer(16, ema_decay=0.9, seed=0, **keywords)
+
+
+for make in (
+    lambda: keras_vqvae.ResidualQuantizer(vectors(dead_code_threshold=0), 2),
+    lambda: keras_vqvae.VectorQuantizer(16, seed=0),
+):
+    (alone,), expected = train(make, x, ALONE)
+    (first, other), logs = train(make, x, BOTH)
+    assert logs.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
+    for value, one, two in zip(alone.values(), first.values(), other.values(), strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, value, rtol=1e-5, atol=1e-6)
+
+# Where dead codes move is drawn from a replica's part of the batch. The last batch is of one sample.
+(first, other), _ = train(vectors, x[:49], BOTH)
+for path, value in first.items():
+    np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+with pytest.raises(NotImplementedError, match="entropy of a batch .* a strategy of 2 replicas"):
+    train(lambda: keras_vqvae.LookupFreeQuantizer(2), x, BOTH)
+with BOTH.scope():
+    model = keras.Sequential([keras.Input((4,)), vectors()])
+    model.compile("sgd", "mse")
+model.predict(x, verbose=0)
+with pytest.raises(NotImplementedError, match=r"`VQVAE.fit` alone.* a strategy of 2 replicas"):
+    model.fit(x, x, verbose=0)
