@@ -10,6 +10,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import keras_vqvae  # noqa: E402
+from keras_vqvae import backend  # noqa: E402
 
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 
@@ -53,6 +54,15 @@ for make in (
     for value, one, two in zip(alone.values(), first.values(), other.values(), strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_allclose(one, value, rtol=1e-5, atol=1e-6)
+
+
+def exchange():
+    own = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, "float32") + 5
+    # What the others have is ignored, whatever it is.
+    return backend.of_first_replica(tf.where(own > 5, float("nan"), own)), backend.sum_over_replicas(own)
+
+
+assert [tuple(map(float, BOTH.experimental_local_results(each))) for each in BOTH.run(exchange)] == [(5, 5), (11, 11)]
 
 # Where dead codes move is drawn from a replica's part of the batch. The last batch is of one sample.
 (first, other), _ = train(vectors, x[:49], BOTH)
