@@ -45,19 +45,25 @@ def refuse_updates_in_call() -> None:
         )
 
 
+def _replica() -> tf.distribute.ReplicaContext | None:
+    """The replica that takes its turn, if there are several; none outside of a step, where all see the same."""
+    return tf.distribute.get_replica_context() if replicas_in_turns() > 1 else None
+
+
 def sum_over_replicas(x: Tensor) -> Tensor:
-    return tf.distribute.get_replica_context().all_reduce("sum", x) if replicas_in_turns() > 1 else x
+    replica = _replica()
+    return x if replica is None else replica.all_reduce("sum", x)
 
 
 def of_first_replica(x: Tensor) -> Tensor:
-    if replicas_in_turns() == 1:
+    replica = _replica()
+    if replica is None:
         return x
-    first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
-    return sum_over_replicas(ops.where(first, x, ops.zeros_like(x)))
+    return replica.all_reduce("sum", ops.where(replica.replica_id_in_sync_group == 0, x, ops.zeros_like(x)))
 
 
 def mean_over_replicas(x: Tensor) -> Tensor:
-    if replicas_in_turns() > 1:
+    if _replica() is not None:
         raise NotImplementedError(
             "The entropy of a batch cannot be had in several TensorFlow replicas, but with JAX's "
             "`keras.distribution.DataParallel` and PyTorch's `torch.distributed`. "

@@ -69,6 +69,11 @@ assert [tuple(map(float, BOTH.experimental_local_results(each))) for each in BOT
 for path, value in first.items():
     np.testing.assert_array_equal(value, other[path], err_msg=path)
 
+# Outside of a step all replicas see the same.
+with BOTH.scope():
+    layer = keras_vqvae.LookupFreeQuantizer(4)
+    layer(x)
+    assert np.isfinite(sum(layer.losses))
 with pytest.raises(NotImplementedError, match="entropy of a batch .* a strategy of 2 replicas"):
     train(lambda: keras_vqvae.LookupFreeQuantizer(2), x, BOTH)
 with BOTH.scope():
