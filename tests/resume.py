@@ -121,7 +121,8 @@ def main() -> None:
         unbroken = train(pathlib.Path(name), "backup")
     equal = dict.fromkeys(WAYS, 0)
     most = dict.fromkeys(WAYS, 0.0)
-    for step in np.random.default_rng(arguments.seed).integers(STEPS * EPOCHS, size=arguments.kills):
+    steps = np.random.default_rng(arguments.seed).integers(STEPS * EPOCHS, size=arguments.kills)
+    for kills, step in enumerate(steps, 1):
         with tempfile.TemporaryDirectory() as name:
             for each in (int(step), None):
                 in_process(pathlib.Path(name), arguments.layout, each)
@@ -130,8 +131,9 @@ def main() -> None:
                     pairs = list(zip(unbroken, file.values(), strict=True))
                 equal[way] += all(np.array_equal(*pair) for pair in pairs)
                 most[way] = max(most[way], *(np.abs(one.astype("float64") - other).max() for one, other in pairs))
-    for way in WAYS:
-        print(f"{way}: {equal[way]} of {arguments.kills} equal to the last bit, largest difference {most[way]:.1e}")
+        print(f"{kills} kills, the last before step {step}", flush=True)
+        for way in WAYS:
+            print(f"  {way}: {equal[way]} equal to the last bit, largest difference {most[way]:.1e}", flush=True)
 
 
 if __name__ == "__main__":
