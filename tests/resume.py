@@ -93,12 +93,11 @@ def train(
     return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables + model.optimizer.variables]
 
 
-def in_process(folder: pathlib.Path, layout: str, step: int | None) -> subprocess.CompletedProcess:
+def in_process(folder: pathlib.Path, layout: str, step: int | None) -> None:
     """A run that is killed before a step, or goes on in each way."""
     options = ["--layout", layout, "--folder", folder, *([] if step is None else ["--step", step])]
     process = subprocess.run([sys.executable, __file__, *map(str, options)], capture_output=True, text=True)
     assert process.returncode == (0 if step is None else -signal.SIGKILL), process.stderr
-    return process
 
 
 def main() -> None:

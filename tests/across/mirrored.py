@@ -1,20 +1,20 @@
 """Two replicas of TensorFlow's `MirroredStrategy` learn what one does, in `VQVAE.fit`, or say that they cannot."""
+# ruff: noqa: E402
 
 import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import keras
+import numpy as np
+import pytest
 
-import keras_vqvae  # noqa: E402
-from keras_vqvae import backend  # noqa: E402
+import keras_vqvae
+from keras_vqvae import backend
 
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-
-
+# One strategy each: two over the same devices mix up TensorFlow's own exchanges.
 ALONE, BOTH = (tf.distribute.MirroredStrategy(devices) for devices in (["CPU:0"], ["CPU:0", "CPU:1"]))
 
 
