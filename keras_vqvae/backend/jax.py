@@ -59,8 +59,6 @@ def _on_each_device(function: Callable, in_specs: tuple, out_specs: PartitionSpe
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-# Both are compiled: outside of a program, `shard_map` compiles each operation anew at every call.
-@functools.partial(jit, static_argnums=(1,))
 def best_places(scores: Tensor, count: int) -> Tensor:
     if parts_of_rows(scores.shape[0]) == 1:
         return common.best_places(scores, count)
@@ -68,6 +66,7 @@ def best_places(scores: Tensor, count: int) -> Tensor:
     return _on_each_device(lambda part: common.best_places(part, count), (rows,), rows)(scores)
 
 
+# Compiled, as outside of a program `shard_map` compiles each operation anew at every call.
 @jit
 def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
     if parts_of_rows(kept.shape[0]) == 1:
