@@ -31,6 +31,8 @@ from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
 from keras_vqvae.metrics import CodebookUsage as CodebookUsage
 from keras_vqvae.models import VQVAE as VQVAE
 from keras_vqvae.models import build as build
+from keras_vqvae.models import build_conv_decoder as build_conv_decoder
+from keras_vqvae.models import build_conv_encoder as build_conv_encoder
 from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
 from keras_vqvae.regularizers import EntropyRegularizer as EntropyRegularizer

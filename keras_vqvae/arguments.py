@@ -34,6 +34,13 @@ def positive_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
     return int(value)
 
 
+def non_negative_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
+    """Returns `value` as an `int` from 0 to `largest`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= largest:
+        raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={value!r}")
+    return int(value)
+
+
 def seed(value: Any) -> int | None:
     """Returns `value`, `None` or an integer that every backend takes."""
     if value is None:

@@ -1,0 +1,138 @@
+import keras
+import numpy as np
+import pytest
+from helpers import draw, numpy
+
+import keras_vqvae
+
+SHAPES = {1: (8, 2), 2: (8, 4, 2), 3: (4, 8, 4, 2)}
+
+
+@pytest.fixture
+def channels_first():
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+def small(shape, **keywords):
+    keywords = {"embedding_dim": 3, "filters": (4, 6), "num_residual_blocks": 1, **keywords}
+    return keras_vqvae.build_conv_encoder(shape, **keywords), keras_vqvae.build_conv_decoder(shape, **keywords)
+
+
+def correlate(x, kernel, strides):
+    """A convolution along one axis with "same" padding, as Keras defines it: `[steps, channels]`."""
+    steps, width = len(x), len(kernel)
+    outputs = -(-steps // strides)
+    padding = max((outputs - 1) * strides + width - steps, 0)
+    x = np.pad(x, ((padding // 2, padding - padding // 2), (0, 0)))
+    return np.stack([np.einsum("wc,wcf->f", x[i * strides : i * strides + width], kernel) for i in range(outputs)])
+
+
+def correlate_transposed(x, kernel, strides):
+    """The transpose of the above as a linear map: `[steps, filters]` -> `[steps strides, channels]`."""
+    steps, channels = len(x) * strides, kernel.shape[1]
+    basis = np.eye(steps * channels).reshape(-1, steps, channels)
+    matrix = np.stack([correlate(unit, kernel, strides).ravel() for unit in basis])
+    return (matrix @ x.ravel()).reshape(steps, channels)
+
+
+def oracle(model, x):
+    """What the model of one axis makes of one sample, layer by layer by its name."""
+    weights = {variable.path: numpy(variable) for variable in model.variables}
+    kernel = lambda name: (weights[f"{name}/kernel"], weights[f"{name}/bias"])  # noqa: E731
+
+    def conv(x, name, strides=1):
+        return correlate(x, kernel(name)[0], strides) + kernel(name)[1]
+
+    def upwards(x, name):
+        return correlate_transposed(x, kernel(name)[0], 2) + kernel(name)[1]
+
+    def block(x, prefix):
+        change = conv(np.maximum(x, 0), f"{prefix}_residual_0_conv_0")
+        return np.maximum(x + conv(np.maximum(change, 0), f"{prefix}_residual_0_conv_1"), 0)
+
+    if model.name == "encoder":
+        x = conv(np.maximum(conv(x, "encoder_conv_0", 2), 0), "encoder_conv_1", 2)
+        return conv(block(x, "encoder"), "encoder_to_embedding")
+    x = block(conv(x, "decoder_conv"), "decoder")
+    return upwards(np.maximum(upwards(x, "decoder_conv_0"), 0), "decoder_output")
+
+
+def test_they_are_the_papers_network():
+    encoder, decoder = small(SHAPES[1])
+    x = draw(1, 8, 2)
+    vectors = numpy(encoder(x))
+    np.testing.assert_allclose(vectors[0], oracle(encoder, x[0]), atol=1e-5)
+    np.testing.assert_allclose(numpy(decoder(vectors))[0], oracle(decoder, vectors[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values())
+def test_sizes_are_halved_and_doubled(shape):
+    encoder, decoder = small(shape)
+    assert encoder.output_shape[1:] == (*(size // 4 for size in shape[:-1]), 3)
+    assert decoder(encoder.output).shape == (None, *shape)
+
+
+def test_any_length_of_sound_fits():
+    encoder, decoder = small((None, 2))
+    assert encoder.output_shape == decoder.input_shape == (None, None, 3)
+    assert decoder(encoder(draw(1, 12, 2))).shape == (1, 12, 2)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its CPU convolutions have channels last only")
+def test_channels_first_give_the_same(channels_first):
+    x = draw(2, 2, 8, 4)
+    first = small((2, 8, 4))
+    keras.config.set_image_data_format("channels_last")
+    last = small((8, 4, 2))
+    for one, other in zip(first, last, strict=True):
+        other.set_weights(one.get_weights())
+    vectors = last[0](np.moveaxis(x, 1, -1))
+    np.testing.assert_allclose(numpy(first[0](x)), numpy(vectors), atol=1e-5)
+    outputs = np.moveaxis(numpy(last[1](vectors)), -1, 1)
+    np.testing.assert_allclose(numpy(first[1](vectors)), outputs, atol=1e-5)
+
+
+def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
+    encoder, decoder = small(SHAPES[2], num_residual_blocks=0)
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(8, ema_decay=0.9), decoder)
+    model.compile(keras.optimizers.Adam(1e-2))
+    x = draw(8, *SHAPES[2])
+    losses = model.fit(x, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.encode(x, verbose=0), model.encode(x, verbose=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filters": ()}, "filters=()"),
+        ({"filters": (4, 0)}, "filters=0"),
+        ({"num_residual_blocks": -1}, "num_residual_blocks=-1"),
+        ({"embedding_dim": 0}, "embedding_dim=0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder):
+        with pytest.raises(ValueError, match=f"Received: {message}"):
+            build((8, 1), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((30, 28, 1), "nearest to 30: 28 and 32. Received: input_shape=(30, 28, 1)"),
+        ((3, 1), "nearest to 3: 4. Received: input_shape=(3, 1)"),
+        ((8,), "Received: input_shape=(8,)"),
+        (8, "Received: input_shape=8"),
+        ((4, 4, 4, 4, 1), "Received: input_shape=(4, 4, 4, 4, 1)"),
+        ((8, 8, None), "Received: input_shape=None"),
+    ],
+)
+def test_sizes_that_fit_are_named(shape, message):
+    with pytest.raises(ValueError) as raised:
+        keras_vqvae.build_conv_encoder(shape)
+    assert message in str(raised.value)
