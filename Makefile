@@ -20,6 +20,8 @@ format: .venv/done
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+# PyTorch's threads wait for each other in loops that keep a core busy: twenty times the time where two suites run.
+test-torch test-across: export OMP_NUM_THREADS := 1
 # XLA on a CPU spends most of these suites in LLVM's passes over programs that run once.
 test-jax test-across: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 

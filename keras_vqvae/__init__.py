@@ -30,6 +30,9 @@ from keras_vqvae.losses import loss as loss
 from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
 from keras_vqvae.metrics import CodebookUsage as CodebookUsage
 from keras_vqvae.models import VQVAE as VQVAE
+from keras_vqvae.models import AutoregressivePrior as AutoregressivePrior
+from keras_vqvae.models import MaskedPrior as MaskedPrior
+from keras_vqvae.models import Prior as Prior
 from keras_vqvae.models import build as build
 from keras_vqvae.models import build_conv_decoder as build_conv_decoder
 from keras_vqvae.models import build_conv_encoder as build_conv_encoder

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -117,7 +119,7 @@ def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
 )
 def test_wrong_arguments_are_named(arguments, message):
     for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder):
-        with pytest.raises(ValueError, match=f"Received: {message}"):
+        with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
             build((8, 1), **arguments)
 
 
@@ -133,6 +135,5 @@ def test_wrong_arguments_are_named(arguments, message):
     ],
 )
 def test_sizes_that_fit_are_named(shape, message):
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.build_conv_encoder(shape)
-    assert message in str(raised.value)

@@ -1,6 +1,9 @@
+from keras_vqvae.models.autoregressive_prior import AutoregressivePrior as AutoregressivePrior
 from keras_vqvae.models.conv import build_conv_decoder as build_conv_decoder
 from keras_vqvae.models.conv import build_conv_encoder as build_conv_encoder
+from keras_vqvae.models.masked_prior import MaskedPrior as MaskedPrior
 from keras_vqvae.models.mlp import build as build
 from keras_vqvae.models.mlp import build_decoder as build_decoder
 from keras_vqvae.models.mlp import build_encoder as build_encoder
+from keras_vqvae.models.prior import Prior as Prior
 from keras_vqvae.models.vqvae import VQVAE as VQVAE

@@ -1,0 +1,126 @@
+"""The prior that draws many codes at a time, in a few steps."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.models import generation, sampling
+from keras_vqvae.models.prior import Prior
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class MaskedPrior(Prior):
+    """MaskGIT: a Transformer that fills in codes, many at a time, those that it is surest of first.
+
+    In training so many codes of a sample, drawn from 1 to all of them, are masked, and predicted from the others. The
+    mean over the masked is `loss`, in nats a code: on average over masks a bound from above on the negative
+    log-likelihood, that of drawing the codes one by one in a random order. `fit(codes)`, or `fit(codes, labels)` with
+    `num_classes`, trains it; `perplexity` is the exponential of `loss`. Called on codes, or on `(codes, labels)`, it
+    returns the logits of each code; a code of `num_embeddings` is one to fill in.
+
+    Arguments, inputs and outputs are those of `Prior`.
+
+    Example:
+
+    >>> codes = np.random.default_rng(0).integers(0, 16, (64, 3, 3))
+    >>> prior = MaskedPrior(num_embeddings=16, shape=(3, 3), num_layers=1, hidden_dim=32)
+    >>> prior.compile(optimizer="adam")
+    >>> history = prior.fit(codes, verbose=0)
+    >>> sorted(history.history)
+    ['loss', 'perplexity']
+    >>> prior.generate(5, num_steps=4, verbose=0).shape
+    (5, 3, 3)
+
+    Reference:
+
+    - [Chang et al., 2022](https://arxiv.org/abs/2202.04200)
+    - [Hoogeboom et al., 2022, equation 3](https://arxiv.org/abs/2110.02037), for the bound
+    """
+
+    takes_masked = True
+
+    def logits(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
+        return self.transformer(codes, labels, training=training)
+
+    def nats(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
+        seed = self.transformer.seed_generator
+        # Counts spread evenly over the batch, each as likely as the others: less noise than draws one by one.
+        places = ops.cumsum(ops.ones_like(labels, "float32")) / ops.cast(ops.shape(labels)[0], "float32")
+        shares = (places + keras.random.uniform((), seed=seed)) % 1.0
+        counts = ops.minimum(ops.floor(shares * self.length) + 1.0, self.length)
+        ranks = ops.argsort(ops.argsort(keras.random.uniform(ops.shape(codes), seed=seed)))
+        masked = ops.cast(ranks, "float32") < ops.expand_dims(counts, 1)
+        logits = self.logits(ops.where(masked, self.num_embeddings, codes), labels, training)
+        nats = ops.sparse_categorical_crossentropy(codes, logits, from_logits=True)
+        # So that the mean over all is that over the masked.
+        return ops.where(masked, nats * (self.length / ops.expand_dims(counts, 1)), 0.0)
+
+    def generate(
+        self, n: int, labels: Any = None, num_steps: int = 12, choice_temperature: float = 4.5, **keywords: Any
+    ) -> np.ndarray:
+        """Draws the codes of new samples.
+
+        Each step draws all codes that are still masked, and keeps those that were likeliest: after `t` of `T` steps all
+        but a share of `cos(pi / 2 * t / T)`.
+
+        Args:
+            n: How many samples.
+            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
+            num_steps: In how many steps; at most one a code. Defaults to `12`.
+            choice_temperature: Of the choice of what to keep: 0 keeps the likeliest, more adds chance, which falls to
+                nothing in the last step. Defaults to `4.5`.
+            **keywords: Those of `Prior.generate`.
+
+        Returns:
+            An int32 array `[n, *shape]`.
+
+        Raises:
+            ValueError: If a class or a code is none of the model's, or a number makes no sense.
+        """
+        return super().generate(
+            n,
+            labels,
+            num_steps=min(arguments.positive_int("num_steps", num_steps), self.length),
+            choice_temperature=arguments.non_negative("choice_temperature", choice_temperature),
+            **keywords,
+        )
+
+    def bits_shape(self, num_steps: int, **options: Any) -> tuple[int, ...]:
+        return (num_steps, 2, self.length)
+
+    def sample_codes(
+        self,
+        known: Tensor,
+        labels: Tensor,
+        bits: Tensor,
+        num_steps: int,
+        guidance: float | None,
+        choice_temperature: float,
+        **restrictions: Any,
+    ) -> Tensor:
+        labels, copies = generation.paired(labels, self.num_classes, guidance)
+        given = ops.sum(ops.cast(known >= 0, "float32"), axis=1, keepdims=True)
+
+        def step(index: Tensor, codes: Tensor) -> Tensor:
+            done = ops.cast(index + 1, "float32") / num_steps
+            numbers = ops.take(bits, index, axis=1)
+            masked = codes == self.num_embeddings
+            logits = self.logits(ops.tile(codes, (copies, 1)), labels, training=False)
+            logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
+            drawn = sampling.draw(logits, numbers[:, 0])
+            sureness = -ops.sparse_categorical_crossentropy(drawn, logits, from_logits=True)
+            # Gumbel noise, less and less of it.
+            noise = -ops.log(-ops.log(sampling.uniforms(numbers[:, 1])))
+            sureness = sureness + choice_temperature * (1.0 - done) * noise
+            ranks = ops.argsort(ops.argsort(ops.where(masked, sureness, math.inf)))
+            remaining = ops.floor((self.length - given) * ops.cos(math.pi / 2 * done) + 1e-3)
+            stays_masked = ops.cast(ranks, "float32") < remaining
+            return ops.where(stays_masked, self.num_embeddings, ops.where(masked, drawn, codes))
+
+        start = ops.where(known < 0, self.num_embeddings, known)
+        return ops.fori_loop(0, num_steps, step, start)

@@ -1,0 +1,179 @@
+"""What priors over codes share, and how they are drawn from."""
+
+import math
+import types
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.models import generation, sampling
+from keras_vqvae.models.codes_model import CodesModel
+from keras_vqvae.models.transformer import CodeTransformer
+
+
+class Prior(CodesModel):
+    """Base class of the priors: a distribution over the codes of a sample, which learns by `fit` and can be drawn from.
+
+    A subclass says, of codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
+
+    - `logits(codes, labels, training)`: of each code, `[batch, L, K]`;
+    - `nats(codes, labels, training)`: `[batch, L]`, whose mean is the loss;
+    - `sample_codes(known, labels, bits, **options)`: `known`, with codes in the place of -1, drawn by random bits, of
+      which each sample needs `bits_shape(**options)`.
+
+    Args:
+        num_embeddings: Number of codes, `K`.
+        shape: Of the codes of one sample, as `VQVAE.encode` returns them: `codes.shape[1:]`.
+        num_classes: Number of classes of samples. Defaults to `None`, no classes.
+        index_shape: The last axes of `shape` that are several codes of one place, each of a codebook of its own: the
+            quantizer's `index_shape`. Defaults to `()`, one codebook.
+        num_layers: How many Transformer blocks. Defaults to `4`.
+        num_heads: Heads of their attention. Defaults to `4`.
+        hidden_dim: Their width, which `num_heads` divides. Defaults to `128`.
+        dropout: Share of what each of them adds that is dropped in training. Defaults to `0.1`.
+        seed: Integer, for what is drawn in training beside dropout. Defaults to `None`.
+        **kwargs: `name`, `dtype` and `trainable`, as for every model.
+
+    Input shape:
+        Integers `[batch, *shape]`, or a tuple of those and of classes, integers `[batch]`.
+
+    Output shape:
+        `[batch, *shape, num_embeddings]`, in float32.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        shape: tuple[int, ...],
+        num_classes: int | None = None,
+        index_shape: tuple[int, ...] = (),
+        num_layers: int = 4,
+        num_heads: int = 4,
+        hidden_dim: int = 128,
+        dropout: float = 0.1,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        self.shape = arguments.positive_ints("shape", shape)
+        self.index_shape = arguments.positive_ints("index_shape", index_shape)
+        if self.shape[max(0, len(self.shape) - len(self.index_shape)) :] != self.index_shape:
+            raise ValueError(
+                f"The last axes of `shape` must be `index_shape`. Received: shape={shape}, index_shape={index_shape}"
+            )
+        self.num_classes = None if num_classes is None else arguments.positive_int("num_classes", num_classes)
+        self.num_layers = arguments.positive_int("num_layers", num_layers)
+        self.num_heads = arguments.positive_int("num_heads", num_heads)
+        self.hidden_dim = arguments.positive_int("hidden_dim", hidden_dim)
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+            )
+        self.dropout = arguments.share("dropout", dropout)
+        self.seed = arguments.seed(seed)
+        self.length = math.prod(self.shape)
+        self.transformer = CodeTransformer(
+            self.num_embeddings,
+            self.length,
+            math.prod(self.index_shape),
+            self.num_classes or 0,
+            self.num_layers,
+            self.num_heads,
+            self.hidden_dim,
+            self.dropout,
+            self.seed,
+            dtype=self.dtype_policy,
+            name="transformer",
+        )
+        # Within a namespace Keras does not see them. Tracked, they would be layers of this model, as it is of them.
+        self._parts = types.SimpleNamespace(samplers={})
+        self.build((None, *self.shape))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if not self.transformer.built:
+            self.transformer.build((None, self.length))
+
+    def bits_shape(self, **options: Any) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def sample_codes(self, known: Tensor, labels: Tensor, bits: Tensor, **options: Any) -> Tensor:
+        raise NotImplementedError
+
+    def generate(
+        self,
+        n: int,
+        labels: Any = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float | None = None,
+        prefix: Any = None,
+        seed: int | None = None,
+        batch_size: int = 128,
+        verbose: str | int = "auto",
+        **options: Any,
+    ) -> np.ndarray:
+        """Draws the codes of new samples.
+
+        Args:
+            n: How many samples.
+            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
+            temperature: What logits are divided by: below 1 draws what is likely more often. Defaults to `1.0`.
+            top_k: Draws among so many of the likeliest codes. Defaults to `None`, all.
+            top_p: Draws among the fewest codes that are so likely together, from 0 to 1. Defaults to `None`, all.
+            guidance: How far to go from what is likely without the class to what is likely with it: logits are
+                `u + guidance * (c - u)`, at twice the cost. Defaults to `None`, as 1.
+            prefix: Codes that are given, `[n, p, *shape[1:]]`: the first `p` along the first axis. Defaults to `None`.
+            seed: Integer; equal seeds draw equal codes, whatever the batch size, and up to the rounding of logits on
+                every backend. Defaults to `None`, drawn from NumPy's state, which `keras.utils.set_random_seed` sets.
+            batch_size: How many samples to draw at a time. Defaults to `128`.
+            verbose: As in `predict`. Defaults to `"auto"`.
+            **options: Of the subclass.
+
+        Returns:
+            An int32 array `[n, *shape]`.
+
+        Raises:
+            ValueError: If a class or a code is none of the model's, or a number makes no sense.
+        """
+        n, batch_size = arguments.positive_int("n", n), arguments.positive_int("batch_size", batch_size)
+        options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
+        if guidance is not None and self.num_classes is None:
+            raise ValueError(f"`guidance` needs a prior with `num_classes`. Received: guidance={guidance!r}")
+        options["guidance"] = None if guidance is None else arguments.non_negative("guidance", guidance)
+        labels = ops.convert_to_numpy(self._check_labels(labels, n))
+        known = np.full((n, self.length), -1, "int32")
+        if prefix is not None:
+            prefix = self._check_prefix(n, prefix)
+            known[:, : prefix.shape[1]] = prefix
+        # NumPy's own state is what `keras.utils.set_random_seed` sets.
+        seed = np.random.randint(arguments.LARGEST_INT) if seed is None else arguments.seed(seed)
+        key = tuple(options.items())
+        if key not in self._parts.samplers:
+            self._parts.samplers[key] = generation.Sampler(self, options)
+        shape = self.bits_shape(**options)
+        codes = self._parts.samplers[key].generate(known, labels, shape, seed, batch_size, verbose)
+        return codes.reshape(n, *self.shape)
+
+    def _check_prefix(self, n: int, prefix: Any) -> np.ndarray:
+        prefix = ops.convert_to_numpy(arguments.code_indices("prefix", prefix, self.num_embeddings))
+        if prefix.shape != (n, *prefix.shape[1:2], *self.shape[1:]) or prefix.size > n * self.length:
+            raise ValueError(
+                f"`prefix` must be codes of {n} samples along the first axis of {self.shape}, that long or shorter. "
+                f"Received: prefix of shape {prefix.shape}"
+            )
+        return prefix.reshape(n, -1)
+
+    def get_config(self) -> dict[str, Any]:
+        own = (
+            *("num_embeddings", "shape", "num_classes", "index_shape", "num_layers", "num_heads", "hidden_dim"),
+            *("dropout", "seed"),
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}

@@ -1,0 +1,155 @@
+"""The network of the priors: a Transformer over codes."""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from keras_vqvae import backend
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.own_weights import OwnWeights
+
+
+class TransformerBlock(keras.Layer):
+    """Attention and a perceptron of four times the width, each normalized before it and added to its input."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.num_heads = num_heads
+        self.attention_norm = layers.LayerNormalization(dtype=policy, name="attention_norm")
+        self.queries_keys_values = layers.Dense(3 * hidden_dim, dtype=policy, name="queries_keys_values")
+        self.attention_output = layers.Dense(hidden_dim, dtype=policy, name="attention_output")
+        self.mlp_norm = layers.LayerNormalization(dtype=policy, name="mlp_norm")
+        self.mlp_hidden = layers.Dense(4 * hidden_dim, activation="gelu", dtype=policy, name="mlp_hidden")
+        self.mlp_output = layers.Dense(hidden_dim, dtype=policy, name="mlp_output")
+        self.dropout = layers.Dropout(dropout, dtype=policy, name="dropout")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        for layer in (self.attention_norm, self.queries_keys_values, self.attention_output, self.mlp_norm):
+            layer.build(input_shape)
+        self.mlp_hidden.build(input_shape)
+        self.mlp_output.build((*input_shape[:-1], 4 * input_shape[-1]))
+
+    def call(self, x: Tensor, causal: bool = False, training: bool | None = None) -> Tensor:
+        queries, keys, values = self._heads(x)
+        return self._add(x, ops.dot_product_attention(queries, keys, values, is_causal=causal), training)
+
+    def step(self, x: Tensor, cache: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The output at one position, `[batch, 1, H]`, given keys and values `[2, batch, L, heads, H / heads]` so far.
+
+        Returns it and the cache with this position's keys and values in it.
+        """
+        queries, keys, values = self._heads(x)
+        cache = ops.slice_update(cache, (0, 0, position, 0, 0), ops.stack([keys, values]))
+        seen = ops.arange(cache.shape[2]) <= position
+        attended = ops.dot_product_attention(queries, cache[0], cache[1], mask=ops.reshape(seen, (1, 1, 1, -1)))
+        return self._add(x, attended, training=False), cache
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        # `[batch, T, 3 H]` -> three of `[batch, T, heads, H / heads]`
+        _, length, dim = x.shape
+        projected = self.queries_keys_values(self.attention_norm(x))
+        projected = ops.reshape(projected, (-1, length, 3, self.num_heads, dim // self.num_heads))
+        return ops.unstack(projected, 3, axis=2)
+
+    def _add(self, x: Tensor, attended: Tensor, training: bool | None) -> Tensor:
+        attended = ops.reshape(attended, (-1, *x.shape[1:]))
+        x = x + self.dropout(self.attention_output(attended), training=training)
+        change = self.mlp_output(self.mlp_hidden(self.mlp_norm(x)))
+        return x + self.dropout(change, training=training)
+
+
+class CodeTransformer(OwnWeights):
+    """From codes at all positions to the logits of codes at all positions.
+
+    The code `num_embeddings` is none: the start of a sequence, or what is to be filled in. The class `num_classes` is
+    none, too. `L` positions take turns in so many codebooks, as the levels of a residual do.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        length: int,
+        num_codebooks: int,
+        num_classes: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        dropout: float,
+        seed: int | None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_embeddings, self.length, self.num_codebooks = num_embeddings, length, num_codebooks
+        self.num_classes, self.hidden_dim, self.seed = num_classes, hidden_dim, seed
+        policy = self.dtype_policy
+        self.blocks = [
+            TransformerBlock(hidden_dim, num_heads, dropout, dtype=policy, name=f"block_{i}") for i in range(num_layers)
+        ]
+        self.norm = layers.LayerNormalization(dtype=policy, name="norm")
+        self.dropout = layers.Dropout(dropout, dtype=policy, name="dropout")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        sizes = {
+            "codes": self.num_codebooks * self.num_embeddings + 1,
+            "positions": self.length,
+            "classes": self.num_classes + 1,
+        }
+        for name, size in sizes.items():
+            table = self.add_weight((size, self.hidden_dim), keras.initializers.RandomNormal(stddev=0.02), name=name)
+            setattr(self, name, table)
+        self.head = self.add_weight(
+            (self.num_codebooks, self.hidden_dim, self.num_embeddings), "glorot_uniform", name="head"
+        )
+        self.bias = self.add_weight((self.num_codebooks, self.num_embeddings), "zeros", name="bias")
+        for layer in (*self.blocks, self.norm):
+            layer.build((None, None, self.hidden_dim))
+
+    def embed(self, codes: Tensor, codebooks: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """Codes `[batch, T]` of these codebooks, at these positions, of samples of these classes -> `[batch, T, H]`."""
+        none = self.num_codebooks * self.num_embeddings
+        rows = ops.where(codes == self.num_embeddings, none, codes + self.num_embeddings * codebooks)
+        classes = backend.gather_rows(ops.convert_to_tensor(self.classes), labels)
+        return (
+            backend.gather_rows(ops.convert_to_tensor(self.codes), rows)
+            + backend.gather_rows(ops.convert_to_tensor(self.positions), positions)
+            + ops.expand_dims(classes, 1)
+        )
+
+    def call(self, codes: Tensor, labels: Tensor, causal: bool = False, training: bool | None = None) -> Tensor:
+        """Logits `[batch, L, K]` in float32; if `causal`, those at a position know of the codes before it alone."""
+        positions = ops.arange(self.length)
+        codebooks = positions % self.num_codebooks
+        if causal:
+            none = ops.full_like(codes[:, :1], self.num_embeddings)
+            codes, codebooks = ops.concatenate([none, codes[:, :-1]], axis=1), ops.roll(codebooks, 1)
+        x = self.dropout(self.embed(codes, codebooks, positions, labels), training=training)
+        for block in self.blocks:
+            x = block(x, causal=causal, training=training)
+        # `[batch, L, H]` -> `[batch, L / codebooks, codebooks, H]`
+        x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
+        logits = ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias
+        return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))
+
+    def start_caches(self, batch_size: Tensor) -> list[Tensor]:
+        """Empty caches for `step`, one a block."""
+        heads = self.blocks[0].num_heads
+        shape = (2, batch_size, self.length, heads, self.hidden_dim // heads)
+        return [ops.zeros(shape, self.compute_dtype) for _ in self.blocks]
+
+    def step(
+        self, codes: Tensor, labels: Tensor, caches: list[Tensor], position: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What `call` gives at one position if `causal`, `[batch, K]`, of the codes `[batch]` before it; new caches."""
+        positions = ops.reshape(position, (1,))
+        codebooks = (positions - 1) % self.num_codebooks
+        x = self.embed(ops.expand_dims(codes, 1), codebooks, positions, labels)
+        new = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.step(x, cache, position)
+            new.append(cache)
+        codebook = position % self.num_codebooks
+        head, bias = (ops.take(ops.convert_to_tensor(weight), codebook, axis=0) for weight in (self.head, self.bias))
+        return ops.cast(ops.matmul(self.norm(x)[:, 0], head) + bias, "float32"), new

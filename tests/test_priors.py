@@ -1,0 +1,311 @@
+"""What every prior promises, and what each of them is by definition."""
+
+import itertools
+import math
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import numpy, softmax
+from keras import ops
+
+import keras_vqvae
+from keras_vqvae.models import sampling
+
+PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
+K, SHAPE, CLASSES = 5, (2, 3, 2), 3
+LENGTH = math.prod(SHAPE)
+
+
+def small(kind, **keywords):
+    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
+    prior = PRIORS[kind](K, SHAPE, num_classes=CLASSES, index_shape=(2,), **{**sizes, **keywords})
+    # Logits far from equal, so that what is drawn depends on what was drawn before.
+    for weight in prior.trainable_variables:
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=len(weight.path)))
+    return prior
+
+
+@pytest.fixture(scope="module", params=PRIORS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def prior(kind):
+    keras.utils.set_random_seed(0)
+    return small(kind)
+
+
+@pytest.fixture
+def codes(rng):
+    return rng.integers(0, K, (7, *SHAPE)).astype("int32")
+
+
+@pytest.fixture
+def labels(rng):
+    return rng.integers(0, CLASSES, 7).astype("int32")
+
+
+def logits_of(prior, codes, labels):
+    return numpy(prior((codes.reshape(-1, *SHAPE), labels))).reshape(len(codes), LENGTH, K)
+
+
+def uniforms_of(seed, *shape):
+    bits = np.random.default_rng(seed).integers(2**sampling.RANDOM_BITS, size=shape, dtype="int32")
+    return (bits + 0.5) / 2**sampling.RANDOM_BITS
+
+
+def inverse(logits, uniforms):
+    """Draws by the inverse of the distribution, in float64."""
+    sums = np.cumsum(softmax(logits.astype("float64")), axis=-1)
+    return (sums <= uniforms[..., None] * sums[..., -1:]).sum(-1)
+
+
+def test_logits_are_of_each_code(prior, codes, labels):
+    logits = prior((codes, labels))
+    assert logits.shape == (7, *SHAPE, K)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    other = numpy(prior((codes, (labels + 1) % CLASSES)))
+    assert np.abs(other - numpy(logits)).max(axis=-1).min() > 1e-4
+    assert np.abs(numpy(prior(codes)) - numpy(logits)).max() > 1e-4
+
+
+def test_the_loss_is_nats_a_code(prior, kind, codes, labels):
+    prior.compile(optimizer="sgd")
+    logs = prior.evaluate(codes, labels, verbose=0, return_dict=True)
+    assert logs["perplexity"] == pytest.approx(math.exp(logs["loss"]), rel=1e-5)
+    if kind == "autoregressive":
+        shares = softmax(logits_of(prior, codes, labels).astype("float64"))
+        own = np.take_along_axis(shares, codes.reshape(7, LENGTH, 1), -1)
+        assert logs["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
+        weights = np.arange(7.0)
+        weighted = prior.evaluate(codes, labels, sample_weight=weights, verbose=0)[0]
+        assert weighted == pytest.approx((-np.log(own).mean((1, 2)) * weights).mean(), rel=1e-5)
+
+
+def test_masked_codes_alone_are_predicted():
+    prior = small("masked")
+    # Logits that are the bias, whatever the other codes: then any mask gives the same mean.
+    prior.transformer.head.assign(ops.zeros(prior.transformer.head.shape))
+    prior.compile(optimizer="sgd")
+    codes = np.full((9, *SHAPE), 2)
+    shares = softmax(numpy(prior.transformer.bias))[:, 2]
+    few, many = (prior.evaluate(np.repeat(codes, n, 0), verbose=0)[0] for n in (1, 20))
+    assert -np.log(shares.max()) < few < -np.log(shares.min())
+    assert many == pytest.approx(-np.log(shares).mean(), rel=0.1)
+    prior.transformer.bias.assign(np.broadcast_to([0.0, 0, 1, 0, 0], (2, K)))
+    assert prior.evaluate(codes, verbose=0)[0] == pytest.approx(math.log(math.e + 4) - 1, rel=1e-5)
+
+
+def test_codes_depend_on_those_before_alone(codes, labels):
+    prior = small("autoregressive")
+    flat = codes.reshape(7, LENGTH)
+    before = logits_of(prior, flat, labels)
+    for place in (0, 3, LENGTH - 1):
+        changed = flat.copy()
+        changed[:, place] = (changed[:, place] + 1) % K
+        after = logits_of(prior, changed, labels)
+        np.testing.assert_allclose(after[:, : place + 1], before[:, : place + 1], atol=1e-5)
+        assert place == LENGTH - 1 or np.abs(after - before)[:, place + 1 :].max(axis=(0, 2)).min() > 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}])
+def test_cached_is_naive(codes, labels, options):
+    """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
+    prior = small("autoregressive")
+    guidance, restrictions = options.get("guidance"), {k: v for k, v in options.items() if k != "guidance"}
+    given = codes[:, :1].reshape(7, -1)
+    expected = np.zeros((7, LENGTH), "int32")
+    uniforms = uniforms_of(3, 7, LENGTH)
+    for place in range(LENGTH):
+        logits = logits_of(prior, expected, labels)[:, place]
+        if guidance is not None:
+            without = numpy(prior(expected.reshape(-1, *SHAPE))).reshape(7, LENGTH, K)[:, place]
+            logits = without + guidance * (logits - without)
+        drawn = inverse(numpy(sampling.restrict(logits, **restrictions)), uniforms[:, place])
+        expected[:, place] = given[:, place] if options and place < given.shape[1] else drawn
+    prefix = codes[:, :1] if options else None
+    new = prior.generate(7, labels, prefix=prefix, seed=3, verbose=0, **options)
+    np.testing.assert_array_equal(new.reshape(7, -1), expected)
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_filling_in_is_by_definition(codes, labels, prefixed):
+    prior, steps = small("masked"), 4
+    numbers = uniforms_of(3, 7, steps, 2, LENGTH)
+    given = codes[:, :1].reshape(7, -1) if prefixed else np.zeros((7, 0), "int32")
+    expected = np.full((7, LENGTH), K, "int32")
+    expected[:, : given.shape[1]] = given
+    unknown = LENGTH - given.shape[1]
+    for step in range(steps):
+        masked = expected == K
+        logits = logits_of(prior, expected, labels)
+        drawn = inverse(logits, numbers[:, step, 0])
+        sureness = np.take_along_axis(np.log(softmax(logits)), drawn[..., None], -1)[..., 0]
+        sureness = sureness + 4.5 * (1 - (step + 1) / steps) * -np.log(-np.log(numbers[:, step, 1]))
+        order = np.argsort(np.where(masked, sureness, np.inf), axis=1)
+        expected = np.where(masked, drawn, expected)
+        remaining = math.floor(unknown * math.cos(math.pi / 2 * (step + 1) / steps) + 1e-9)
+        np.put_along_axis(expected, order[:, :remaining], K, axis=1)
+    new = prior.generate(
+        7, labels, num_steps=steps, choice_temperature=4.5, prefix=codes[:, :1] if prefixed else None, seed=3, verbose=0
+    )
+    np.testing.assert_array_equal(new.reshape(7, -1), expected)
+
+
+def test_samples_depend_on_the_seed_alone(prior, labels):
+    new = prior.generate(7, labels, seed=5, verbose=0)
+    assert new.shape == (7, *SHAPE)
+    assert new.dtype == "int32"
+    np.testing.assert_array_equal(prior.generate(7, labels, seed=5, batch_size=4, verbose=0), new)
+    assert (prior.generate(7, labels, seed=6, verbose=0) != new).any()
+    keras.utils.set_random_seed(2)
+    first = prior.generate(7, labels, verbose=0)
+    assert (prior.generate(7, labels, verbose=0) != first).any()
+    keras.utils.set_random_seed(2)
+    np.testing.assert_array_equal(prior.generate(7, labels, verbose=0), first)
+
+
+def test_a_saved_prior_draws_the_same(prior, kind, tmp_path, labels):
+    prior.save(tmp_path / "prior.keras")
+    loaded = keras.models.load_model(tmp_path / "prior.keras")
+    assert type(loaded) is PRIORS[kind]
+    assert loaded.get_config() == prior.get_config()
+    np.testing.assert_array_equal(
+        loaded.generate(7, labels, seed=5, verbose=0), prior.generate(7, labels, seed=5, verbose=0)
+    )
+
+
+def chain(rng, n, length, transitions):
+    """Samples of a Markov chain from state 0, and its entropy in nats a code."""
+    states, entropies = np.zeros((n, length + 1), int), -np.sum(transitions * np.log(transitions), axis=1)
+    for place in range(length):
+        sums = np.cumsum(transitions[states[:, place]], axis=1)
+        states[:, place + 1] = np.minimum((sums < rng.random((n, 1))).sum(1), len(transitions) - 1)
+    at, entropy = np.eye(len(transitions))[0], 0.0
+    for _ in range(length):
+        entropy += at @ entropies / length
+        at = at @ transitions
+    return states[:, 1:], entropy
+
+
+def test_known_sources_are_learned(kind, rng):
+    """Nats a code come down to the entropy of Markov chains, one a class, and new samples have their transitions."""
+    transitions = softmax(2 * rng.normal(size=(2, 3, 3)))
+    parts, entropies = zip(*(chain(rng, 2048, 5, each) for each in transitions), strict=True)
+    order = rng.permutation(4096)
+    codes, labels = np.concatenate(parts)[order], np.repeat([0, 1], 2048)[order]
+    prior = PRIORS[kind](3, (5,), num_classes=2, num_layers=1, num_heads=2, hidden_dim=32, dropout=0.0)
+    options = {"batch_size": 1000, "verbose": 0, **({} if kind == "autoregressive" else {"num_steps": 5})}
+    # Compiled by now, it must go by the weights as they will be.
+    prior.generate(1000, 0, **options)
+    prior.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 384)))
+    data = {"batch_size": 64, "validation_data": (codes, labels), "validation_batch_size": 1024}
+    history = prior.fit(codes, labels, epochs=6, verbose=0, **data).history
+    assert sorted(history) == ["loss", "perplexity", "val_loss", "val_perplexity"]
+    assert np.mean(entropies) - 0.04 < history["val_loss"][-1] < np.mean(entropies) + 0.04
+    for label, expected in enumerate(transitions):
+        new = prior.generate(1000, label, seed=label, **options)
+        pairs = np.zeros((3, 3))
+        for before, after in itertools.pairwise(new.T):
+            np.add.at(pairs, (before, after), 1)
+        visits = pairs.sum(1)
+        distances = np.abs(pairs / visits[:, None] - expected).sum(1)
+        # Codes that are filled in together are drawn apart; if all were, this would be above 0.5.
+        assert visits @ distances / visits.sum() < 0.25
+
+
+def test_mixed_precision_changes_little(prior, kind, codes, labels):
+    mixed = PRIORS[kind].from_config({**prior.get_config(), "dtype": "mixed_bfloat16"})
+    mixed.set_weights(prior.get_weights())
+    np.testing.assert_allclose(logits_of(mixed, codes, labels), logits_of(prior, codes, labels), atol=0.3)
+    assert mixed.compute_dtype == mixed.transformer.blocks[0].compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in mixed.trainable_variables} == {"float32"}
+    new = mixed.generate(64, 1, seed=0, verbose=0)
+    assert 0 <= new.min() <= new.max() < K
+    assert np.mean(new == prior.generate(64, 1, seed=0, verbose=0)) > 0.5
+
+
+def test_a_tenth_of_the_classes_is_left_out(prior):
+    labels = numpy(prior._drop_labels(ops.ones((10_000,), "int32")))
+    assert set(labels.tolist()) == {1, CLASSES}
+    assert np.mean(labels == CLASSES) == pytest.approx(0.1, abs=0.02)
+
+
+def test_codes_of_samples_without_axes(kind):
+    """One code a sample, as of a `VQVAE` over vectors."""
+    prior = PRIORS[kind](K, (), num_layers=1, num_heads=1, hidden_dim=4)
+    assert prior.generate(3, seed=0, verbose=0).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_embeddings": 0}, "num_embeddings=0"),
+        ({"shape": 3}, "shape=3"),
+        ({"shape": (2, 0)}, "shape=0"),
+        ({"index_shape": (3,)}, "shape=(2, 2), index_shape=(3,)"),
+        ({"index_shape": (2, 2, 2)}, "shape=(2, 2), index_shape=(2, 2, 2)"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"num_heads": 3}, "num_heads=3, hidden_dim=128"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_wrong_arguments_are_named(kind, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
+        PRIORS[kind](**{"num_embeddings": 4, "shape": (2, 2), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n=0"),
+        ({"labels": 3}, "labels with [3]"),
+        ({"labels": [0, 1]}, "labels of shape (2,) for 4 samples"),
+        ({"labels": 0.5}, "labels of dtype float32"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"top_k": 6}, "top_k=6"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.1}, "top_p=1.1"),
+        ({"guidance": -1}, "guidance=-1"),
+        ({"prefix": np.zeros((4, 3, 3, 2), int)}, "prefix of shape (4, 3, 3, 2)"),
+        ({"prefix": np.zeros((3, 1, 3, 2), int)}, "prefix of shape (3, 1, 3, 2)"),
+        ({"prefix": np.full((4, 1, 3, 2), 5)}, "prefix with [5]"),
+        ({"seed": -1}, "seed=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_makes_no_sense_is_named(prior, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
+        prior.generate(**{"n": 4, **arguments})
+
+
+def test_steps_that_make_no_sense_are_named(codes):
+    prior = small("masked")
+    for name in ("num_steps", "choice_temperature"):
+        with pytest.raises(ValueError, match=f"Received: {name}=-1"):
+            prior.generate(1, **{name: -1})
+
+
+def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
+    prior.compile(optimizer="sgd")
+    for method in (prior.fit, prior.evaluate):
+        with pytest.raises(ValueError, match=r"Received: codes with \[7\]"):
+            method(np.where(codes == 4, 7, codes), labels)
+        with pytest.raises(ValueError, match=re.escape("Received: codes of shape (7, 2, 3)")):
+            method(codes[..., 0], labels)
+        with pytest.raises(ValueError, match=r"Received: labels with \[3, 4\]"):
+            method(codes, labels + 2)
+        with pytest.raises(ValueError, match="Received: labels of shape"):
+            method(codes, labels[:3])
+    with pytest.raises(ValueError, match="Received: y=None"):
+        prior.fit(codes, verbose=0)
+    classless = PRIORS[kind](K, SHAPE, num_layers=1, num_heads=1, hidden_dim=4)
+    with pytest.raises(ValueError, match="num_classes=None"):
+        classless(((codes), labels))
+    with pytest.raises(ValueError, match="Received: guidance=2"):
+        classless.generate(1, guidance=2)
