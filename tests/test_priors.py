@@ -309,3 +309,22 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
         classless(((codes), labels))
     with pytest.raises(ValueError, match="Received: guidance=2"):
         classless.generate(1, guidance=2)
+
+
+def test_samples_are_decoded_draws(kind, codes):
+    grid = keras.Input((2, 3, 2))
+    quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(K), 2)
+    decoder = keras.Sequential([keras.Input((2, 3, 2)), keras.layers.Dense(4)])
+    model = keras_vqvae.VQVAE(keras.Model(grid, grid), quantizer, decoder)
+    prior = small(kind, num_layers=1)
+    new = model.sample(prior, 5, labels=1, temperature=2.0, seed=0, verbose=0)
+    assert new.shape == (5, 2, 3, 4)
+    drawn = prior.generate(5, 1, temperature=2.0, seed=0, verbose=0)
+    np.testing.assert_array_equal(new, model.decode(drawn, verbose=0))
+    for other, message in (
+        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior of 6 codes of shape (2, 3, 2)"),
+        (PRIORS[kind](K, (2, 3), hidden_dim=4), "prior of 5 codes of shape (2, 3)"),
+        (model, "prior=<VQVAE"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
+            model.sample(other, 1)

@@ -1,0 +1,162 @@
+"""What an autoencoder with codes in between is: its parts, and what they do without training."""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae.layers.masks import ReplaceMasked
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.prior import Prior
+
+
+class CodeAutoencoder(keras.Model):
+    """An encoder, a quantizer and a decoder. A subclass, `VQVAE`, has their `call` and their training."""
+
+    def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
+        super().__init__(**kwargs)
+        for name, part in {"encoder": encoder, "quantizer": quantizer, "decoder": decoder}.items():
+            kind = Quantizer if name == "quantizer" else keras.Layer
+            if not isinstance(part, kind):
+                raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
+        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None)
+
+    def build(self, input_shape: Any) -> None:
+        if self._parts.tokenizer is not None:
+            return
+        if getattr(self.encoder, "inputs", None):
+            inputs = inputs_like(self.encoder)
+        else:
+            inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(batch_shape=shape), input_shape)
+        vectors = self.encoder(inputs)
+        _, indices = self.quantizer(vectors, return_indices=True)
+        codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
+        self._parts.tokenizer = keras.Model(inputs, indices, name="tokenizer")
+        self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
+        # Keras exports no model that was never called.
+        self._parts.tokenizer(inputs)
+        self._parts.detokenizer(codes)
+        # What is not finite is left out of k-means.
+        self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
+
+    @property
+    def tokenizer(self) -> keras.Model:
+        """The functional model from inputs to codes, over this model's layers; there once it is built."""
+        return self._built_parts().tokenizer
+
+    @property
+    def detokenizer(self) -> keras.Model:
+        """The functional model from codes to reconstructions, over this model's layers; there once it is built."""
+        return self._built_parts().detokenizer
+
+    def _built_parts(self) -> types.SimpleNamespace:
+        if self._parts.tokenizer is None:
+            raise ValueError(
+                "`VQVAE` must be built: call it, or take an encoder that knows its input shape. Received: built=False"
+            )
+        return self._parts
+
+    def _parts_for(self, x: Any) -> types.SimpleNamespace:
+        """The parts, built by the first samples of `x` if the model never saw any."""
+        if self._parts.tokenizer is None and not isinstance(x, Iterator):
+            self.predict(x, steps=1, verbose=0)
+        return self._built_parts()
+
+    def encode(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+        """Returns the codes of inputs, in batches and with a progress bar, as `predict` does.
+
+        Args:
+            x: Inputs of the encoder, in any form that `predict` takes.
+            batch_size: As in `predict`. Defaults to `None`, 32 samples.
+            verbose: As in `predict`. Defaults to `"auto"`.
+
+        Returns:
+            An int32 array `[samples, ...]`.
+        """
+        return self._parts_for(x).tokenizer.predict(x, batch_size=batch_size, verbose=verbose)
+
+    def adapt(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
+        """Fills the quantizer's codebook by k-means of the encoder's outputs.
+
+        Args:
+            x: Inputs of the encoder, in any form that `predict` takes. The encoder's outputs are kept in memory, and
+                256 vectors a code are plenty: give a part of large data.
+            batch_size: As in `predict`. Defaults to `None`, 32 samples.
+            verbose: As in `predict`. Defaults to `"auto"`.
+            **keywords: Of the quantizer's `adapt`, such as `epochs` and `seed`.
+        """
+        vectors = self._parts_for(x).vectors.predict(x, batch_size=batch_size, verbose=verbose)
+        self.quantizer.adapt(vectors, verbose=verbose, **keywords)
+
+    def decode(self, codes: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+        """Returns the reconstructions of codes, in batches and with a progress bar, as `predict` does.
+
+        Args:
+            codes: Integers, as `encode` returns them.
+            batch_size: As in `predict`. Defaults to `None`, 32 samples.
+            verbose: As in `predict`. Defaults to `"auto"`.
+
+        Returns:
+            An array of the decoder's outputs.
+
+        Raises:
+            ValueError: If a code lies outside the codebook.
+        """
+        codes = ops.convert_to_numpy(codes)
+        self.quantizer.check_indices("codes", codes)
+        return self.detokenizer.predict(codes, batch_size=batch_size, verbose=verbose)
+
+    def sample(
+        self, prior: Prior, n: int, labels: Any = None, verbose: str | int = "auto", **keywords: Any
+    ) -> np.ndarray:
+        """Draws new data: codes from `prior`, decoded.
+
+        Args:
+            prior: Of codes as this model's `encode` returns them.
+            n: How many samples.
+            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
+            verbose: As in `predict`. Defaults to `"auto"`.
+            **keywords: Of the prior's `generate`, such as `temperature`, `guidance` and `seed`.
+
+        Returns:
+            An array of the decoder's outputs.
+
+        Raises:
+            ValueError: If `prior` is none of codes of this number and shape.
+        """
+        if not isinstance(prior, Prior):
+            raise ValueError(f"`prior` must be a Prior. Received: prior={prior!r}")
+        own = self.quantizer.num_embeddings, *self.tokenizer.output_shape[1:]
+        of_prior = prior.num_embeddings, *prior.shape
+        if len(own) != len(of_prior) or any(a not in (None, b) for a, b in zip(own, of_prior, strict=True)):
+            raise ValueError(
+                f"`prior` must be one of {own[0]} codes of shape {own[1:]}. "
+                f"Received: prior of {of_prior[0]} codes of shape {of_prior[1:]}"
+            )
+        return self.decode(prior.generate(n, labels, verbose=verbose, **keywords), verbose=verbose)
+
+    def get_config(self) -> dict[str, Any]:
+        parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}
+        return {
+            **super().get_config(),
+            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "CodeAutoencoder":
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("encoder", "quantizer", "decoder")
+        }
+        return cls(**{**config, **parts})
+
+
+def inputs_like(encoder: keras.Model) -> Any:
+    """New symbolic inputs like those of a model that knows its own."""
+    inputs = encoder.inputs[0] if isinstance(encoder, keras.Sequential) else encoder.input
+    return keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), inputs)
