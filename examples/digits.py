@@ -1,38 +1,46 @@
-"""Trains a VQ-VAE on images and draws what it learned.
+"""Trains a VQ-VAE on images, a prior over its codes, and draws new images, class by class.
 
     python examples/digits.py
-    KERAS_BACKEND=torch python examples/digits.py --dataset fashion_mnist --epochs 5
+    KERAS_BACKEND=torch python examples/digits.py --dataset fashion_mnist --epochs 5 --prior-epochs 10
 
-The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`.
+The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`. Everything is
+on one page, `index.html`, in the folder of `--output`.
 """
 
 import argparse
+import math
 import pathlib
 
 import images
 import keras
 import numpy as np
-from keras import layers
+import page
 
 import keras_vqvae
 from keras_vqvae import plotting
 
+GUIDANCE = 2.0
+"""Above 1 new images are more of their class, and less unlike each other."""
 
-def build_autoencoder(image_size: int, embedding_dim: int) -> tuple[keras.Model, keras.Model]:
+
+def build_model(image_size: int, num_embeddings: int, embedding_dim: int, seed: int) -> keras_vqvae.VQVAE:
     """Convolutions that halve the size until a code stands for 2 x 2 or 4 x 4 pixels, and their mirror image."""
-    filters = [32] if image_size < 16 else [32, 64]
-    encoder = keras.Sequential([keras.Input((image_size, image_size, 1))], name="encoder")
-    for size in filters:
-        encoder.add(layers.Conv2D(size, 4, strides=2, padding="same", activation="relu"))
-    encoder.add(layers.Conv2D(filters[-1], 3, padding="same", activation="relu"))
-    encoder.add(layers.Conv2D(embedding_dim, 1))
+    sizes = {"filters": (32,) if image_size < 16 else (32, 64), "num_residual_blocks": 1}
+    encoder = keras_vqvae.build_conv_encoder((image_size, image_size, 1), embedding_dim, **sizes)
+    decoder = keras_vqvae.build_conv_decoder((image_size, image_size, 1), embedding_dim, **sizes)
+    return keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed), decoder)
 
-    decoder = keras.Sequential([keras.Input(encoder.output_shape[1:])], name="decoder")
-    decoder.add(layers.Conv2D(filters[-1], 3, padding="same", activation="relu"))
-    for size in reversed(filters):
-        decoder.add(layers.Conv2DTranspose(size, 4, strides=2, padding="same", activation="relu"))
-    decoder.add(layers.Conv2D(1, 3, padding="same"))
-    return encoder, decoder
+
+def train_prior(codes: tuple, labels: tuple, num_embeddings: int, epochs: int, seed: int) -> keras_vqvae.Prior:
+    """A prior over the codes of each class, its rate of learning on a cosine down to nothing."""
+    prior = keras_vqvae.AutoregressivePrior(
+        num_embeddings, codes[0].shape[1:], num_classes=10, num_layers=2, hidden_dim=64, dropout=0.2, seed=seed
+    )
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * math.ceil(len(codes[0]) / 64))
+    prior.compile(keras.optimizers.AdamW(rate))
+    test = codes[1], labels[1]
+    prior.fit(codes[0], labels[0], batch_size=64, epochs=epochs, validation_data=test, verbose=2)
+    return prior
 
 
 def main() -> None:
@@ -42,38 +50,61 @@ def main() -> None:
     parser.add_argument("--num-embeddings", type=int, default=64)
     parser.add_argument("--embedding-dim", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--prior-epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of the pictures")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of what is written")
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(arguments.seed)
+    num_embeddings = arguments.num_embeddings
     train, test = images.load(arguments.dataset, arguments.data_dir)
-    encoder, decoder = build_autoencoder(train.shape[1], arguments.embedding_dim)
-    quantizer = keras_vqvae.VectorQuantizer(arguments.num_embeddings, ema_decay=0.99, seed=arguments.seed)
-    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+    labels = images.load_labels(arguments.dataset, arguments.data_dir)
+    model = build_model(train.shape[1], num_embeddings, arguments.embedding_dim, arguments.seed)
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
     model.adapt(train, verbose=0)
-    fitted = model.fit(train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,))
+    fitted = model.fit(
+        train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,), verbose=2
+    )
 
-    codes = model.encode(test)
-    reconstructions = model.decode(codes)
+    codes = model.encode(train, verbose=0), model.encode(test, verbose=0)
+    reconstructions = model.decode(codes[1], verbose=0)
     # Images that consist of one code throughout.
-    every_code = np.arange(arguments.num_embeddings)[:, None, None]
-    atlas = model.decode(np.broadcast_to(every_code, (arguments.num_embeddings, *codes.shape[1:])))
+    every_code = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, *codes[0].shape[1:]))
+    prior = train_prior(codes, labels, num_embeddings, arguments.prior_epochs, arguments.seed)
+    classes = np.repeat(np.arange(10), 12)
+    new = model.sample(prior, len(classes), classes, guidance=GUIDANCE, seed=arguments.seed, verbose=0)
+    new = new.reshape(10, 12, *train.shape[1:])
+
+    rows, columns = codes[0].shape[1:]
+    most_bits = rows * columns * math.log2(num_embeddings)
+    error = np.mean(np.square(reconstructions - test))
+    bits = prior.evaluate(codes[1], labels[1], verbose=0, return_dict=True)["loss"] * rows * columns / math.log(2)
+    print(f"error {error:.4f}; {bits:.0f} bits an image by the prior, {most_bits:.0f} without it")
+    sections = {
+        "New images": (
+            plotting.plot_samples({str(name): pictures for name, pictures in enumerate(new)}),
+            f"Drawn from the prior, class by class, with a guidance of {GUIDANCE:g}, and decoded: none is in the data.",
+        ),
+        "Reconstructions": (
+            plotting.plot_reconstructions(test, reconstructions),
+            f"Images that training never saw, from {rows} x {columns} codes of {num_embeddings}.",
+        ),
+        "Codes": (plotting.plot_code_maps(test, codes[1], num_embeddings), "What the model keeps of each image."),
+        "What each code is": (
+            plotting.plot_code_atlas(model.decode(every_code, verbose=0), model.quantizer.code_counts),
+            "Images that consist of one code throughout.",
+        ),
+        "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "On the same images."),
+        "Training": (plotting.plot_training(fitted.history), "Of the autoencoder, epoch by epoch."),
+    }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, figure in {
-        "reconstructions": plotting.plot_reconstructions(test, reconstructions),
-        "code_use": plotting.plot_code_use(codes, arguments.num_embeddings),
-        "code_atlas": plotting.plot_code_atlas(atlas, quantizer.code_counts),
-        "training": plotting.plot_training(fitted.history),
-        "code_maps": plotting.plot_code_maps(test, codes, arguments.num_embeddings),
-    }.items():
-        path = arguments.output / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        print("wrote", path)
+    for heading, (figure, _) in sections.items():
+        figure.savefig(arguments.output / f"{heading.lower().replace(' ', '_')}.png", dpi=150)
+    page.write(arguments.output / "index.html", f"{arguments.dataset}: a VQ-VAE and its prior", sections)
     model.save(arguments.output / "model.keras")
-    print(f"{codes.shape[1]} x {codes.shape[2]} codes an image; model in {arguments.output / 'model.keras'}")
+    prior.save(arguments.output / "prior.keras")
+    print("open", arguments.output / "index.html")
 
 
 if __name__ == "__main__":

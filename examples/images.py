@@ -17,18 +17,29 @@ def load(dataset: str = "digits", data_dir: str | None = None) -> tuple[np.ndarr
             or `"mnist"`, 70,000 images of 28 x 28 pixels that Keras downloads.
         data_dir: A folder with the four IDX files of the latter two, gzipped or not, in place of the download.
     """
+    return tuple(images for images, _ in _load(dataset, data_dir))
+
+
+def load_labels(dataset: str = "digits", data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the classes of `(train, test)`, integers `[samples]` from 0 to 9."""
+    return tuple(labels for _, labels in _load(dataset, data_dir))
+
+
+def _load(dataset: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
     if dataset not in DATASETS:
         raise ValueError(f"`dataset` must be one of {DATASETS}. Received: dataset={dataset!r}")
     if data_dir is not None:
-        train, test = (_read_idx(pathlib.Path(data_dir), f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
+        files = [[f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"] for part in ("train", "t10k")]
+        parts = [[_read_idx(pathlib.Path(data_dir), file) for file in pair] for pair in files]
     elif dataset == "digits":
         from sklearn.datasets import load_digits
 
-        images = load_digits().images * (255 / 16)
-        train, test = images[:1500], images[1500:]
+        digits = load_digits()
+        images = digits.images * (255 / 16)
+        parts = [(images[:1500], digits.target[:1500]), (images[1500:], digits.target[1500:])]
     else:
-        (train, _), (test, _) = getattr(keras.datasets, dataset).load_data()
-    return tuple(np.expand_dims(images.astype("float32") / 255, -1) for images in (train, test))
+        parts = getattr(keras.datasets, dataset).load_data()
+    return [(np.expand_dims(images.astype("float32") / 255, -1), labels.astype("int32")) for images, labels in parts]
 
 
 def _read_idx(folder: pathlib.Path, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from keras_vqvae.estimators import diveq as diveq
 from keras_vqvae.estimators import nsvq as nsvq
 from keras_vqvae.estimators import rotation as rotation
 from keras_vqvae.estimators import straight_through as straight_through
+from keras_vqvae.figure_writer import FigureWriter as FigureWriter
 from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
 from keras_vqvae.layers import FiniteScalarQuantizer as FiniteScalarQuantizer

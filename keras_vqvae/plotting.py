@@ -55,6 +55,19 @@ def plot_reconstructions(
     )
 
 
+def plot_samples(images: np.ndarray | dict[str, np.ndarray], max_images: int = 12) -> Figure:
+    """Draws new images, such as those of `VQVAE.sample`.
+
+    Args:
+        images: `[samples, height, width]` or `[samples, height, width, channels]`, clipped to 0..1; or several by their
+            names, such as those of each class.
+        max_images: How many to draw of each. Defaults to `12`.
+    """
+    rows = images if isinstance(images, dict) else {"samples": images}
+    rows = [(name, pictures := np.clip(each, 0, 1), _grey(pictures)) for name, each in rows.items()]
+    return _strips(rows, max_images, f"{sum(len(pictures) for _, pictures, _ in rows):,} new images")
+
+
 def plot_code_maps(images: np.ndarray, codes: np.ndarray, num_embeddings: int, max_images: int = 12) -> Figure:
     """Draws images above the maps of their codes, one colour a code.
 

@@ -1,5 +1,6 @@
 """The examples run, each on the backend of the tests."""
 
+import base64
 import gzip
 import os
 import pathlib
@@ -30,9 +31,11 @@ def run(script, *arguments):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Small IDX files, two of them gzipped."""
+    """Small IDX files, half of them gzipped."""
     folder = tmp_path_factory.mktemp("idx")
     rng = np.random.default_rng(0)
+    for name, count in (("train-labels-idx1-ubyte", 64), ("t10k-labels-idx1-ubyte", 32)):
+        (folder / name).write_bytes(bytes([0, 0, 8, 1]) + np.array([count], ">u4").tobytes() + bytes(range(count)))
     for name, count in (("train-images-idx3-ubyte", 64), ("t10k-images-idx3-ubyte", 32)):
         content = bytes([0, 0, 8, 3]) + np.array([count, 28, 28], ">u4").tobytes()
         content += rng.integers(256, size=(count, 28, 28), dtype="u1").tobytes()
@@ -58,6 +61,9 @@ def test_idx_files_are_read(data_dir):
     assert test.shape == (32, 28, 28, 1)
     expected = np.random.default_rng(0).integers(256, size=(64, 28, 28), dtype="u1")
     np.testing.assert_allclose(train[..., 0], expected / np.float32(255))
+    train, test = images.load_labels("fashion_mnist", data_dir)
+    np.testing.assert_array_equal(train, np.arange(64))
+    np.testing.assert_array_equal(test, np.arange(32))
 
 
 def test_unknown_data_sets_are_named():
@@ -66,15 +72,17 @@ def test_unknown_data_sets_are_named():
 
 
 def test_the_demo_trains_and_draws(tmp_path):
-    printed = run("digits.py", "--epochs", 1, "--output", tmp_path)
+    printed = run("digits.py", "--epochs", 1, "--prior-epochs", 1, "--output", tmp_path)
     assert "val_perplexity" in printed
-    for name in ("reconstructions", "code_use", "code_maps"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000
-    assert keras.models.load_model(tmp_path / "model.keras").encode(np.zeros((2, 8, 8, 1)), verbose=0).shape == (
-        2,
-        4,
-        4,
-    )
+    assert "96 without it" in printed
+    page = (tmp_path / "index.html").read_text()
+    headings = re.findall("<h2>(.*)</h2>", page)
+    assert headings[:3] == ["New images", "Reconstructions", "Codes"]
+    for heading, picture in zip(headings, re.findall('src="data:image/png;base64,([^"]*)"', page), strict=True):
+        assert base64.b64decode(picture).startswith(b"\x89PNG")
+        assert (tmp_path / f"{heading.lower().replace(' ', '_')}.png").stat().st_size > 1000
+    model, prior = (keras.models.load_model(tmp_path / f"{name}.keras") for name in ("model", "prior"))
+    assert model.sample(prior, 2, labels=7, verbose=0).shape == (2, 8, 8, 1)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")

@@ -36,6 +36,16 @@ def test_reconstructions_by_their_names_stand_in_rows(images):
         plotting.plot_reconstructions(images, {"fine": images, "short": images[:2]})
 
 
+def test_samples_of_each_class_stand_in_a_row(images):
+    figure = plotting.plot_samples({"0": images, "1": images - 0.5}, max_images=4)
+    drawn = pictures(figure)
+    assert len(drawn) == 8
+    assert [axis.get_ylabel() for axis in figure.axes[::4]] == ["0", "1"]
+    np.testing.assert_allclose(np.squeeze(drawn[5]), np.squeeze(np.clip(images[1] - 0.5, 0, 1)))
+    assert figure.get_suptitle() == "10 new images"
+    assert len(pictures(plotting.plot_samples(images))) == 5
+
+
 def test_maps_stand_below_their_images(images, rng):
     codes = rng.integers(16, size=(5, 4, 2))
     figure = plotting.plot_code_maps(images, codes, num_embeddings=16, max_images=9)
