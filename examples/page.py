@@ -11,11 +11,12 @@ STYLE = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:
 
 
 def write(path: pathlib.Path, title: str, sections: dict[str, tuple[Figure, str]]) -> None:
-    """Writes a page with a section for each figure: its heading, a sentence or two, the picture."""
+    """Writes a page with a section for each figure: its heading, a sentence or two, the picture; and each picture."""
     parts = []
     for heading, (figure, text) in sections.items():
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=110)
+        (path.parent / f"{heading.lower().replace(' ', '_')}.png").write_bytes(content.getvalue())
         picture = base64.b64encode(content.getvalue()).decode()
         parts.append(
             f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(text)}</p>\n"
