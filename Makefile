@@ -51,9 +51,10 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	.venv/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
+# Without the bytecode of thousands of files that the demo never imports.
 .venv-demo/done: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install --quiet --editable ".[jax,examples]"
+	.venv-demo/bin/pip install --quiet --no-compile --editable ".[jax,examples]"
 	touch $@
 
 clean:

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--num-embeddings", type=int, default=64)
     parser.add_argument("--embedding-dim", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--prior-epochs", type=int, default=20)
+    parser.add_argument("--prior-epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=60, help="60 divides the 1,500 digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of what is written")
@@ -63,7 +63,6 @@ def main() -> None:
     labels = images.load_labels(arguments.dataset, arguments.data_dir)
     model = build_model(train.shape[1], num_embeddings, arguments.embedding_dim, arguments.seed)
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
-    model.adapt(train, verbose=0)
     fitted = model.fit(
         train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,), verbose=2
     )
