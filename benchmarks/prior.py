@@ -1,0 +1,142 @@
+"""Priors over the codes of images: nats a code, and how real what they draw is to a classifier.
+
+KERAS_BACKEND=torch python -m benchmarks.prior --data-dir FOLDER_OF_IDX_FILES --seeds 0 1 2
+python -m benchmarks.prior --short
+
+A row a prior and way to draw. A small classifier, trained on real images, is given test images, their reconstructions,
+and samples of each class. Nats stand beside those of a uniform code and of the codes' frequencies alone.
+"""
+
+import argparse
+import math
+import time
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_vqvae
+from benchmarks import timing
+from examples import images
+
+GUIDANCES = (None, 2.0, 4.0)
+STEPS = (4, 8, 12, 24)
+PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
+
+
+def train_autoencoder(train: np.ndarray, num_embeddings: int, epochs: int, seed: int) -> keras_vqvae.VQVAE:
+    sizes = {"embedding_dim": 32, "filters": (32,) if train.shape[1] < 16 else (32, 64), "num_residual_blocks": 1}
+    model = keras_vqvae.VQVAE(
+        keras_vqvae.build_conv_encoder(train.shape[1:], **sizes),
+        keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed),
+        keras_vqvae.build_conv_decoder(train.shape[1:], **sizes),
+    )
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.fit(train, batch_size=64, epochs=epochs, verbose=2)
+    return model
+
+
+def train_classifier(train: np.ndarray, labels: np.ndarray, epochs: int) -> keras.Model:
+    classifier = keras.Sequential([keras.Input(train.shape[1:])])
+    for filters in (16, 32):
+        classifier.add(layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu"))
+    classifier.add(layers.Flatten())
+    classifier.add(layers.Dropout(0.3))
+    classifier.add(layers.Dense(64, activation="relu"))
+    classifier.add(layers.Dense(10))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    classifier.fit(train, labels, batch_size=128, epochs=epochs, verbose=2)
+    return classifier
+
+
+def unigram_nats(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> float:
+    """What the frequencies of codes in training alone need for a code of the test, a count more for each."""
+    counts = np.bincount(train.ravel(), minlength=num_embeddings) + 1
+    return float(-np.log(counts / counts.sum())[test.ravel()].mean())
+
+
+def ways_to_draw(name: str) -> list[dict]:
+    ways = [{"guidance": guidance} for guidance in GUIDANCES]
+    return ways if name == "autoregressive" else [{**ways[1], "num_steps": steps} for steps in STEPS] + ways
+
+
+def run(seed: int, arguments: argparse.Namespace) -> list[dict]:
+    keras.utils.set_random_seed(seed)
+    train, test = images.load(arguments.dataset, arguments.data_dir)
+    labels, test_labels = images.load_labels(arguments.dataset, arguments.data_dir)
+    num_embeddings = arguments.codes
+    classifier = train_classifier(train, labels, arguments.epochs)
+    model = train_autoencoder(train, num_embeddings, arguments.epochs, seed)
+
+    def accuracy(pictures: np.ndarray, classes: np.ndarray) -> float:
+        return classifier.evaluate(np.clip(pictures, 0, 1), classes, batch_size=500, verbose=0, return_dict=True)[
+            "accuracy"
+        ]
+
+    codes, test_codes = (model.encode(part, batch_size=500, verbose=0) for part in (train, test))
+    reconstructions = model.decode(test_codes, batch_size=500, verbose=0)
+    length = math.prod(codes.shape[1:])
+    rows = [
+        {
+            "seed": seed,
+            "prior": "none",
+            "error": float(np.mean(np.square(reconstructions - test))),
+            "uniform nats": math.log(num_embeddings),
+            "unigram nats": unigram_nats(codes, test_codes, num_embeddings),
+            "accuracy, test images": accuracy(test, test_labels),
+            "accuracy, reconstructions": accuracy(reconstructions, test_labels),
+        }
+    ]
+    print(rows[0], flush=True)
+    classes = np.arange(arguments.samples) % 10
+    for name, kind in PRIORS.items():
+        sizes = {"num_layers": arguments.layers, "hidden_dim": arguments.width}
+        prior = kind(num_embeddings, codes.shape[1:], num_classes=10, seed=seed, **sizes)
+        steps = arguments.prior_epochs * math.ceil(len(codes) / 64)
+        prior.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
+        start = time.perf_counter()
+        prior.fit(codes, labels, batch_size=64, epochs=arguments.prior_epochs, verbose=2)
+        seconds = time.perf_counter() - start
+        nats = prior.evaluate(test_codes, test_labels, batch_size=500, verbose=0, return_dict=True)["loss"]
+        for way in ways_to_draw(name):
+            prior.generate(128, 0, seed=seed, verbose=0, **way)  # Compiles.
+            start = time.perf_counter()
+            drawn = prior.generate(len(classes), classes, seed=seed, verbose=0, **way)
+            drawing = time.perf_counter() - start
+            rows.append(
+                {
+                    **{"seed": seed, "prior": name, **way},
+                    "nats": nats,
+                    "bits an image": nats * length / math.log(2),
+                    "accuracy": accuracy(model.decode(drawn, batch_size=500, verbose=0), classes),
+                    "different": len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) / len(drawn),
+                    "s to draw": drawing,
+                    "s to train": seconds,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
+    parser.add_argument("--codes", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=3, help="of the autoencoder and of the classifier")
+    parser.add_argument("--prior-epochs", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--short", action="store_true", help="the digits, one epoch, 64 codes")
+    arguments = parser.parse_args()
+    if arguments.short:
+        arguments.dataset, arguments.codes, arguments.seeds, arguments.samples = "digits", 64, [0], 100
+        arguments.epochs = arguments.prior_epochs = 1
+    timing.report("prior", [row for seed in arguments.seeds for row in run(seed, arguments)])
+
+
+if __name__ == "__main__":
+    main()
