@@ -24,6 +24,9 @@ format: .venv/done
 test-torch test-across: export OMP_NUM_THREADS := 1
 # XLA on a CPU spends most of these suites in LLVM's passes over programs that run once.
 test-jax test-across: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+# Many of the programs are equal, in one process or another; and in the next run of the tests all are.
+test-jax test-across: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv/jax-cache
+test-jax test-across: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: $(BACKENDS:%=test-%) test-across
 $(BACKENDS:%=test-%): test-%: .venv/done
