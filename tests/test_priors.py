@@ -240,6 +240,14 @@ def test_codes_of_samples_without_axes(kind):
     assert prior.generate(3, seed=0, verbose=0).shape == (3,)
 
 
+def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
+    asked = []
+    monkeypatch.setattr(keras_vqvae.backend, "refuse_separate_training", asked.append)
+    prior.compile(optimizer="sgd")
+    prior.train_on_batch(codes, labels)
+    assert asked == [prior]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -50,6 +50,7 @@ class CodesModel(keras.Model):
         return ops.reshape(logits, (-1, *self.shape, self.num_embeddings))
 
     def train_step(self, *args: Any) -> Any:
+        backend.refuse_separate_training(self)
         return super().train_step(*args[:-1], self._as_step(args[-1], training=True))
 
     def test_step(self, *args: Any) -> Any:

@@ -118,6 +118,7 @@ class MaskedPrior(Prior):
             noise = -ops.log(-ops.log(sampling.uniforms(numbers[:, 1])))
             sureness = sureness + choice_temperature * (1.0 - done) * noise
             ranks = ops.argsort(ops.argsort(ops.where(masked, sureness, math.inf)))
+            # A little more, because a cosine of exactly a half comes out below it.
             remaining = ops.floor((self.length - given) * ops.cos(math.pi / 2 * done) + 1e-3)
             stays_masked = ops.cast(ranks, "float32") < remaining
             return ops.where(stays_masked, self.num_embeddings, ops.where(masked, drawn, codes))
