@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from examples import images
 
@@ -121,3 +122,21 @@ def test_images_grow_over_scales(tmp_path):
     printed = run("multi_scale.py", "--epochs", 1, "--codes", 8, "--output-dir", tmp_path)
     assert re.findall(r"up to (\d) x \d: (\d+) codes", printed) == [("1", "1"), ("2", "5"), ("3", "14"), ("4", "30")]
     assert (tmp_path / "scales.png").stat().st_size > 1000
+
+
+def test_sound_is_sent_in_any_number_of_levels(tmp_path):
+    time = np.arange(4000) / 8000
+    for name, frequency in (("a", 300), ("b", 500), ("c", 400)):
+        tone = (8000 * np.sin(2 * np.pi * frequency * time)).astype("int16")
+        wavfile.write(tmp_path / f"{name}.wav", 8000, np.stack([tone, 0 * tone], axis=1) if name == "a" else tone)
+    sizes = "--codes", 8, "--levels", 2, "--window", 1024, "--epochs", 1
+    printed = run("audio_codec.py", "--folder", tmp_path, *sizes, "--output-dir", tmp_path / "out")
+    # Twice the rate, 32 samples a vector, 3 bits a level.
+    assert "c.wav: 0.50 s, 250 x 2 codes" in printed
+    assert re.findall(r"(\d) levels: (\d\.\d) kbit/s, -?\d+\.\d dB", printed) == [("1", "1.5"), ("2", "3.0")]
+    rate, sound = wavfile.read(tmp_path / "out" / "original.wav")
+    assert (rate, sound.shape) == (16_000, (8000,))
+    peak = np.abs(np.fft.rfft(sound * np.hanning(8000))).argmax() * rate / 8000
+    assert peak == 400
+    assert np.abs(sound).max() == pytest.approx(8000 / 32767, rel=0.05)
+    assert wavfile.read(tmp_path / "out" / "2_levels.wav")[1].shape == (8000,)
