@@ -62,3 +62,13 @@ def test_a_file_gives_equal_indices_everywhere(trained, loaded, name, writer, re
     expected = trained[writer][f"{name}/codes"]
     assert len(np.unique(expected)) > 4
     np.testing.assert_array_equal(loaded[reader][f"{name}/{writer}"], expected)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "masked"])
+def test_priors_draw_the_same_everywhere(trained, loaded, name):
+    """With equal weights and seeds, and from the file that one backend wrote."""
+    expected = trained["jax"][f"{name}/draws"]
+    assert len(np.unique(expected.reshape(50, -1), axis=0)) > 25
+    for backend in BACKENDS:
+        np.testing.assert_array_equal(trained[backend][f"{name}/draws"], expected)
+        np.testing.assert_array_equal(loaded[backend][f"{name}/draws"], expected)

@@ -18,6 +18,7 @@ from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS, SHAPE
 import keras_vqvae
 
 BACKENDS = ("jax", "tensorflow", "torch")
+PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
@@ -50,9 +51,18 @@ def step(name: str) -> dict[str, np.ndarray]:
     return {f"{name}/{key}": ops.convert_to_numpy(value) for key, value in found.items()}
 
 
+def draws(prior: keras_vqvae.Prior) -> np.ndarray:
+    return prior.generate(50, np.arange(50) % 3, temperature=3.0, guidance=1.5, top_p=0.9, seed=5, verbose=0)
+
+
 def train(folder: pathlib.Path) -> None:
     backend = keras.backend.backend()
     results = {}
+    for name, kind in PRIORS.items():
+        prior = kind(8, (3, 2), num_classes=3, index_shape=(2,), num_layers=1, num_heads=2, hidden_dim=8)
+        set_weights(prior)
+        results[f"{name}/draws"] = draws(prior)
+        prior.save(folder / f"{name}-{backend}.keras")
     for name, make in QUANTIZERS.items():
         results |= step(name)
         inputs = keras.Input(SHAPE)
@@ -68,6 +78,8 @@ def train(folder: pathlib.Path) -> None:
 
 def load(folder: pathlib.Path) -> None:
     results = {}
+    for name in PRIORS:
+        results[f"{name}/draws"] = draws(keras.models.load_model(folder / f"{name}-jax.keras"))
     for name in QUANTIZERS:
         for writer in BACKENDS:
             model = keras.models.load_model(folder / f"{name}-{writer}.keras")
