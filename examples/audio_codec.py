@@ -26,7 +26,9 @@ def load(path: pathlib.Path, rate: int) -> np.ndarray:
     """The first channel of a WAV file at another rate, float32 in -1..1."""
     own_rate, samples = wavfile.read(path)
     samples = samples if samples.ndim == 1 else samples[:, 0]
-    if samples.dtype.kind == "i":
+    if samples.dtype == "uint8":
+        samples = (samples - 128.0) / 128
+    elif samples.dtype.kind == "i":
         samples = samples / np.iinfo(samples.dtype).max
     common = math.gcd(rate, own_rate)
     return signal.resample_poly(samples, rate // common, own_rate // common).astype("float32")
@@ -65,7 +67,10 @@ def main() -> None:
     parser.add_argument("--output-dir", type=pathlib.Path, default="audio_codec")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
-    *train, last = sorted(arguments.folder.glob("*.wav"))
+    paths = sorted(arguments.folder.glob("*.wav"))
+    if len(paths) < 2:
+        parser.error(f"--folder needs two WAV files or more. Received: {len(paths)} in {arguments.folder}")
+    *train, last = paths
     train = np.concatenate([windows(load(path, arguments.rate), arguments.window, 512) for path in train])
     scale = train.std()
     model = build_codec(arguments.codes, arguments.levels, arguments.seed)

@@ -23,14 +23,6 @@ GUIDANCE = 2.0
 """Above 1 new images are more of their class, and less unlike each other."""
 
 
-def build_model(image_size: int, num_embeddings: int, embedding_dim: int, seed: int) -> keras_vqvae.VQVAE:
-    """Convolutions that halve the size until a code stands for 2 x 2 or 4 x 4 pixels, and their mirror image."""
-    sizes = {"filters": (32,) if image_size < 16 else (32, 64), "num_residual_blocks": 1}
-    encoder = keras_vqvae.build_conv_encoder((image_size, image_size, 1), embedding_dim, **sizes)
-    decoder = keras_vqvae.build_conv_decoder((image_size, image_size, 1), embedding_dim, **sizes)
-    return keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed), decoder)
-
-
 def train_prior(
     codes: np.ndarray, labels: np.ndarray, num_embeddings: int, batch_size: int, epochs: int, seed: int
 ) -> keras_vqvae.Prior:
@@ -61,7 +53,9 @@ def main() -> None:
     num_embeddings = arguments.num_embeddings
     train, test = images.load(arguments.dataset, arguments.data_dir)
     labels = images.load_labels(arguments.dataset, arguments.data_dir)
-    model = build_model(train.shape[1], num_embeddings, arguments.embedding_dim, arguments.seed)
+    encoder, decoder = images.build_autoencoder(train.shape[1], arguments.embedding_dim)
+    quantizer = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=arguments.seed)
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
     fitted = model.fit(
         train, batch_size=arguments.batch_size, epochs=arguments.epochs, validation_data=(test,), verbose=2
@@ -86,7 +80,7 @@ def main() -> None:
     sections = {
         "New images": (
             plotting.plot_samples({str(name): pictures for name, pictures in enumerate(new)}),
-            f"Drawn from the prior, class by class, with a guidance of {GUIDANCE:g}, and decoded: none is in the data.",
+            f"Drawn from the prior, class by class, with a guidance of {GUIDANCE:g}, and decoded.",
         ),
         "Reconstructions": (
             plotting.plot_reconstructions(test, reconstructions),
@@ -94,7 +88,7 @@ def main() -> None:
         ),
         "Codes": (plotting.plot_code_maps(test, codes[1], num_embeddings), "What the model keeps of each image."),
         "What each code is": (
-            plotting.plot_code_atlas(model.decode(every_code, verbose=0), model.quantizer.code_counts),
+            plotting.plot_code_atlas(model.decode(every_code, verbose=0), quantizer.code_counts),
             "Images that consist of one code throughout.",
         ),
         "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "On the same images."),

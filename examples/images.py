@@ -1,10 +1,13 @@
-"""Images for the examples and the benchmarks: float32 `[samples, height, width, 1]`, scaled to 0..1."""
+"""Images for the examples and the benchmarks, float32 `[samples, height, width, 1]` in 0..1, and a network for them."""
 
+import functools
 import gzip
 import pathlib
 
 import keras
 import numpy as np
+
+import keras_vqvae
 
 DATASETS = ("digits", "fashion_mnist", "mnist")
 
@@ -25,6 +28,17 @@ def load_labels(dataset: str = "digits", data_dir: str | None = None) -> tuple[n
     return tuple(labels for _, labels in _load(dataset, data_dir))
 
 
+def build_autoencoder(image_size: int, embedding_dim: int) -> tuple[keras.Model, keras.Model]:
+    """Convolutions that halve the size until a code stands for 2 x 2 or 4 x 4 pixels, and their mirror image."""
+    sizes = {"filters": (32,) if image_size < 16 else (32, 64), "num_residual_blocks": 1}
+    shape = (image_size, image_size, 1)
+    return (
+        keras_vqvae.build_conv_encoder(shape, embedding_dim, **sizes),
+        keras_vqvae.build_conv_decoder(shape, embedding_dim, **sizes),
+    )
+
+
+@functools.cache
 def _load(dataset: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
     if dataset not in DATASETS:
         raise ValueError(f"`dataset` must be one of {DATASETS}. Received: dataset={dataset!r}")

@@ -36,9 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     train, test = images.load(arguments.dataset, arguments.data_dir)
-    sizes = {"embedding_dim": 16, "filters": (32,) if train.shape[1] < 16 else (32, 64), "num_residual_blocks": 1}
-    encoder = keras_vqvae.build_conv_encoder(train.shape[1:], **sizes)
-    decoder = keras_vqvae.build_conv_decoder(train.shape[1:], **sizes)
+    encoder, decoder = images.build_autoencoder(train.shape[1], embedding_dim=16)
     size = encoder.output_shape[1]
     scales = sorted({1, 2, 3, 4, 5, size} & set(range(size + 1)))
     inner = keras_vqvae.VectorQuantizer(arguments.codes, ema_decay=0.99, seed=arguments.seed)

@@ -129,6 +129,9 @@ def test_sound_is_sent_in_any_number_of_levels(tmp_path):
     for name, frequency in (("a", 300), ("b", 500), ("c", 400)):
         tone = (8000 * np.sin(2 * np.pi * frequency * time)).astype("int16")
         wavfile.write(tmp_path / f"{name}.wav", 8000, np.stack([tone, 0 * tone], axis=1) if name == "a" else tone)
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        run("audio_codec.py", "--folder", tmp_path / "nothing")
+    assert "Received: 0 in" in raised.value.stderr
     sizes = "--codes", 8, "--levels", 2, "--window", 1024, "--epochs", 1
     printed = run("audio_codec.py", "--folder", tmp_path, *sizes, "--output-dir", tmp_path / "out")
     # Twice the rate, 32 samples a vector, 3 bits a level.
