@@ -50,6 +50,11 @@ def build_codec(num_embeddings: int, num_levels: int, seed: int) -> keras_vqvae.
     )
 
 
+def first_levels(codes: np.ndarray, levels: int) -> np.ndarray:
+    """Codes `[..., all levels]` of which so many are sent: the others are -1, which decodes to nothing."""
+    return np.where(np.arange(codes.shape[-1]) < levels, codes, -1)
+
+
 def signal_to_noise(sound: np.ndarray, decoded: np.ndarray) -> float:
     """In decibels."""
     return float(10 * np.log10(np.sum(np.square(sound)) / np.sum(np.square(sound - decoded))))
@@ -86,9 +91,7 @@ def main() -> None:
     wavfile.write(arguments.output_dir / "original.wav", arguments.rate, sound)
     print(f"{last.name}: {len(sound) / arguments.rate:.2f} s, {codes.shape[1]} x {codes.shape[2]} codes")
     for levels in range(1, arguments.levels + 1):
-        # Levels of -1 are not sent.
-        sent = np.where(np.arange(arguments.levels) < levels, codes, -1)
-        decoded = scale * model.decode(sent, verbose=0)[0, :, 0]
+        decoded = scale * model.decode(first_levels(codes, levels), verbose=0)[0, :, 0]
         bits = levels * math.log2(arguments.codes) * arguments.rate / 2 ** len(FILTERS)
         print(f"{levels} levels: {bits / 1000:.1f} kbit/s, {signal_to_noise(sound, decoded):.1f} dB")
         path = arguments.output_dir / f"{levels}_levels.wav"

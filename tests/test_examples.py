@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from examples import images
+from examples import audio_codec, images
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -122,6 +122,12 @@ def test_images_grow_over_scales(tmp_path):
     printed = run("multi_scale.py", "--epochs", 1, "--codes", 8, "--output-dir", tmp_path)
     assert re.findall(r"up to (\d) x \d: (\d+) codes", printed) == [("1", "1"), ("2", "5"), ("3", "14"), ("4", "30")]
     assert (tmp_path / "scales.png").stat().st_size > 1000
+
+
+def test_the_first_levels_are_sent():
+    codes = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(audio_codec.first_levels(codes, 2), [[0, 1, -1], [3, 4, -1]])
+    assert audio_codec.signal_to_noise(np.full(9, 10.0), np.full(9, 9.0)) == pytest.approx(20)
 
 
 def test_sound_is_sent_in_any_number_of_levels(tmp_path):
