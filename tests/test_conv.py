@@ -76,6 +76,11 @@ def test_sizes_are_halved_and_doubled(shape):
     assert decoder(encoder.output).shape == (None, *shape)
 
 
+def test_one_model_takes_several():
+    (first, _), (second, _) = small((16, 2), name="first"), small((4, 3), name="second")
+    assert keras.Model(first.input, second(first.output)).output_shape == (None, 1, 3)
+
+
 def test_any_length_of_sound_fits():
     encoder, decoder = small((None, 2))
     assert encoder.output_shape == decoder.input_shape == (None, None, 3)

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 
+import audio_codec
+import forecast
+import hierarchy
+import images
 import keras
 import numpy as np
 import pytest
 from scipy.io import wavfile
-
-from examples import audio_codec, images
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -149,3 +151,57 @@ def test_sound_is_sent_in_any_number_of_levels(tmp_path):
     assert peak == 400
     assert np.abs(sound).max() == pytest.approx(8000 / 32767, rel=0.05)
     assert wavfile.read(tmp_path / "out" / "2_levels.wav")[1].shape == (8000,)
+
+
+def test_windows_are_about_what_is_known():
+    series = np.arange(40.0)
+    parts = forecast.windows(series, block=5, hop=7)
+    assert parts.shape == (3, 4, 5)
+    np.testing.assert_allclose(parts[:, :-1].mean(axis=(1, 2)), 0, atol=1e-12)
+    # Known is 7 to 21, whose mean is 14.
+    np.testing.assert_allclose(parts[1].ravel(), np.arange(7, 27) - 14)
+
+
+def test_ranked_probability_score_is_its_definition(rng):
+    draws, truth = rng.normal(size=(6, 4, 3)), rng.normal(size=(4, 3))
+    among = np.abs(draws[:, None] - draws[None]).mean(axis=(0, 1))
+    expected = np.mean(np.abs(draws - truth).mean(axis=0) - among / 2)
+    assert forecast.ranked_probability_score(draws, truth) == pytest.approx(expected)
+    assert forecast.ranked_probability_score(draws[:1], truth) == pytest.approx(np.abs(draws[0] - truth).mean())
+
+
+def test_the_nearest_past_is_found(rng):
+    train = rng.normal(size=(9, 4, 5))
+    test = train[[7, 2]] + 1e-3
+    np.testing.assert_array_equal(forecast.nearest_continuation(train, test), train[[7, 2], -1])
+
+
+def test_series_are_forecast(tmp_path):
+    np.savetxt(tmp_path / "series.txt", np.sin(np.arange(2000) / 4))
+    sizes = "--decimate", 2, "--block", 16, "--codes", 8, "--epochs", 1, "--prior-epochs", 1, "--draws", 3
+    printed = run("forecast.py", "--file", tmp_path / "series.txt", *sizes, "--output", tmp_path / "forecast.png")
+    scores = {name: float(score) for name, score in re.findall(r"(.*): score (\d\.\d{3})", printed)}
+    assert len(scores) == 5
+    # A sine goes on as it did before.
+    assert scores["what came after the likest of the training"] < 0.1 < scores["the last value, repeated"]
+    assert (tmp_path / "forecast.png").stat().st_size > 1000
+
+
+def test_both_levels_are_one_sequence(rng):
+    codes = rng.integers(7, size=(3, 2, 2)), rng.integers(7, size=(3, 4, 4))
+    sequence = hierarchy.OneSequence((2, 2), (4, 4), num_embeddings=7)
+    joined = sequence.join(*codes)
+    np.testing.assert_array_equal(joined[1, :5], [*codes[0][1].ravel(), codes[1][1, 0, 0] + 7])
+    for part, expected in zip(sequence.split(joined), codes, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    # Codes of the wrong level.
+    np.testing.assert_array_equal(sequence.split(np.full((1, 20), 13))[0], np.full((1, 2, 2), 6))
+    np.testing.assert_array_equal(sequence.split(np.zeros((1, 20), int))[1], np.zeros((1, 4, 4)))
+
+
+def test_a_hierarchy_trains_and_draws(tmp_path):
+    sizes = "--codes", 16, "--embedding-dim", 4, "--epochs", 1, "--prior-epochs", 1
+    printed = run("hierarchy.py", "--dataset", "digits", *sizes, "--output", tmp_path)
+    assert "5 codes" in printed
+    headings = re.findall("<h2>(.*)</h2>", (tmp_path / "index.html").read_text())
+    assert headings == ["New images", "Levels", "Details"]

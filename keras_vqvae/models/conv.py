@@ -56,6 +56,7 @@ def build_conv_encoder(
     embedding_dim: int = 64,
     filters: tuple[int, ...] = (64, 128),
     num_residual_blocks: int = 2,
+    name: str = "encoder",
 ) -> keras.Model:
     """Builds a convolutional encoder: the paper's, for grids of one to three axes.
 
@@ -68,6 +69,7 @@ def build_conv_encoder(
         embedding_dim: Size of an output vector, which is linear. Defaults to `64`.
         filters: Channels after each halving. Defaults to `(64, 128)`.
         num_residual_blocks: How many residual blocks, of the last of `filters`. Defaults to `2`.
+        name: Of the model. Defaults to `"encoder"`.
 
     Returns:
         A functional model `input` -> `[batch, *sizes / 2 ** len(filters), embedding_dim]`. In its outputs the channels
@@ -99,7 +101,7 @@ def build_conv_encoder(
     if _channels_first():
         # `[batch, D, *grid]` -> `[batch, *grid, D]`
         x = layers.Permute((*range(2, rank + 2), 1), name="encoder_channels_last")(x)
-    return keras.Model(inputs, x, name="encoder")
+    return keras.Model(inputs, x, name=name)
 
 
 def build_conv_decoder(
@@ -107,6 +109,7 @@ def build_conv_decoder(
     embedding_dim: int = 64,
     filters: tuple[int, ...] = (64, 128),
     num_residual_blocks: int = 2,
+    name: str = "decoder",
 ) -> keras.Model:
     """Builds the mirror image of `build_conv_encoder` of the same arguments.
 
@@ -118,6 +121,7 @@ def build_conv_decoder(
         embedding_dim: Size of a code. Defaults to `64`.
         filters: Channels before each doubling, in the encoder's order. Defaults to `(64, 128)`.
         num_residual_blocks: How many residual blocks, of the last of `filters`. Defaults to `2`.
+        name: Of the model. Defaults to `"decoder"`.
 
     Returns:
         A functional model from `quantized`, `[batch, *sizes / 2 ** len(filters), embedding_dim]` with channels last, to
@@ -146,4 +150,4 @@ def build_conv_decoder(
         x = _conv(rank, size, 4, strides=2, transpose=True, name=f"decoder_conv_{i}")(x)
         x = layers.Activation("relu", name=f"decoder_act_{i}")(x)
     outputs = _conv(rank, channels, 4, strides=2, transpose=True, name="decoder_output")(x)
-    return keras.Model(inputs, outputs, name="decoder")
+    return keras.Model(inputs, outputs, name=name)
