@@ -100,8 +100,7 @@ def run(seed: int, arguments: argparse.Namespace) -> list[dict]:
         model.save(arguments.output / f"autoencoder_{seed}.keras")
     classes = np.arange(arguments.samples) % 10
     for name, kind in PRIORS.items():
-        # In a few epochs there is nothing for dropout to prevent.
-        sizes = {"num_layers": arguments.layers, "hidden_dim": arguments.width, "dropout": 0.0}
+        sizes = {"num_layers": arguments.layers, "hidden_dim": arguments.width, "dropout": arguments.dropout}
         prior = kind(num_embeddings, codes.shape[1:], num_classes=10, seed=seed, **sizes)
         steps = arguments.prior_epochs * math.ceil(len(codes) / BATCH_SIZE)
         prior.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
@@ -137,6 +136,7 @@ def main() -> None:
     parser.add_argument("--prior-epochs", type=int, default=2)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.0, help="a few epochs of many images need none")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--output", type=pathlib.Path, help="folder of models and pictures")
     parser.add_argument("--short", action="store_true", help="the digits, one epoch, 64 codes")
