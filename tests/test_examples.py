@@ -176,6 +176,7 @@ def test_the_nearest_past_is_found(rng):
     np.testing.assert_array_equal(forecast.nearest_continuation(train, test), train[[7, 2], -1])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
 def test_series_are_forecast(tmp_path):
     np.savetxt(tmp_path / "series.txt", np.sin(np.arange(2000) / 4))
     sizes = "--decimate", 2, "--block", 16, "--codes", 8, "--epochs", 1, "--prior-epochs", 1, "--draws", 3
@@ -199,6 +200,7 @@ def test_both_levels_are_one_sequence(rng):
     np.testing.assert_array_equal(sequence.split(np.zeros((1, 20), int))[1], np.zeros((1, 4, 4)))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
 def test_a_hierarchy_trains_and_draws(tmp_path):
     sizes = "--codes", 16, "--embedding-dim", 4, "--epochs", 1, "--prior-epochs", 1
     printed = run("hierarchy.py", "--dataset", "digits", *sizes, "--output", tmp_path)

@@ -64,6 +64,19 @@ def exchange():
 
 assert [tuple(map(float, BOTH.experimental_local_results(each))) for each in BOTH.run(exchange)] == [(5, 5), (11, 11)]
 
+# A prior's mean over codes is that of all replicas.
+results = []
+for strategy in (ALONE, BOTH):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        prior = keras_vqvae.AutoregressivePrior(6, (5,), num_layers=1, num_heads=1, hidden_dim=8, dropout=0.0)
+        prior.compile(keras.optimizers.SGD(0.1))
+    codes = np.random.default_rng(0).integers(0, 6, (64, 5))
+    logs = prior.fit(codes, batch_size=16, shuffle=False, verbose=0).history
+    results.append([*logs.values(), *prior.get_weights()])
+for one, other in zip(*results, strict=True):
+    np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
 # Where dead codes move is drawn from a replica's part of the batch. The last batch is of one sample.
 (first, other), _ = train(vectors, x[:49], BOTH)
 for path, value in first.items():
