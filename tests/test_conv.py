@@ -77,8 +77,11 @@ def test_sizes_are_halved_and_doubled(shape):
 
 
 def test_one_model_takes_several():
-    (first, _), (second, _) = small((16, 2), name="first"), small((4, 3), name="second")
-    assert keras.Model(first.input, second(first.output)).output_shape == (None, 1, 3)
+    (encoder, decoder), (inner_encoder, inner_decoder) = small((16, 2), name="outer"), small((4, 3), name="inner")
+    inputs = keras.Input((16, 2))
+    assert keras.Model(inputs, inner_encoder(encoder(inputs))).output_shape == (None, 1, 3)
+    inputs = keras.Input((1, 3))
+    assert keras.Model(inputs, decoder(inner_decoder(inputs))).output_shape == (None, 16, 2)
 
 
 def test_any_length_of_sound_fits():
