@@ -3,8 +3,8 @@
     python examples/forecast.py
     KERAS_BACKEND=torch python examples/forecast.py --file series.txt --decimate 1 --block 64
 
-The default series is SciPy's five minutes of an electrocardiogram, 360 samples a second, which its `datasets` download.
-`--file` is a text file of numbers. The last fifth is forecast, the rest is for training.
+The default series is SciPy's five minutes of an electrocardiogram, 360 samples a second, which it downloads by the
+package `pooch`. `--file` is a text file of numbers. The last fifth is forecast, the rest is for training.
 """
 
 import argparse
