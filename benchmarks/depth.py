@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers, ops
 
 import keras_vqvae
-from benchmarks import timing
+from benchmarks import prior, timing
 from examples import images
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.models.transformer import TransformerBlock
@@ -59,32 +59,30 @@ def train_codes(arguments: argparse.Namespace) -> list[np.ndarray]:
     """Codes `[samples, places, levels]` of images to train on and to test."""
     train, test = images.load(arguments.dataset, arguments.data_dir)
     train = train[: arguments.train]
-    encoder, decoder = images.build_autoencoder(train.shape[1], embedding_dim=32)
     level = keras_vqvae.VectorQuantizer(arguments.codes, ema_decay=0.99, seed=0)
-    model = keras_vqvae.VQVAE(encoder, keras_vqvae.ResidualQuantizer(level, arguments.levels, seed=0), decoder)
-    model.compile(keras.optimizers.Adam(1e-3))
-    model.fit(train, batch_size=64, epochs=arguments.epochs, verbose=2)
+    quantizer = keras_vqvae.ResidualQuantizer(level, arguments.levels, seed=0)
+    model = prior.train_autoencoder(train, quantizer, arguments.epochs)
     return [
         model.encode(part, batch_size=500, verbose=0).reshape(len(part), -1, arguments.levels) for part in (train, test)
     ]
 
 
 def fit(
-    name: str, prior: keras.Model, loss: keras.Loss | None, train: np.ndarray, test: np.ndarray, epochs: int
+    name: str, model: keras.Model, loss: keras.Loss | None, train: np.ndarray, test: np.ndarray, epochs: int
 ) -> tuple[dict, float]:
     """Returns a row, and the seconds that training took."""
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * math.ceil(len(train) / BATCH_SIZE))
-    prior.compile(keras.optimizers.AdamW(rate), loss=loss)
+    model.compile(keras.optimizers.AdamW(rate), loss=loss)
     # A prior's targets are its inputs.
     data, test_data = ((part,) if loss is None else (part, part) for part in (train, test))
     start = time.perf_counter()
-    prior.fit(*data, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
+    model.fit(*data, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
     seconds = time.perf_counter() - start
-    nats = prior.evaluate(*test_data, batch_size=500, verbose=0, return_dict=True)["loss"]
+    nats = model.evaluate(*test_data, batch_size=500, verbose=0, return_dict=True)["loss"]
     bits = nats * train[0].size / math.log(2)
     step = 1e3 * seconds / (epochs * len(train) / BATCH_SIZE)
     row = {"prior": name, "epochs": epochs, "nats": nats, "bits an image": bits}
-    return {**row, "parameters": prior.count_params(), "ms a step": step}, seconds
+    return {**row, "parameters": model.count_params(), "ms a step": step}, seconds
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ STEPS = (4, 8, 24)
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 
 
-def train_autoencoder(train: np.ndarray, num_embeddings: int, epochs: int, seed: int) -> keras_vqvae.VQVAE:
+def train_autoencoder(train: np.ndarray, quantizer: keras_vqvae.Quantizer, epochs: int) -> keras_vqvae.VQVAE:
     encoder, decoder = images.build_autoencoder(train.shape[1], embedding_dim=32)
-    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed), decoder)
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.compile(keras.optimizers.Adam(1e-3))
     model.fit(train, batch_size=64, epochs=epochs, verbose=2)
     return model
@@ -73,7 +73,8 @@ def run(seed: int, arguments: argparse.Namespace) -> list[dict]:
     labels, test_labels = images.load_labels(arguments.dataset, arguments.data_dir)
     num_embeddings = arguments.codes
     classifier = train_classifier(train, labels, arguments.epochs)
-    model = train_autoencoder(train, num_embeddings, arguments.epochs, seed)
+    quantizer = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed)
+    model = train_autoencoder(train, quantizer, arguments.epochs)
 
     def accuracy(pictures: np.ndarray, classes: np.ndarray) -> float:
         return classifier.evaluate(np.clip(pictures, 0, 1), classes, batch_size=500, verbose=0, return_dict=True)[

@@ -15,6 +15,7 @@ import images
 import keras
 import numpy as np
 import pytest
+from helpers import numpy
 from scipy.io import wavfile
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -186,6 +187,20 @@ def test_series_are_forecast(tmp_path):
     # A sine goes on as it did before.
     assert scores["what came after the likest of the training"] < 0.1 < scores["the last value, repeated"]
     assert (tmp_path / "forecast.png").stat().st_size > 1000
+
+
+def test_the_levels_of_a_hierarchy_share_their_layers(rng):
+    model, encoder, decoder = hierarchy.build(8, num_embeddings=16, embedding_dim=4, seed=0)
+    x = rng.random((5, 8, 8, 1), "float32")
+    outputs, (coarse, fine) = model(x), encoder(x)
+    both, alone = (numpy(outputs[name]) for name in ("both", "coarse"))
+    np.testing.assert_allclose(numpy(decoder([coarse, fine])), both, atol=1e-6)
+    # One of the pictures is of the coarse codes alone.
+    codebook = model.get_layer("fine").codebook
+    codebook.assign(codebook + 1.0)
+    changed = model(x)
+    np.testing.assert_array_equal(numpy(changed["coarse"]), alone)
+    assert np.abs(numpy(changed["both"]) - both).max() > 1e-3
 
 
 def test_both_levels_are_one_sequence(rng):
