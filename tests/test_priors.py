@@ -19,8 +19,8 @@ LENGTH = math.prod(SHAPE)
 
 
 def small(kind, **keywords):
-    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
-    prior = PRIORS[kind](K, SHAPE, num_classes=CLASSES, index_shape=(2,), **{**sizes, **keywords})
+    sizes = {"num_classes": CLASSES, "index_shape": (2,), "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
+    prior = PRIORS[kind](K, SHAPE, **{**sizes, **keywords})
     # Logits far from equal, so that what is drawn depends on what was drawn before.
     for weight in prior.trainable_variables:
         weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=len(weight.path)))
@@ -117,10 +117,27 @@ def test_codes_depend_on_those_before_alone(autoregressive, codes, labels):
         assert place == LENGTH - 1 or np.abs(after - before)[:, place + 1 :].max(axis=(0, 2)).min() > 1e-4
 
 
+def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
+    """With equal vectors for each level, later places cannot tell in which order a place says its codes."""
+    prior = small("autoregressive")
+    vectors = numpy(prior.transformer.codes)
+    prior.transformer.codes.assign(np.concatenate([vectors[:K], vectors[:K], vectors[2 * K :]]))
+    swapped = codes.copy()
+    swapped[:, 0, 1] = codes[:, 0, 1, ::-1]
+    before, after = (numpy(prior((each, labels))) for each in (codes, swapped))
+    same = np.ones(SHAPE, bool)
+    same[0, 1, 1] = False
+    np.testing.assert_allclose(after[:, same], before[:, same], atol=1e-4)
+    differ = codes[:, 0, 1, 0] != codes[:, 0, 1, 1]
+    assert differ.sum() > 2
+    assert np.abs(after - before)[differ, 0, 1, 1].max(axis=1).min() > 1e-3
+
+
+@pytest.mark.parametrize("index_shape", [(2,), ()])
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}])
-def test_cached_is_naive(autoregressive, codes, labels, options):
+def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
-    prior = autoregressive
+    prior = autoregressive if index_shape else small("autoregressive", index_shape=())
     guidance, restrictions = options.get("guidance"), {k: v for k, v in options.items() if k != "guidance"}
     given = codes[:, :1].reshape(7, -1)
     expected = np.zeros((7, LENGTH), "int32")
@@ -226,7 +243,10 @@ def test_known_sources_are_learned(kind, rng):
 def test_mixed_precision_changes_little(prior, kind, codes, labels):
     mixed = PRIORS[kind].from_config({**prior.get_config(), "dtype": "mixed_bfloat16"})
     mixed.set_weights(prior.get_weights())
-    np.testing.assert_allclose(logits_of(mixed, codes, labels), logits_of(prior, codes, labels), atol=0.3)
+    errors = np.abs(logits_of(mixed, codes, labels) - logits_of(prior, codes, labels))
+    # A few of a random network's logits are far off, in any precision of eight bits.
+    assert np.median(errors) < 0.03
+    assert np.quantile(errors, 0.95) < 0.15
     assert mixed.compute_dtype == mixed.transformer.blocks[0].compute_dtype == "bfloat16"
     assert {weight.dtype for weight in mixed.trainable_variables} == {"float32"}
     new = mixed.generate(64, 1, seed=0, verbose=0)

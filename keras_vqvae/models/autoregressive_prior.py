@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import generation, sampling
+from keras_vqvae.models.causal_transformer import CausalCodeTransformer
 from keras_vqvae.models.prior import Prior
 
 
@@ -17,6 +18,9 @@ class AutoregressivePrior(Prior):
     The order is that of the rows, the levels of a residual last: `codes.reshape(samples, -1)`. `fit(codes)`, or
     `fit(codes, labels)` with `num_classes`, trains it; `loss` is the exact negative log-likelihood in nats a code, and
     `perplexity` its exponential. Called on codes, or on `(codes, labels)`, it returns the logits of each code.
+
+    With `index_shape`, as of a residual, one Transformer goes over the places, and another, of half as many blocks,
+    over the codes of each place.
 
     Arguments, inputs and outputs are those of `Prior`.
 
@@ -35,11 +39,14 @@ class AutoregressivePrior(Prior):
     Reference:
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for levels
     - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for `guidance`
     """
 
+    transformer_class = CausalCodeTransformer
+
     def logits(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
-        return self.transformer(codes, labels, causal=True, training=training)
+        return self.transformer(codes, labels, training=training)
 
     def nats(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
         logits = self.logits(codes, labels, training)
@@ -52,16 +59,28 @@ class AutoregressivePrior(Prior):
         self, known: Tensor, labels: Tensor, bits: Tensor, guidance: float | None, **restrictions: Any
     ) -> Tensor:
         labels, copies = generation.paired(labels, self.num_classes, guidance)
+        network, levels = self.transformer, self.transformer.num_codebooks
+        caches, level_caches = network.start_caches(ops.shape(labels)[0])
 
-        def step(position: Tensor, state: tuple) -> tuple:
+        def draw_place(place: Tensor, state: tuple) -> tuple:
             codes, before, caches = state
-            logits, caches = self.transformer.step(ops.tile(before, copies), labels, caches, position)
-            logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
-            drawn = sampling.draw(logits, ops.take(bits, position, axis=1))
-            given = ops.take(known, position, axis=1)
-            drawn = ops.where(given < 0, drawn, given)
-            return ops.slice_update(codes, (0, position), ops.expand_dims(drawn, 1)), drawn, caches
+            x, caches = network.step_place(ops.tile(before, (copies, 1)), labels, caches, place)
 
-        start = ops.full_like(known[:, 0], self.num_embeddings)
-        caches = self.transformer.start_caches(ops.shape(labels)[0])
-        return ops.fori_loop(0, self.length, step, (known, start, caches))[0]
+            def draw_level(level: Tensor, state: tuple) -> tuple:
+                codes, so_far, caches = state
+                inputs = ops.where(level == 0, x, ops.tile(so_far, (copies, 1)))
+                logits, caches = network.step_level(inputs, caches, level)
+                logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
+                position = place * levels + level
+                drawn, given = (
+                    sampling.draw(logits, ops.take(bits, position, axis=1)),
+                    ops.take(codes, position, axis=1),
+                )
+                drawn = ops.where(given < 0, drawn, given)
+                codes = ops.slice_update(codes, (0, position), ops.expand_dims(drawn, 1))
+                return codes, so_far + network.embed(drawn, level), caches
+
+            codes, so_far, _ = ops.fori_loop(0, levels, draw_level, (codes, ops.zeros_like(before), level_caches))
+            return codes, so_far, caches
+
+        return ops.fori_loop(0, network.num_positions, draw_place, (known, network.start(known[:, 0]), caches))[0]

@@ -47,6 +47,9 @@ class Prior(CodesModel):
         ValueError: If a size is not a positive integer, or sizes do not fit each other.
     """
 
+    transformer_class: type[CodeTransformer] = CodeTransformer
+    """Of the network."""
+
     def __init__(
         self,
         num_embeddings: int,
@@ -79,16 +82,16 @@ class Prior(CodesModel):
         self.dropout = arguments.share("dropout", dropout)
         self.seed = arguments.seed(seed)
         self.length = math.prod(self.shape)
-        self.transformer = CodeTransformer(
-            self.num_embeddings,
-            self.length,
-            math.prod(self.index_shape),
-            self.num_classes or 0,
-            self.num_layers,
-            self.num_heads,
-            self.hidden_dim,
-            self.dropout,
-            self.seed,
+        self.transformer = self.transformer_class(
+            num_embeddings=self.num_embeddings,
+            length=self.length,
+            num_codebooks=math.prod(self.index_shape),
+            num_classes=self.num_classes or 0,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            hidden_dim=self.hidden_dim,
+            dropout=self.dropout,
+            seed=self.seed,
             dtype=self.dtype_policy,
             name="transformer",
         )

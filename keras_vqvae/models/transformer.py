@@ -61,9 +61,9 @@ class TransformerBlock(keras.Layer):
 
 
 class CodeTransformer(OwnWeights):
-    """From codes at all positions to the logits of codes at all positions.
+    """From codes at all positions to the logits of codes at all positions, each of which knows of all.
 
-    The code `num_embeddings` is none: the start of a sequence, or what is to be filled in. The class `num_classes` is
+    The code `num_embeddings` is none: what is to be filled in, or the start of a sequence. The class `num_classes` is
     none, too. `L` positions take turns in so many codebooks, as the levels of a residual do.
     """
 
@@ -82,24 +82,25 @@ class CodeTransformer(OwnWeights):
     ):
         super().__init__(**kwargs)
         self.num_embeddings, self.length, self.num_codebooks = num_embeddings, length, num_codebooks
-        self.num_classes, self.hidden_dim, self.seed = num_classes, hidden_dim, seed
-        policy = self.dtype_policy
-        self.blocks = [
-            TransformerBlock(hidden_dim, num_heads, dropout, dtype=policy, name=f"block_{i}") for i in range(num_layers)
-        ]
-        self.norm = layers.LayerNormalization(dtype=policy, name="norm")
-        self.dropout = layers.Dropout(dropout, dtype=policy, name="dropout")
+        self.num_classes, self.num_heads, self.hidden_dim, self.seed = num_classes, num_heads, hidden_dim, seed
+        self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.blocks = self.make_blocks("block", num_layers)
+        self.norm = layers.LayerNormalization(dtype=self.dtype_policy, name="norm")
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions its blocks go over."""
+        return self.length
+
+    def make_blocks(self, name: str, count: int) -> list[TransformerBlock]:
+        sizes = self.hidden_dim, self.num_heads, self.dropout.rate
+        return [TransformerBlock(*sizes, dtype=self.dtype_policy, name=f"{name}_{i}") for i in range(count)]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        sizes = {
-            "codes": self.num_codebooks * self.num_embeddings + 1,
-            "positions": self.length,
-            "classes": self.num_classes + 1,
-        }
-        for name, size in sizes.items():
-            table = self.add_weight((size, self.hidden_dim), keras.initializers.RandomNormal(stddev=0.02), name=name)
-            setattr(self, name, table)
+        self.codes = self.add_table("codes", self.num_codebooks * self.num_embeddings + 1)
+        self.positions = self.add_table("positions", self.num_positions)
+        self.classes = self.add_table("classes", self.num_classes + 1)
         self.head = self.add_weight(
             (self.num_codebooks, self.hidden_dim, self.num_embeddings), "glorot_uniform", name="head"
         )
@@ -107,49 +108,31 @@ class CodeTransformer(OwnWeights):
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.hidden_dim))
 
-    def embed(self, codes: Tensor, codebooks: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
-        """Codes `[batch, T]` of these codebooks, at these positions, of samples of these classes -> `[batch, T, H]`."""
+    def add_table(self, name: str, size: int) -> keras.Variable:
+        return self.add_weight((size, self.hidden_dim), keras.initializers.RandomNormal(stddev=0.02), name=name)
+
+    def embed(self, codes: Tensor, codebooks: Tensor) -> Tensor:
+        """Codes `[...]` of these codebooks -> `[..., H]`."""
         none = self.num_codebooks * self.num_embeddings
         rows = ops.where(codes == self.num_embeddings, none, codes + self.num_embeddings * codebooks)
+        return backend.gather_rows(ops.convert_to_tensor(self.codes), rows)
+
+    def locate(self, x: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """Adds to `[batch, T, H]` what tells its positions and the classes of samples."""
         classes = backend.gather_rows(ops.convert_to_tensor(self.classes), labels)
-        return (
-            backend.gather_rows(ops.convert_to_tensor(self.codes), rows)
-            + backend.gather_rows(ops.convert_to_tensor(self.positions), positions)
-            + ops.expand_dims(classes, 1)
-        )
+        return x + backend.gather_rows(ops.convert_to_tensor(self.positions), positions) + ops.expand_dims(classes, 1)
 
-    def call(self, codes: Tensor, labels: Tensor, causal: bool = False, training: bool | None = None) -> Tensor:
-        """Logits `[batch, L, K]` in float32; if `causal`, those at a position know of the codes before it alone."""
+    def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
+        """Logits `[batch, L, K]`, in float32, of codes `[batch, L]` and classes `[batch]`."""
         positions = ops.arange(self.length)
-        codebooks = positions % self.num_codebooks
-        if causal:
-            none = ops.full_like(codes[:, :1], self.num_embeddings)
-            codes, codebooks = ops.concatenate([none, codes[:, :-1]], axis=1), ops.roll(codebooks, 1)
-        x = self.dropout(self.embed(codes, codebooks, positions, labels), training=training)
+        x = self.locate(self.embed(codes, positions % self.num_codebooks), positions, labels)
+        x = self.dropout(x, training=training)
         for block in self.blocks:
-            x = block(x, causal=causal, training=training)
-        # `[batch, L, H]` -> `[batch, L / codebooks, codebooks, H]`
-        x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
-        logits = ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias
+            x = block(x, training=training)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of what the blocks say of all codes, in their order, `[..., H]` -> `[batch, L, K]`, in float32."""
+        x = ops.reshape(x, (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
+        logits = ops.einsum("btqh,qhk->btqk", self.norm(x), self.head) + self.bias
         return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))
-
-    def start_caches(self, batch_size: Tensor) -> list[Tensor]:
-        """Empty caches for `step`, one a block."""
-        heads = self.blocks[0].num_heads
-        shape = (2, batch_size, self.length, heads, self.hidden_dim // heads)
-        return [ops.zeros(shape, self.compute_dtype) for _ in self.blocks]
-
-    def step(
-        self, codes: Tensor, labels: Tensor, caches: list[Tensor], position: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """What `call` gives at one position if `causal`, `[batch, K]`, of the codes `[batch]` before it; new caches."""
-        positions = ops.reshape(position, (1,))
-        codebooks = (positions - 1) % self.num_codebooks
-        x = self.embed(ops.expand_dims(codes, 1), codebooks, positions, labels)
-        new = []
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.step(x, cache, position)
-            new.append(cache)
-        codebook = position % self.num_codebooks
-        head, bias = (ops.take(ops.convert_to_tensor(weight), codebook, axis=0) for weight in (self.head, self.bias))
-        return ops.cast(ops.matmul(self.norm(x)[:, 0], head) + bias, "float32"), new

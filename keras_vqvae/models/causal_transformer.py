@@ -1,0 +1,89 @@
+"""The network of the prior that draws one code after another."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.models.transformer import CodeTransformer, TransformerBlock
+
+
+class CausalCodeTransformer(CodeTransformer):
+    """From codes to their logits, each of which knows of the codes before it alone.
+
+    Codes of several codebooks share a place, and one Transformer goes over the places: its input is the sum of the
+    codes of the place before. Another one, of half as many blocks, goes over the codes of a place: it is given what the
+    first says of the place, then the sums of its codes so far. With one codebook there is the first alone.
+
+    Reference:
+
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941)
+    """
+
+    def __init__(self, num_codebooks: int, num_layers: int, **kwargs: Any):
+        super().__init__(num_codebooks=num_codebooks, num_layers=num_layers, **kwargs)
+        self.level_blocks = self.make_blocks("level_block", -(-num_layers // 2) if num_codebooks > 1 else 0)
+
+    @property
+    def num_positions(self) -> int:
+        return self.length // self.num_codebooks
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        self.levels = self.add_table("levels", self.num_codebooks)
+        for block in self.level_blocks:
+            block.build((None, None, self.hidden_dim))
+
+    def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
+        # `[batch, L]` -> `[batch, places, levels]` -> `[batch, places, levels, H]`
+        codes = ops.reshape(codes, (-1, self.num_positions, self.num_codebooks))
+        sums = ops.cumsum(self.embed(codes, ops.arange(self.num_codebooks)), axis=2)
+        before = ops.concatenate([ops.expand_dims(self.start(codes[:, 0, 0]), 1), sums[:, :-1, -1]], axis=1)
+        x = self.dropout(self.locate(before, ops.arange(self.num_positions), labels), training=training)
+        for block in self.blocks:
+            x = block(x, causal=True, training=training)
+        x = ops.concatenate([ops.expand_dims(x, 2), sums[:, :, :-1]], axis=2)
+        # `[batch, places, levels, H]` -> `[batch places, levels, H]`
+        x = ops.reshape(x, (-1, self.num_codebooks, self.hidden_dim)) + self.levels
+        for block in self.level_blocks:
+            x = block(x, causal=True, training=training)
+        return self.logits(x)
+
+    def start(self, like: Tensor) -> Tensor:
+        """What stands before the first place, `[batch, H]`, of as many samples as `like` has."""
+        return self.embed(ops.full_like(like, self.num_embeddings), 0)
+
+    def start_caches(self, batch_size: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Empty caches, one a block, for `step_place` and for `step_level`."""
+
+        def caches(blocks: list[TransformerBlock], length: int) -> list[Tensor]:
+            shape = (2, batch_size, length, self.num_heads, self.hidden_dim // self.num_heads)
+            return [ops.zeros(shape, self.compute_dtype) for _ in blocks]
+
+        return caches(self.blocks, self.num_positions), caches(self.level_blocks, self.num_codebooks)
+
+    def step_place(
+        self, before: Tensor, labels: Tensor, caches: list[Tensor], place: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From the sum of the codes of the place before, `[batch, H]`, to what is said of this one; new caches."""
+        x = self.locate(ops.expand_dims(before, 1), ops.reshape(place, (1,)), labels)
+        return step(self.blocks, x, caches, place)
+
+    def step_level(self, x: Tensor, caches: list[Tensor], level: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits `[batch, K]` of a level, from what is said of its place or the sum of its codes so far; new caches."""
+        levels, head, bias = (
+            ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
+        )
+        x, caches = step(self.level_blocks, ops.expand_dims(x + levels, 1), caches, level)
+        return ops.cast(ops.matmul(self.norm(x), head) + bias, "float32"), caches
+
+
+def step(
+    blocks: list[TransformerBlock], x: Tensor, caches: list[Tensor], position: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """`[batch, 1, H]` at a position -> `[batch, H]`, through blocks with their caches; new caches."""
+    new = []
+    for block, cache in zip(blocks, caches, strict=True):
+        x, cache = block.step(x, cache, position)
+        new.append(cache)
+    return x[:, 0], new
