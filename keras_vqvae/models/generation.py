@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import sampling
 
@@ -20,6 +21,7 @@ class Sampler(keras.Model):
         self.prior = prior
         # Within a function Keras does not make a tracked dict of them.
         self._sample = functools.partial(prior.sample_codes, **options)
+        backend.compile_draws(self)
 
     def call(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         known, labels, bits = inputs

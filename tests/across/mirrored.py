@@ -64,7 +64,7 @@ def exchange():
 
 assert [tuple(map(float, BOTH.experimental_local_results(each))) for each in BOTH.run(exchange)] == [(5, 5), (11, 11)]
 
-# A prior's mean over codes is that of all replicas.
+# A prior's mean over codes is that of all replicas, and it draws in their scope.
 results = []
 for strategy in (ALONE, BOTH):
     keras.utils.set_random_seed(0)
@@ -73,7 +73,9 @@ for strategy in (ALONE, BOTH):
         prior.compile(keras.optimizers.SGD(0.1))
     codes = np.random.default_rng(0).integers(0, 6, (64, 5))
     logs = prior.fit(codes, batch_size=16, shuffle=False, verbose=0).history
-    results.append([*logs.values(), *prior.get_weights()])
+    with strategy.scope():
+        draws = prior.generate(9, seed=0, verbose=0)
+    results.append([*logs.values(), *prior.get_weights(), draws])
 for one, other in zip(*results, strict=True):
     np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
