@@ -51,18 +51,15 @@ def train_codes(arguments: argparse.Namespace) -> list[np.ndarray]:
     ]
 
 
-def fit(name: str, model: keras.Model, train: np.ndarray, test: np.ndarray, epochs: int) -> tuple[dict, float]:
-    """Returns a row, and the seconds that training took."""
+def fit(name: str, model: keras.Model, train: np.ndarray, test: np.ndarray, epochs: int) -> dict:
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * math.ceil(len(train) / BATCH_SIZE))
     model.compile(keras.optimizers.AdamW(rate))
     start = time.perf_counter()
     model.fit(train, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
-    seconds = time.perf_counter() - start
+    step = 1e3 * (time.perf_counter() - start) / (epochs * len(train) / BATCH_SIZE)
     nats = model.evaluate(test, batch_size=500, verbose=0, return_dict=True)["loss"]
-    bits = nats * train[0].size / math.log(2)
-    step = 1e3 * seconds / (epochs * len(train) / BATCH_SIZE)
-    row = {"prior": name, "epochs": epochs, "nats": nats, "bits an image": bits}
-    return {**row, "parameters": model.count_params(), "ms a step": step}, seconds
+    row = {"prior": name, "nats": nats, "bits an image": nats * train[0].size / math.log(2)}
+    return {**row, "parameters": model.count_params(), "ms a step": step}
 
 
 def main() -> None:
@@ -81,18 +78,14 @@ def main() -> None:
     train, test = train_codes(arguments)
     _, places, levels = train.shape
     sizes = {"num_layers": arguments.layers, "hidden_dim": arguments.width, "dropout": 0.0, "seed": 0}
-
-    def fit_new(name: str, prior_class: type[keras.Model], epochs: int) -> tuple[dict, float]:
+    rows = []
+    for name, prior_class in (
+        ("one sequence", OneSequencePrior),
+        ("a head over the levels", keras_vqvae.AutoregressivePrior),
+    ):
         new = prior_class(arguments.codes, (places, levels), index_shape=(levels,), **sizes)
-        return fit(name, new, train, test, epochs)
-
-    epochs = arguments.prior_epochs
-    flat, seconds = fit_new("one sequence", OneSequencePrior, epochs)
-    head = "a head over the levels"
-    deep, own_seconds = fit_new(f"{head}, as many epochs", keras_vqvae.AutoregressivePrior, epochs)
-    epochs = max(1, round(epochs * seconds / own_seconds))
-    longer, _ = fit_new(f"{head}, as long", keras_vqvae.AutoregressivePrior, epochs)
-    timing.report("depth", [flat, deep, longer])
+        rows.append(fit(name, new, train, test, arguments.prior_epochs))
+    timing.report("depth", rows)
 
 
 if __name__ == "__main__":
