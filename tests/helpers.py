@@ -25,6 +25,16 @@ def assert_same_weights(before, after):
         np.testing.assert_array_equal(after[path], before[path], err_msg=path)
 
 
+def compiled(model, *arguments, **keywords):
+    """Compiles a model whose shapes are known, so that TensorFlow traces its step once.
+
+    If the optimizer's variables are made in the step, as Keras does, it is traced twice.
+    """
+    model.compile(*arguments, **keywords)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
 def restore(layer, values):
     for variable in layer.variables:
         variable.assign(values[variable.path])

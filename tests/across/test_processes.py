@@ -15,7 +15,7 @@ EPOCHS = 8
 
 
 def start(folder, *arguments, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
     program = [sys.executable, EXAMPLES / "distributed_jax.py", "--epochs", EPOCHS, "--output", folder, *arguments]
     with open(folder.with_suffix(".log"), "a") as log:
