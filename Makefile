@@ -3,7 +3,7 @@ PYTHON ?= python3
 BACKENDS := jax tensorflow torch
 export TF_CPP_MIN_LOG_LEVEL := 2
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-oldest bench lint format release-check clean
 
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
@@ -39,6 +39,34 @@ $(BACKENDS:%=test-%): test-%: .venv/done
 test-across: .venv/done
 	.venv/bin/python -m pytest tests/across
 
+# The oldest Keras that the package claims. On PyTorch, which says the least of which versions it needs.
+test-oldest: .venv-oldest/done
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CONTRACT)
+
+CONTRACT := tests/test_contract.py tests/test_contract_in_keras.py tests/test_vqvae.py tests/test_priors.py
+
+.venv-oldest/done: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --editable . "keras==3.10.0" torch==2.13.0 hypothesis matplotlib pytest scikit-learn
+	touch $@
+
+# What a release is made of: both archives are what an index takes, and the wheel's package, not this folder's, keeps the
+# contract.
+release-check: .venv/done .venv-release/done
+	rm -rf dist
+	.venv-release/bin/python -m build --no-isolation
+	.venv-release/bin/twine check --strict dist/*
+	folder=$$(mktemp -d) && cp -r tests $$folder && cd $$folder && \
+	$(CURDIR)/.venv/bin/pip install --quiet --no-deps --target . $(CURDIR)/dist/*.whl && \
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 $(CURDIR)/.venv/bin/python -W error -m pytest tests/test_contract.py && \
+	$(CURDIR)/.venv/bin/python -c "import keras_vqvae; assert keras_vqvae.__file__.startswith('$$folder')" && \
+	rm -r $$folder
+
+.venv-release/done: pyproject.toml
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --quiet build hatchling twine
+	touch $@
+
 # A short form; each script says how to run the whole.
 bench: $(BACKENDS:%=bench-%)
 
@@ -69,4 +97,4 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-bench demo benchmarks/results
+	rm -rf .venv .venv-* demo dist benchmarks/results

@@ -44,3 +44,15 @@ def test_examples_in_the_readme_run(tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(block, names)
+
+
+def test_each_benchmark_and_its_table_is_in_their_readme():
+    folder = ROOT / "benchmarks"
+    text = (folder / "README.md").read_text()
+    assert {path.stem for path in folder.glob("*.py")} <= set(re.findall(r"`(\w+)`", text))
+    links = re.findall(r"\]\(([^)#]*)#([^)]*)\)", text)
+    assert len(links) > 15
+    for file, anchor in links:
+        headings = re.findall("^#+ (.*)$", (folder / file).read_text(), re.M)
+        # As a forge makes an anchor of a heading.
+        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
