@@ -43,7 +43,7 @@ def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
 
 
 def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
-    """Returns the codes of `indices`, with the gradient that the codebook learns by.
+    """Returns the codes of `indices`, with the gradient of the codebook.
 
     Args:
         codebook: `[K, D]`.

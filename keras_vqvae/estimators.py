@@ -160,11 +160,11 @@ def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tens
 _BY_NAME: dict[str, Estimator] = {function.__name__: function for function in (straight_through, rotation, diveq, nsvq)}
 
 
-def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, learning: bool) -> Tensor:
-    """The estimator's output; always the codes where nothing learns."""
+def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, training: bool) -> Tensor:
+    """The estimator's output; always the codes outside of training."""
     if "seed" not in inspect.signature(estimator).parameters:
         return estimator(z_e, z_q)
-    return estimator(z_e, z_q, seed=seed) if learning else straight_through(z_e, z_q)
+    return estimator(z_e, z_q, seed=seed) if training else straight_through(z_e, z_q)
 
 
 def get(identifier: str | dict | Estimator) -> Estimator:

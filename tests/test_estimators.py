@@ -126,13 +126,13 @@ def test_a_vector_that_is_its_code_stays_with_a_finite_gradient(rng, estimator):
 def test_float16_neither_overflows_nor_changes_the_dtype(name):
     z_e = np.full((3, 64), 100, "float16")
     z_q = np.full((3, 64), 90, "float16")
-    moved = estimators.apply(estimators.get(name), z_e, z_q, seed=1, learning=True)
+    moved = estimators.apply(estimators.get(name), z_e, z_q, seed=1, training=True)
     assert keras.backend.standardize_dtype(moved.dtype) == "float16"
     moved = ops.convert_to_numpy(ops.cast(moved, "float32"))
     distance = np.linalg.norm(moved - 100, axis=-1)
     np.testing.assert_allclose(distance, 80, rtol=2e-3)
     # In inference all of them are the codes.
-    kept = estimators.apply(estimators.get(name), z_e, z_q, seed=1, learning=False)
+    kept = estimators.apply(estimators.get(name), z_e, z_q, seed=1, training=False)
     np.testing.assert_array_equal(ops.convert_to_numpy(kept), z_q)
 
 

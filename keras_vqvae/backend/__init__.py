@@ -10,8 +10,8 @@ place differs: XLA fuses a comparison with the maximum, and is slow in `argmax` 
 
 **Replicas.** State that a layer updates in `call` must be the same in every replica. On JAX arrays are global, and so
 is every sum over a batch. On PyTorch each process has its own part of the batch, and they must exchange their sums. On
-TensorFlow an exchange within `call` corrupts the losses that `add_loss` gathers, without a word: so quantizers learn
-after `VQVAE` has read the losses, and there alone.
+TensorFlow an exchange within `call` corrupts the losses that `add_loss` gathers, without a word: so quantizers are
+updated after `VQVAE` has read the losses, and there alone.
 """
 
 import keras

@@ -7,7 +7,7 @@ from keras import ops
 from keras_vqvae import arguments, losses
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
-from keras_vqvae.layers.passed import Lazy
+from keras_vqvae.layers.quantizer_outputs import Lazy
 
 
 class BinaryQuantizer(ImplicitQuantizer):

@@ -131,8 +131,8 @@ class CodebookQuantizer(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)
 
-    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
-        return estimators.apply(self.estimator, vectors, codes, self.seed_generator, learning)
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
+        return estimators.apply(self.estimator, vectors, codes, self.seed_generator, training)
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
         self.ema_counts.assign(codebook.ema_of_counts(ops.convert_to_tensor(self.ema_counts), counts, COUNTS_DECAY))

@@ -100,9 +100,9 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     def from_digits(self, digits: Tensor) -> Tensor:
         return digits / backend.constants(self._scale, digits) + backend.constants(self._lowest, digits)
 
-    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         rounded = estimators.straight_through(vectors, codes)
-        if not (learning and self.noise):
+        if not (training and self.noise):
             return rounded
         drawn = keras.random.uniform((2, *ops.shape(vectors)), dtype="float32", seed=self.seed_generator)
         return ops.where(

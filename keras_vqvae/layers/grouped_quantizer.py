@@ -9,8 +9,8 @@ from keras import ops
 from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -91,13 +91,15 @@ class GroupedQuantizer(Quantizer):
         for quantizer in self.quantizers:
             quantizer.set_depth(depth)
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
-        parts = [wrappers.pass_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups]
+        parts = [
+            wrappers.quantize_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups
+        ]
         indices = ops.stack([part.indices for part in parts], axis=1)
-        return Passed(
+        return QuantizerOutputs(
             lambda: ops.concatenate([part.quantized() for part in parts], axis=-1),
             ops.concatenate([part.codes for part in parts], axis=-1),
             indices,

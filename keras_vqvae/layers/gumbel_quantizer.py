@@ -9,7 +9,7 @@ from keras import ops
 from keras_vqvae import arguments, estimators, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
-from keras_vqvae.layers.passed import Lazy
+from keras_vqvae.layers.quantizer_outputs import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -84,8 +84,8 @@ class GumbelQuantizer(CodebookQuantizer):
         vectors, embeddings = geometry.distance_factors(vectors, ops.convert_to_tensor(self.codebook))
         return 2 * ops.matmul(vectors, ops.transpose(embeddings))
 
-    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
-        if not learning:
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
+        if not training:
             return estimators.straight_through(vectors, codes)
         scores = self._scores(vectors)
         uniform = keras.random.uniform(

@@ -8,7 +8,7 @@ from keras import ops
 from keras_vqvae import arguments, estimators, geometry, losses, regularizers, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
-from keras_vqvae.layers.passed import Lazy
+from keras_vqvae.layers.quantizer_outputs import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -78,8 +78,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.amax(squares) - squares, 0.0))], axis=-1)
         return search.nearest_code(ops.concatenate([vectors, ops.zeros_like(vectors[:, :1])], axis=-1), codes)
 
-    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
-        if not learning:
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
+        if not training:
             return estimators.straight_through(vectors, codes)
         vectors = geometry.finite(vectors)
         embeddings = ops.convert_to_tensor(self.codebook)

@@ -10,8 +10,8 @@ from keras import ops
 from keras_vqvae import arguments, estimators, losses, resizing
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -129,7 +129,7 @@ class MultiScaleQuantizer(Quantizer):
             x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
         return x
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         vectors = self.quantizers[0].bound(ops.where(ops.expand_dims(kept, -1), vectors, 0.0))
         whole = (-1, *self._grid, self._dim)
@@ -143,13 +143,13 @@ class MultiScaleQuantizer(Quantizer):
             some = share > 0.5 / math.prod(self._grid)
             means = resizing.resize(rest * weights, sizes) / ops.where(some, share, 1.0)
             kept_means = ops.reshape(some, (-1,))
-            passed = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
-            codes = self._to_grid(passed.codes, sizes)
+            outputs = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
+            codes = self._to_grid(outputs.codes, sizes)
             rest, total = rest - ops.stop_gradient(codes), total + codes
-            columns.append(ops.reshape(passed.indices, (-1, cells, *self.index_shape)))
+            columns.append(ops.reshape(outputs.indices, (-1, cells, *self.index_shape)))
             keeps.append(ops.reshape(kept_means, (-1, cells)))
-            inner.append(passed.losses)
-            updates += passed.updates
+            inner.append(outputs.losses)
+            updates += outputs.updates
         # `[n, L, *index_shape]` -> `[n L, *index_shape]`
         indices = ops.reshape(ops.concatenate(columns, axis=1), (-1, *self.index_shape))
         updates.append((self, vectors, indices, ops.reshape(ops.concatenate(keeps, axis=1), (-1,))))
@@ -162,7 +162,7 @@ class MultiScaleQuantizer(Quantizer):
         def quantized() -> Tensor:
             return estimators.straight_through(vectors, total)
 
-        return Passed(quantized, total, indices, compute_losses, updates)
+        return QuantizerOutputs(quantized, total, indices, compute_losses, updates)
 
     def lookup(self, indices: Tensor) -> Tensor:
         indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))

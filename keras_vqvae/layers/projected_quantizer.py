@@ -8,8 +8,8 @@ from keras import ops
 from keras_vqvae import arguments, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -76,13 +76,13 @@ class ProjectedQuantizer(Quantizer):
 
     def quantize_vectors(
         self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, *indices: Tensor
-    ) -> Passed:
+    ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         down = self.down(geometry.finite(vectors))
-        passed = self.quantizer.quantize_vectors(down, kept, training, samples, *indices)
-        updates = [*passed.updates, (self, vectors, passed.indices, kept)]
-        return Passed(
-            lambda: self.up(passed.quantized()), self.up(passed.codes), passed.indices, passed.losses, updates
+        outputs = self.quantizer.quantize_vectors(down, kept, training, samples, *indices)
+        updates = [*outputs.updates, (self, vectors, outputs.indices, kept)]
+        return QuantizerOutputs(
+            lambda: self.up(outputs.quantized()), self.up(outputs.codes), outputs.indices, outputs.losses, updates
         )
 
     def lookup(self, indices: Tensor) -> Tensor:

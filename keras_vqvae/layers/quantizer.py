@@ -9,16 +9,16 @@ from keras import ops
 
 from keras_vqvae import arguments, estimators
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.losses_for_readers import LossesForReaders
+from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.own_weights import OwnWeights
-from keras_vqvae.layers.passed import Lazy, Passed, once
+from keras_vqvae.layers.quantizer_outputs import Lazy, QuantizerOutputs, once
 
 MOST_COUNTED = 1 << 24
 """Beyond so many codes a quantizer keeps no `code_counts`."""
 
 
-class Quantizer(LossesForReaders, OwnWeights):
+class Quantizer(LazyLosses, OwnWeights):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
     A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
@@ -26,11 +26,11 @@ class Quantizer(LossesForReaders, OwnWeights):
 
     - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
     - `assign(vectors)`: the codes' int32 indices, `[N]`; or `choose(vectors)`, the codes `[N, D]` with them;
-    - `lookup(indices)`: the codes, `[N, D]`, with the gradient that they learn by;
-    - `estimate(vectors, codes, learning)`: the output, with the gradient that the encoder learns by; by default
+    - `lookup(indices)`: the codes, `[N, D]`, with the gradient of the codebook;
+    - `estimate(vectors, codes, training)`: the output, with the gradient of the encoder; by default
       straight-through;
     - `compute_losses(vectors, codes, quantized, kept)`: float32 scalars over the kept; `quantized()` is the output;
-    - `update(vectors, indices, kept, counts)`: how the layer's own state learns; `counts` are those of all replicas.
+    - `update(vectors, indices, kept, counts)`: updates the layer's own state; `counts` are those of all replicas.
 
     A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`; one `of_grids`, which
     takes inputs `[batch, *grid, D]` as a whole and no other leading dimensions, `index_axes` and `vector_axes`.
@@ -111,20 +111,20 @@ class Quantizer(LossesForReaders, OwnWeights):
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = kept_vectors(vectors, shape[:-1], mask)
-        passed = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        self.add_losses(vectors, passed.losses, bool(training))
-        self.apply_updates(passed.updates, bool(training))
-        quantized = ops.reshape(ops.cast(passed.quantized(), self.compute_dtype), shape)
-        indices = ops.reshape(passed.indices, (*axes, *self.index_shape))
+        outputs = self.quantize_vectors(vectors, kept, bool(training), shape[0])
+        self.add_losses(vectors, outputs.losses, bool(training))
+        self.apply_updates(outputs.updates, bool(training))
+        quantized = ops.reshape(ops.cast(outputs.quantized(), self.compute_dtype), shape)
+        indices = ops.reshape(outputs.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-        # Under `keras.RematScope` a layer runs again for its gradient, and would learn twice.
+        # Under `keras.RematScope` a layer runs again for its gradient, and would be updated twice.
         return layer_call
 
     def quantize_vectors(
         self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
-    ) -> Passed:
+    ) -> QuantizerOutputs:
         """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
 
         Of a `listed` quantizer the indices may be given. Not `forward`, which PyTorch reserves.
@@ -135,7 +135,7 @@ class Quantizer(LossesForReaders, OwnWeights):
         indices, codes = self.choose(vectors) if indices is None else (indices, self.lookup(indices))
         quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
-        return Passed(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
+        return QuantizerOutputs(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
     def index_axes(self, axes: tuple) -> tuple:
         """The indices' axes before `index_shape`, given the inputs' before the last."""
@@ -165,7 +165,7 @@ class Quantizer(LossesForReaders, OwnWeights):
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def estimate(self, vectors: Tensor, codes: Tensor, learning: bool) -> Tensor:
+    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         return estimators.straight_through(vectors, codes)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:

@@ -9,8 +9,8 @@ from keras import ops
 from keras_vqvae import arguments, backend, clustering, estimators, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
-from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 ADAPTED_SUMS = 4
 """How many of a beam's sums `adapt` goes on from: of 1, 2, 4 and 8 that with the least error on other vectors."""
@@ -117,7 +117,7 @@ class ResidualQuantizer(Quantizer):
                 quantizer.build((None, input_shape[-1]))
         super().build(input_shape)
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> Passed:
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         if self.depth is None:
@@ -128,14 +128,14 @@ class ResidualQuantizer(Quantizer):
             best = [(sums[:, 0],) for sums in self._search(vectors, self.num_quantizers)]
         columns, losses, updates = [], [], []
         for quantizer, use, chosen in zip(self.quantizers, used, best, strict=True):
-            passed = wrappers.pass_used(quantizer, rest, kept, use, training, samples, *chosen)
-            rest, total = rest - ops.stop_gradient(passed.codes), total + passed.codes
-            columns.append(passed.indices)
-            losses.append(passed.losses)
-            updates += passed.updates
+            outputs = wrappers.quantize_used(quantizer, rest, kept, use, training, samples, *chosen)
+            rest, total = rest - ops.stop_gradient(outputs.codes), total + outputs.codes
+            columns.append(outputs.indices)
+            losses.append(outputs.losses)
+            updates += outputs.updates
         indices = ops.stack(columns, axis=1)
         updates.append((self, vectors, indices, kept))
-        return Passed(
+        return QuantizerOutputs(
             lambda: estimators.straight_through(vectors, total),
             total,
             indices,

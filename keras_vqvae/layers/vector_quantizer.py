@@ -9,7 +9,7 @@ from keras import ops
 from keras_vqvae import arguments, backend, codebook, estimators, losses
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
-from keras_vqvae.layers.passed import Lazy
+from keras_vqvae.layers.quantizer_outputs import Lazy
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.passed import Passed
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 MOST_COPIES = 1024
 """Each copy is a layer; a larger number is a mistake, and would take hours."""
@@ -96,7 +96,7 @@ def draw_used(wrapper: Any, vectors: Tensor, samples: Tensor, training: bool) ->
     return [i < numbers for i in range(most)]
 
 
-def pass_used(
+def quantize_used(
     quantizer: Quantizer,
     vectors: Tensor,
     kept: Tensor,
@@ -104,17 +104,17 @@ def pass_used(
     training: bool,
     samples: Tensor,
     *indices: Tensor,
-) -> Passed:
+) -> QuantizerOutputs:
     """What `quantizer.quantize_vectors` returns, with no code, and the index -1, for vectors that do not use it."""
     if used is None:
         return quantizer.quantize_vectors(vectors, kept, training, samples, *indices)
-    passed = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, *indices)
+    outputs = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, *indices)
     row = ops.expand_dims(used, -1)
     return dataclasses.replace(
-        passed,
-        quantized=lambda: ops.where(row, passed.quantized(), 0.0),
-        codes=ops.where(row, passed.codes, 0.0),
-        indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), passed.indices, -1),
+        outputs,
+        quantized=lambda: ops.where(row, outputs.quantized(), 0.0),
+        codes=ops.where(row, outputs.codes, 0.0),
+        indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), outputs.indices, -1),
     )
 
 

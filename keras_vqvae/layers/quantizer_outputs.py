@@ -1,4 +1,4 @@
-"""What vectors become in a quantizer, and what quantizers learn from it."""
+"""What a quantizer makes of vectors, and the updates of its state that follow."""
 
 import dataclasses
 import math
@@ -27,29 +27,29 @@ def once(function: Lazy) -> Lazy:
 
 
 @dataclasses.dataclass
-class Passed:
-    """What vectors `[N, D]` become in a quantizer."""
+class QuantizerOutputs:
+    """What a quantizer makes of vectors `[N, D]`."""
 
     quantized: Lazy
-    """Computes the output `[N, D]`, with the gradient that the encoder learns by, where it is the output."""
+    """Computes the output `[N, D]`, with the gradient of the encoder, where it is the output."""
     codes: Tensor
-    """The codes `[N, D]`, with the gradient that they learn by."""
+    """The codes `[N, D]`, with the gradient of the codebook."""
     indices: Tensor
     """Int32 `[N, *index_shape]`."""
     losses: Callable[[], list[Tensor]]
     """Computes the losses, float32 scalars, where somebody reads them."""
     updates: list[tuple[Any, Tensor, Tensor, Tensor]]
-    """What quantizers have yet to learn from: themselves, vectors `[N, D]`, indices and which vectors are kept."""
+    """Arguments of updates to come: the quantizer, vectors `[N, D]`, their indices and which of them are kept."""
 
 
 def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: bool, within_call: bool = True) -> None:
-    """Lets each quantizer count and learn, once, from all the vectors that it has met in a step.
+    """Updates the counts and the state of each quantizer once, with all the vectors that a step gave it.
 
     Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.
     """
     for quantizer in {id(quantizer): quantizer for quantizer, *_ in updates}.values():
-        learning = training and quantizer.trainable
-        if not (learning or quantizer.counting):
+        updated = training and quantizer.trainable
+        if not (updated or quantizer.counting):
             continue
         if within_call:
             backend.refuse_updates_in_call()
@@ -59,7 +59,7 @@ def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: b
         if quantizer.code_counts is not None:
             counts = backend.sum_over_replicas(_count(quantizer, indices, kept))
             quantizer.code_counts.assign_add(counts)
-        if learning:
+        if updated:
             quantizer.update(vectors, indices, kept, counts)
 
 

@@ -9,10 +9,10 @@ from keras import ops
 
 from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.passed import apply_updates
+from keras_vqvae.layers.quantizer_outputs import apply_updates
 
 
-class LossesForReaders(keras.layers.Layer):
+class LazyLosses(keras.layers.Layer):
     """A layer whose losses count in evaluation, and cost nothing in `predict`.
 
     Keras does not tell a layer whether it is evaluated or predicts. So in inference a loss waits until Keras, or the
@@ -20,14 +20,14 @@ class LossesForReaders(keras.layers.Layer):
     """
 
     deferred: list[Callable[[], None]] | None = None
-    """Where to put what has yet to be learned, as `VQVAE` needs it of replicas that take turns."""
+    """Where to put updates that have to wait, as `VQVAE` needs it of replicas that take turns."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._added_losses: tuple = ()
 
     def add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
-        """Adds what `losses()` computes from `vectors`: at once in training, before what it reads has learned."""
+        """Adds what `losses()` computes from `vectors`: at once in training, before what it reads is updated."""
         scope = backend.stateless_scope()
         if scope is None:
             # In inference they wait for a reader: `predict` is none, and an entropy costs more than the search. A tuple
@@ -39,7 +39,7 @@ class LossesForReaders(keras.layers.Layer):
                 self.add_loss(loss)
 
     def apply_updates(self, updates: list[tuple], training: bool) -> None:
-        """Lets quantizers learn, at once or when their losses have been read."""
+        """Updates quantizers, at once or when their losses have been read."""
         if self.deferred is None:
             apply_updates(updates, training)
         else:
