@@ -18,21 +18,16 @@ class BinaryQuantizer(ImplicitQuantizer):
     so far away, bits are independent, so `p` is never listed for all codes and vectors; a subclass says how it takes
     the entropy of the mean, in `mean_entropy`.
 
-    Args:
-        num_bits: Number of bits, `D`, from 1 to 30.
-        commitment_weight: Weight of the commitment loss, at least 0.
-        entropy_weight: Weight of the entropy loss, at least 0.
-        diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0.
-        inverse_temperature: Of the assignments, above 0.
+    The arguments are those of `LookupFreeQuantizer`.
     """
 
     def __init__(
         self,
         num_bits: int,
-        commitment_weight: float,
-        entropy_weight: float,
-        diversity_weight: float,
-        inverse_temperature: float,
+        commitment_weight: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity_weight: float = 1.0,
+        inverse_temperature: float = 100.0,
         **kwargs: Any,
     ):
         self.num_bits = arguments.positive_int("num_bits", num_bits)
@@ -43,10 +38,13 @@ class BinaryQuantizer(ImplicitQuantizer):
         self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
         self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
         self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
-        self._size = 1.0
-        """The absolute value of each element of a code."""
         self._finer = 1.0
         """How much smaller the codes are at the depth of this quantizer."""
+
+    @property
+    def code_size(self) -> float:
+        """The absolute value of each element of a code."""
+        return 1.0
 
     def set_depth(self, depth: int) -> None:
         super().set_depth(depth)
@@ -56,7 +54,7 @@ class BinaryQuantizer(ImplicitQuantizer):
         return ops.cast(vectors > 0, "float32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return (2.0 * digits - 1.0) * (self._size * self._finer)
+        return (2.0 * digits - 1.0) * (self.code_size * self._finer)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         if self.depth:
@@ -67,7 +65,8 @@ class BinaryQuantizer(ImplicitQuantizer):
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))
         if self.entropy_weight:
             # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`. What does not count may be no number at all.
-            log_odds = ops.where(ops.expand_dims(kept, -1), vectors, 0.0) * (4 * self.inverse_temperature * self._size)
+            scale = 4 * self.inverse_temperature * self.code_size
+            log_odds = scale * ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
             shares = ops.cast(kept, "float32")
             shares = ops.expand_dims(shares / ops.maximum(ops.sum(shares), 1.0), -1)
             sure = losses.bit_entropy(ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds))

@@ -29,15 +29,7 @@ class GumbelQuantizer(CodebookQuantizer):
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint`, `distance` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
-    Call arguments:
-        inputs: Floats `[..., D]`, of rank 2 or more.
-        mask, training, return_indices: As for every `Quantizer`.
-
-    Output shape:
-        `[..., D]`; the indices are int32 `[...]`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or an input's last axis is not `embedding_dim`.
+    Inputs, outputs and errors are those of `VectorQuantizer`.
 
     Example:
 

