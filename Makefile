@@ -8,9 +8,9 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
 
-# Two suites at a time, each of which keeps one core busy.
-test: lint
-	$(MAKE) --jobs 2 --output-sync=target $(BACKENDS:%=test-%) test-across
+# Two suites at a time, each of which keeps one core busy: the longest first.
+test: lint .venv/xla-flags
+	$(MAKE) --jobs 2 --output-sync=target test-tensorflow test-jax test-across test-torch
 
 lint: .venv/done
 	.venv/bin/ruff check .
