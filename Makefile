@@ -27,8 +27,8 @@ test-jax test-across: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # Many of the programs are equal, in one process or another; and in the next run of the tests all are.
 test-jax test-across: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv/jax-cache
 test-jax test-across: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
-# On one thread, where two suites run.
-QUICK_XLA := --xla_cpu_parallel_codegen_split_count=1
+# It writes them in a fraction of the time without its new emitters, and on one thread where two suites run.
+QUICK_XLA := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 test-jax test-across: .venv/xla-flags
 test-jax test-across: export XLA_FLAGS = $(shell cat .venv/xla-flags)
 

@@ -3,7 +3,7 @@ import numpy as np
 import oracle
 import pytest
 from gradients import gradients
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from keras import ops
 
@@ -27,6 +27,8 @@ def set_blocks(patch, blocks):
     blocks=st.sampled_from(BLOCKS),
     seed=st.integers(0, 2**16),
 )
+# Where XLA computes scores once more to compare them, rounded otherwise, as it may over one axis, none is the best.
+@example(leading=[], num_embeddings=40, dim=1, dtype="float16", blocks=BLOCKS[1], seed=3)
 def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
     leading, num_embeddings, dim, dtype, blocks, seed
 ):
