@@ -248,9 +248,8 @@ def test_mixed_precision_changes_little(prior, kind, codes, labels):
     mixed = PRIORS[kind].from_config({**prior.get_config(), "dtype": "mixed_bfloat16"})
     mixed.set_weights(prior.get_weights())
     errors = np.abs(logits_of(mixed, codes, labels) - logits_of(prior, codes, labels))
-    # A few of a random network's logits are far off, in any precision of eight bits.
-    assert np.median(errors) < 0.03
-    assert np.quantile(errors, 0.95) < 0.15
+    # One in a hundred of a random network's logits may be further off, in any precision of eight bits.
+    np.testing.assert_array_less(np.quantile(errors, [0.5, 0.95, 0.99]), [0.03, 0.15, 0.3])
     assert mixed.compute_dtype == mixed.transformer.blocks[0].compute_dtype == "bfloat16"
     assert {weight.dtype for weight in mixed.trainable_variables} == {"float32"}
     new = mixed.generate(64, 1, seed=0, verbose=0)

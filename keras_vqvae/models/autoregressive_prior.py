@@ -72,11 +72,8 @@ class AutoregressivePrior(Prior):
                 logits, caches = network.step_level(inputs, caches, level)
                 logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
                 position = place * levels + level
-                drawn, given = (
-                    sampling.draw(logits, ops.take(bits, position, axis=1)),
-                    ops.take(codes, position, axis=1),
-                )
-                drawn = ops.where(given < 0, drawn, given)
+                given = ops.take(codes, position, axis=1)
+                drawn = ops.where(given < 0, sampling.draw(logits, ops.take(bits, position, axis=1)), given)
                 codes = ops.slice_update(codes, (0, position), ops.expand_dims(drawn, 1))
                 return codes, so_far + network.embed(drawn, level), caches
 
