@@ -3,10 +3,19 @@ PYTHON ?= python3
 BACKENDS := jax tensorflow torch
 export TF_CPP_MIN_LOG_LEVEL := 2
 
-.PHONY: demo test test-oldest bench lint format release-check clean
+.PHONY: demo docs test test-oldest bench lint format release-check clean
 
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
+
+# The site, in `site/`: a broken link, or a public name without a docstring or a page, is an error.
+docs: .venv-docs/done
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/done: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet griffe-inherited-docstrings mkdocs-material "mkdocstrings[python]" ruff
+	touch $@
 
 # Two suites at a time, each of which keeps one core busy: the longest first.
 test: lint .venv/xla-flags
@@ -98,4 +107,4 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* demo dist benchmarks/results
+	rm -rf .venv .venv-* demo dist site benchmarks/results

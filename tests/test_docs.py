@@ -1,10 +1,13 @@
-"""Every example in a docstring or in the README runs."""
+"""Every example in a docstring, in the README or on a page of `docs/` runs."""
 
 import doctest
 import importlib
+import os
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -37,12 +40,48 @@ def test_public_names_have_examples():
     assert lacking == []
 
 
-def test_examples_in_the_readme_run(tmp_path, monkeypatch):
+BACKENDS = {"JAX": "jax", "PyTorch": "torch", "TensorFlow": "tensorflow"}
+SPEAK_OF_A_MODEL = ("docs/priors.md", "docs/scaling.md")
+"""Pages whose examples go on with a model that they do not make."""
+MODEL = """
+import keras, numpy as np, keras_vqvae
+x, labels = np.ones((16, 8, 2), "float32"), np.arange(16) % 10
+def make_model():
+    sizes = {"embedding_dim": 4, "filters": (4,), "num_residual_blocks": 1}
+    encoder, decoder = keras_vqvae.build_conv_encoder((8, 2), **sizes), keras_vqvae.build_conv_decoder((8, 2), **sizes)
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, ema_decay=0.9), decoder)
+    model.compile()
+    return model
+model = make_model()
+"""
+
+
+def blocks(page, backend):
+    """A page's examples for a backend: those under a heading that names none run on PyTorch, the README's on all."""
+    found, owner = [], None
+    for heading, block in re.findall(r"^## ([^\n]*)$|^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+        if heading:
+            owner = BACKENDS.get(heading)
+        elif backend == (owner or (backend if page == "README.md" else "torch")):
+            found.append(re.sub(r"epochs=\d+", "epochs=1", block))
+    return [MODEL, *found] if found and page in SPEAK_OF_A_MODEL else found
+
+
+PAGES = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, keras.backend.backend())])
+def test_examples_in_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
+    found = blocks(page, keras.backend.backend())
+    if page == "docs/scaling.md" and keras.backend.backend() == "jax":
+        # Eight devices, which a process has to ask for before it starts.
+        flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", "".join(found)], env=environment, check=True)
+        return
     names = {}
-    for block in blocks:
+    for block in found:
         exec(block, names)
 
 
