@@ -11,9 +11,9 @@ GROUPS = {
     "Callbacks and metrics": ("callbacks", "figure_writer", "metrics"),
     "Functions": ("clustering", "codebook", "estimators", "losses", "regularizers", "search", "semantic_ids"),
 }
-OF_SUBCLASSES = ("CodebookQuantizer", "Prior", "Quantizer")
+BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""
-OF_USERS = "adapt decode detokenizer encode generate prune_unused reset_code_counts resize sample set_codebook tokenizer"
+USED = "adapt decode detokenizer encode generate prune_unused reset_code_counts resize sample set_codebook tokenizer"
 
 
 def _public_names() -> dict[str, griffe.Object]:
@@ -32,8 +32,8 @@ def _pages() -> dict[str, dict[str, str]]:
         module = target.path.split(".")[1]
         group = next(group for group, modules in GROUPS.items() if module in modules)
         text = f"::: keras_vqvae.{name}\n"
-        if target.is_class and name not in OF_SUBCLASSES:
-            text += f"    options:\n      members: [{', '.join(OF_USERS.split())}]\n"
+        if target.is_class and name not in BASES:
+            text += f"    options:\n      members: [{', '.join(USED.split())}]\n"
         pages[group][f"api/{name}.md"] = text
     options = "{show_root_heading: false, heading_level: 2}"
     pages["Functions"]["api/plotting.md"] = f"# plotting\n\n::: keras_vqvae.plotting\n    options: {options}\n"
