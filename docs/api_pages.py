@@ -1,5 +1,8 @@
 """Makes a page of each public name of the package, and the navigation to it."""
 
+import functools
+import pathlib
+
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -25,6 +28,7 @@ def _public_names() -> dict[str, griffe.Object]:
     return names
 
 
+@functools.cache
 def _pages() -> dict[str, dict[str, str]]:
     """The text of each page by group and path."""
     pages = {group: {} for group in GROUPS}
@@ -42,7 +46,7 @@ def _pages() -> dict[str, dict[str, str]]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts the pages into the navigation."""
-    navigation = [{group: list(pages)} for group, pages in _pages().items()]
+    navigation = [{group: [{pathlib.Path(p).stem: p} for p in pages]} for group, pages in _pages().items()]
     config.nav.insert(-2, {"API": navigation})
     return config
 
