@@ -24,6 +24,7 @@ test: lint .venv/xla-flags
 lint: .venv/done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 format: .venv/done
 	.venv/bin/ruff check --fix .

@@ -2,15 +2,23 @@
 
 import itertools
 import numbers
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeGuard
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vqvae import backend
+from keras_vqvae.backend import Sizes as Sizes
 from keras_vqvae.backend import Tensor as Tensor
+
+Data: TypeAlias = Any
+"""What `fit` and `predict` of Keras take: arrays, tensors, lists or dicts of them, data sets, generators."""
+Seed: TypeAlias = int | keras.random.SeedGenerator | None
+"""Where random numbers come from; `None` is a random seed."""
+FromKeras: TypeAlias = str | dict[str, Any] | Callable[..., Tensor] | None
+"""An initializer, regularizer or constraint, or what Keras makes one of: its name, or what was saved of it."""
 
 LARGEST_INT = 2**31 - 1
 """Of an int32, as indices are."""
@@ -18,39 +26,47 @@ MOST_SIZES = 1024
 """Of a network's layers, or a vector's axes."""
 
 
-def boolean(name: str, value: Any) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def boolean(name: str, value: object) -> bool:
     """Returns `value` as a `bool`."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
     return bool(value)
 
 
-def positive_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
+def positive_int(name: str, value: object, largest: int = LARGEST_INT) -> int:
     """Returns `value` as an `int` from 1 to `largest`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     if value > largest:
         raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={value!r}")
     return int(value)
 
 
-def non_negative_int(name: str, value: Any, largest: int = LARGEST_INT) -> int:
+def non_negative_int(name: str, value: object, largest: int = LARGEST_INT) -> int:
     """Returns `value` as an `int` from 0 to `largest`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= largest:
+    if not _is_integer(value) or not 0 <= value <= largest:
         raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={value!r}")
     return int(value)
 
 
-def seed(value: Any) -> int | None:
+def seed(value: object) -> int | None:
     """Returns `value`, `None` or an integer that every backend takes."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= LARGEST_INT:
+    if not _is_integer(value) or not 0 <= value <= LARGEST_INT:
         raise ValueError(f"`seed` must be None or an integer from 0 to {LARGEST_INT}. Received: seed={value!r}")
     return int(value)
 
 
-def positive_ints(name: str, values: Any) -> tuple[int, ...]:
+def positive_ints(name: str, values: object) -> tuple[int, ...]:
     """Returns `values` as a tuple, which may be empty, of positive integers."""
     # An array without axes says of itself that it is iterable.
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
@@ -62,35 +78,35 @@ def positive_ints(name: str, values: Any) -> tuple[int, ...]:
     return tuple(positive_int(name, value) for value in values)
 
 
-def non_negative(name: str, value: Any) -> float:
+def non_negative(name: str, value: object) -> float:
     """Returns `value` as a finite `float` of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+    if not _is_real(value) or not 0 <= value < float("inf"):
         raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}")
     return float(value)
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: object) -> float:
     """Returns `value` as a finite `float` above 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+    if not _is_real(value) or not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
     return float(value)
 
 
-def share(name: str, value: Any) -> float:
+def share(name: str, value: object) -> float:
     """Returns `value` as a `float` from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
     return float(value)
 
 
-def open_fraction(name: str, value: Any) -> float:
+def open_fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` strictly between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
+    if not _is_real(value) or not 0 < value < 1:
         raise ValueError(f"`{name}` must lie strictly between 0 and 1. Received: {name}={value!r}")
     return float(value)
 
 
-def code_indices(name: str, indices: Any, num_embeddings: int, lowest: int = 0) -> Tensor:
+def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 0) -> Tensor:
     """Returns `indices` as an int32 tensor, each inside a codebook of `num_embeddings` codes.
 
     A compiled function has no values to look at: there an index outside is moved to the nearest one inside,

@@ -1,16 +1,20 @@
 """Keras callbacks for any model that holds a quantizer, however deep inside."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, metrics
+from keras_vqvae.arguments import Data
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
+
+Logs: TypeAlias = dict[str, Any] | None
+"""What Keras hands to callbacks: a value for each name."""
 
 
 def _children(layer: keras.Layer) -> list[keras.Layer]:
@@ -58,19 +62,19 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     - [Zeghidour et al., 2021, section III.C](https://arxiv.org/abs/2107.03312)
     """
 
-    def __init__(self, x: Any, every: int = 1, threshold: float = 0.1, batch_size: int = 16, seed: int = 0):
+    def __init__(self, x: Data, every: int = 1, threshold: float = 0.1, batch_size: int = 16, seed: int = 0):
         super().__init__()
         self.x = x
         self.every = arguments.positive_int("every", every)
         self.threshold = arguments.non_negative("threshold", threshold)
         self.batch_size = arguments.positive_int("batch_size", batch_size)
-        self.seed = arguments.seed(seed)
+        self.seed = arguments.non_negative_int("seed", seed)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         # By `self.model`, which on JAX brings the weights up to date, and by it alone.
         self._first = self._steps = int(ops.convert_to_numpy(self.model.optimizer.iterations))
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         before, self._steps = self._steps, self._first + batch + 1
         if self._steps // self.every > before // self.every:
             self._look()
@@ -115,7 +119,7 @@ class CodebookMonitor(keras.callbacks.Callback):
     ['perplexity', 'val_perplexity']
     """
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         # Evaluation is to be traced anew, with counting in it.
         model.test_function = None
@@ -124,10 +128,13 @@ class CodebookMonitor(keras.callbacks.Callback):
     def _quantizers(self) -> list[Quantizer]:
         return [q for q in _unique(_find(self.model, Quantizer)) if not q.built or q.code_counts is not None]
 
-    def _counts(self) -> list[np.ndarray]:
-        return [ops.convert_to_numpy(quantizer.code_counts) for quantizer in self._quantizers() if quantizer.built]
+    def _weights(self) -> list[keras.Variable]:
+        return [quantizer.code_counts for quantizer in self._quantizers() if quantizer.built]
 
-    def _report(self, before: list[np.ndarray], prefix: str = "") -> dict[str, float]:
+    def _counts(self) -> list[np.ndarray]:
+        return [ops.convert_to_numpy(weight) for weight in self._weights()]
+
+    def _report(self, before: Sequence[np.ndarray | int], prefix: str = "") -> dict[str, float]:
         quantizers, found = self._quantizers(), {}
         # Before the first step of a model that builds itself then, there was nothing to count.
         before = before or [0] * len(quantizers)
@@ -137,30 +144,32 @@ class CodebookMonitor(keras.callbacks.Callback):
             found[name + "codebook_usage"] = float(metrics.usage(now - earlier))
         return found
 
-    def on_train_begin(self, logs=None):
-        self._in_training, self.validation = True, {}
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self._in_training = True
+        self.validation: dict[str, float] = {}
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._before = self._counts()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         # Keras hands these logs on to the callbacks behind this one, and those of an evaluation to nobody.
-        logs.update(self._report(self._before) | self.validation)
+        if logs is not None:
+            logs.update(self._report(self._before) | self.validation)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self.set_model(self.model)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs = None) -> None:
         self._before_test = self._counts()
         for quantizer in self._quantizers():
             quantizer.counting = True
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Logs = None) -> None:
         for quantizer in self._quantizers():
             quantizer.counting = False
         self.validation = self._report(self._before_test, prefix="val_")
-        for quantizer, counts in zip(self._quantizers(), self._before_test, strict=False):
-            quantizer.code_counts.assign(counts)
+        for weight, counts in zip(self._weights(), self._before_test, strict=False):
+            weight.assign(counts)
         if not self._in_training:
             self.set_model(self.model)
 
@@ -186,7 +195,7 @@ class TemperatureScheduler(keras.callbacks.Callback):
         super().__init__()
         self.schedule = schedule
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         for layer in _unique(_find(self.model, GumbelQuantizer)):
             if layer.built:
                 before = float(ops.convert_to_numpy(layer.temperature))

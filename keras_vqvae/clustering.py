@@ -4,7 +4,6 @@ Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +17,7 @@ _STARTING_VECTORS = 32
 
 
 def kmeans(
-    vectors: Any,
+    vectors: Tensor,
     num_embeddings: int,
     init: str = "k-means++",
     epochs: int = 20,
@@ -71,14 +70,15 @@ def kmeans(
     vectors = _finite(vectors, search.check_distance(distance))
     generator = np.random.default_rng(arguments.seed(seed))
     codes = _start(vectors, num_embeddings, init, generator)
-    batched = batch_size is not None and arguments.positive_int("batch_size", batch_size) < len(vectors)
+    step = len(vectors) if batch_size is None else arguments.positive_int("batch_size", batch_size)
+    batched = step < len(vectors)
     counts = np.zeros(num_embeddings, "int64")
     progress = keras.utils.Progbar(epochs, verbose=1 if verbose == "auto" else int(verbose), unit_name="epoch")
     for epoch in range(epochs):
         before, error = codes, 0.0
         order = generator.permutation(len(vectors)) if batched else None
-        for start in range(0, len(vectors), batch_size if batched else len(vectors)):
-            batch = vectors[order[start : start + batch_size]] if batched else vectors
+        for start in range(0, len(vectors), step):
+            batch = vectors if order is None else vectors[order[start : start + step]]
             chosen, sums, squares = _assign(batch, codes)
             # Lloyd's means are those of this step alone.
             counts = counts + chosen if batched else chosen
@@ -106,7 +106,7 @@ def chunks(vectors: np.ndarray) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _finite(vectors: Any, distance: str) -> np.ndarray:
+def _finite(vectors: Tensor, distance: str) -> np.ndarray:
     """The finite ones of `[..., D]` in float32, of length 1 for the cosine: `[N, D]`."""
     vectors = ops.convert_to_numpy(vectors)
     vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32", copy=False)
@@ -132,7 +132,8 @@ def _start(vectors: np.ndarray, num_embeddings: int, init: str, generator: np.ra
         sample = vectors[generator.choice(len(vectors), _STARTING_VECTORS * num_embeddings, replace=False)]
     squares = np.einsum("nd,nd->n", sample, sample)
     distances = np.full(len(sample), np.inf, "float32")
-    chosen, trials = [], 2 + int(np.log(num_embeddings))
+    chosen: list[int] = []
+    trials = 2 + int(np.log(num_embeddings))
     for _ in range(num_embeddings):
         # The first draw, and those where every vector has its code already, are uniform.
         total = np.cumsum(distances, dtype="float64") if chosen and distances.any() else np.arange(1.0, len(sample) + 1)

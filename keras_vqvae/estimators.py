@@ -7,15 +7,15 @@ codes or at their distance: a training noise, to which the straight-through esti
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
 from keras_vqvae import arguments, geometry
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Seed, Tensor
 
-Estimator = Callable[..., Tensor]
+Estimator: TypeAlias = Callable[..., Tensor]
 
 
 def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
     return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)
 
 
-def diveq(z_e: Tensor, z_q: Tensor, seed: Any = None, stddev: float = 0.03) -> Tensor:
+def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> Tensor:
     """The vector moved as far as its code is away, in nearly the code's direction: DiVeQ.
 
     `z + |q - z| * stop_gradient(unit(q - z + stddev * v))` with `v` standard normal. The distance has a gradient, to
@@ -115,7 +115,7 @@ def diveq(z_e: Tensor, z_q: Tensor, seed: Any = None, stddev: float = 0.03) -> T
     return _step_towards(z, q, ops.stop_gradient(q - z) + stddev * noise, z_e)
 
 
-def nsvq(z_e: Tensor, z_q: Tensor, seed: Any = None) -> Tensor:
+def nsvq(z_e: Tensor, z_q: Tensor, seed: Seed = None) -> Tensor:
     """The vector with noise of the length of its quantization error: noise substitution.
 
     `z + |q - z| * v / |v|` with `v` standard normal. The length has a gradient, to vectors and codes alike: the
@@ -143,12 +143,12 @@ def nsvq(z_e: Tensor, z_q: Tensor, seed: Any = None) -> Tensor:
     return _step_towards(z, q, noise, z_e)
 
 
-def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Seed) -> tuple[Tensor, Tensor, Tensor]:
     z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
     return z, q, keras.random.normal(ops.shape(z), dtype="float32", seed=_checked(seed))
 
 
-def _checked(seed: Any) -> Any:
+def _checked(seed: Seed) -> Seed:
     return seed if isinstance(seed, keras.random.SeedGenerator) else arguments.seed(seed)
 
 
@@ -160,14 +160,14 @@ def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tens
 _BY_NAME: dict[str, Estimator] = {function.__name__: function for function in (straight_through, rotation, diveq, nsvq)}
 
 
-def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Any, training: bool) -> Tensor:
+def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Seed, training: bool) -> Tensor:
     """The estimator's output; always the codes outside of training."""
     if "seed" not in inspect.signature(estimator).parameters:
         return estimator(z_e, z_q)
     return estimator(z_e, z_q, seed=seed) if training else straight_through(z_e, z_q)
 
 
-def get(identifier: str | dict | Estimator) -> Estimator:
+def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
     """Returns the estimator of that name, of what `serialize` made of it, or the callable itself."""
     if isinstance(identifier, dict) and "class_name" in identifier:
         identifier = keras.saving.deserialize_keras_object(identifier)
@@ -180,7 +180,7 @@ def get(identifier: str | dict | Estimator) -> Estimator:
     return _BY_NAME[identifier]
 
 
-def serialize(estimator: Estimator) -> Any:
+def serialize(estimator: Estimator) -> str | dict[str, Any]:
     """Returns the name of an estimator of this module, or what Keras saves of another function."""
     for name, function in _BY_NAME.items():
         if function is estimator:

@@ -54,7 +54,9 @@ class FigureWriter(keras.callbacks.Callback):
     ['use_0001.png', 'use_0002.png']
     """
 
-    def __init__(self, directory: str | pathlib.Path, figures: dict[str, Callable], every: int = 1, dpi: int = 100):
+    def __init__(
+        self, directory: str | pathlib.Path, figures: dict[str, Callable[[Any], Any]], every: int = 1, dpi: int = 100
+    ):
         super().__init__()
         if not isinstance(figures, dict) or not all(map(callable, figures.values())):
             raise ValueError(f"`figures` must be functions by name. Received: figures={figures!r}")
@@ -63,15 +65,15 @@ class FigureWriter(keras.callbacks.Callback):
         self.every = arguments.positive_int("every", every)
         self.dpi = arguments.positive_int("dpi", dpi)
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._events = None
+        self._events: Any = None
         if importlib.util.find_spec("tensorboard"):
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
             self._events = EventFileWriter(str(self.directory))
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if (epoch + 1) % self.every:
             return
         # On JAX asking for it brings the weights up to date.
@@ -92,6 +94,6 @@ class FigureWriter(keras.callbacks.Callback):
         summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=epoch, summary=summary))
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._events is not None:
             self._events.close()

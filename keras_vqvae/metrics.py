@@ -1,12 +1,14 @@
 """Keras metrics of how well a codebook is used, streamed over the indices of an epoch."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
 from keras_vqvae import arguments, codebook
 from keras_vqvae.arguments import Tensor
+
+DType: TypeAlias = str | keras.DTypePolicy | None
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -27,7 +29,7 @@ def usage(counts: Tensor) -> Tensor:
 class _CodeCounts(keras.metrics.Metric):
     """Counts the codes that `update_state` is given; a negative index is none."""
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str | None = None, dtype: Any = None):
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str | None = None, dtype: DType = None):
         super().__init__(name=name, dtype=dtype)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
         self.num_codebooks = arguments.positive_int("num_codebooks", num_codebooks)
@@ -69,7 +71,7 @@ class CodebookPerplexity(_CodeCounts):
     4.0
     """
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "perplexity", dtype: Any = None):
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "perplexity", dtype: DType = None):
         super().__init__(num_embeddings, num_codebooks, name, dtype)
 
     def result(self) -> Tensor:
@@ -94,7 +96,7 @@ class CodebookUsage(_CodeCounts):
     0.375
     """
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "codebook_usage", dtype: Any = None):
+    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "codebook_usage", dtype: DType = None):
         super().__init__(num_embeddings, num_codebooks, name, dtype)
 
     def result(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Pictures of a quantizer at work, as matplotlib figures: `figure.savefig("name.png")`."""
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from keras_vqvae import arguments
 
 
-def _strips(rows: list[tuple[str, np.ndarray, dict]], max_images: int, title: str) -> Figure:
+def _strips(rows: list[tuple[str, np.ndarray, dict[str, Any]]], max_images: int, title: str) -> Figure:
     """One strip of images a row, with the row's name in front."""
     columns = min(arguments.positive_int("max_images", max_images), len(rows[0][1]))
     figure = Figure(figsize=(columns + 1.2, len(rows) + 0.5), layout="constrained")
@@ -21,7 +23,7 @@ def _strips(rows: list[tuple[str, np.ndarray, dict]], max_images: int, title: st
     return figure
 
 
-def _grey(images: np.ndarray) -> dict:
+def _grey(images: np.ndarray) -> dict[str, Any]:
     return {"cmap": "gray", "vmin": 0, "vmax": 1} if images.ndim == 3 or images.shape[-1] == 1 else {}
 
 
@@ -63,8 +65,8 @@ def plot_samples(images: np.ndarray | dict[str, np.ndarray], max_images: int = 1
             names, such as those of each class.
         max_images: How many to draw of each. Defaults to `12`.
     """
-    rows = images if isinstance(images, dict) else {"samples": images}
-    rows = [(name, pictures := np.clip(each, 0, 1), _grey(pictures)) for name, each in rows.items()]
+    named = images if isinstance(images, dict) else {"samples": images}
+    rows = [(name, pictures := np.clip(each, 0, 1), _grey(pictures)) for name, each in named.items()]
     return _strips(rows, max_images, f"{sum(len(pictures) for _, pictures, _ in rows):,} new images")
 
 

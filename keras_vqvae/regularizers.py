@@ -110,7 +110,7 @@ def _entropies(
         log_p = ops.clip(log_p, -60.0, 0.0)
         return ops.exp(log_p), log_p
 
-    def first_pass(i: Tensor, sums: tuple) -> tuple:
+    def first_pass(i: Tensor, sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         share = ops.take(shares, i, axis=1)
         p, log_p = assignments(ops.take(vectors, i, axis=1))
         sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))

@@ -5,6 +5,7 @@ Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 
 import functools
 import math
+from collections.abc import Sequence
 
 from keras import ops
 
@@ -93,7 +94,7 @@ def _best_code(vectors: Tensor, centre: Tensor, codes: Tensor, bias: Tensor) -> 
     return backend.best_code(vectors - centre, codes, bias)
 
 
-def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
+def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> Sequence[Tensor]:
     """Finds sums of a code of each codebook that are near the vector.
 
     Of the sums with each further codebook the `beam_width` nearest go on, whichever they continue. It goes by blocks of
@@ -116,7 +117,7 @@ def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> li
 
 
 @functools.partial(backend.jit, static_argnums=(2, 3))
-def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, block_scores: int) -> list[Tensor]:
+def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, block_scores: int) -> Sequence[Tensor]:
     """`[N, D]`, `[K, D]` each -> int32 `[N, B]` each."""
     sizes = [codes.shape[0] for codes in codebooks]
     width = min(beam_width, math.prod(sizes))
@@ -130,7 +131,8 @@ def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, bloc
 def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
     """`[n, D]`, `[K, D]` each -> int32 `[n, B]` each."""
     # What the sums leave, `[n, B, D]`, and their indices, `[n, B]` a level
-    rest, paths = ops.expand_dims(vectors, 1), []
+    rest = ops.expand_dims(vectors, 1)
+    paths: list[Tensor] = []
     for codes in codebooks:
         size = codes.shape[0]
         centre = ops.mean(codes, axis=0)

@@ -3,13 +3,13 @@
 Shapes in comments: `N` items, `Q` codes an item.
 """
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 
+from keras_vqvae.arguments import Tensor
 
-def _sorted_codes(indices: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def _sorted_codes(indices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The codes `[N, Q]`, the order that sorts them, `[N]`, and where in that order a code is another one's, `[N]`."""
     codes = ops.convert_to_numpy(indices)
     if codes.ndim != 2 or not codes.shape[1] or not np.issubdtype(codes.dtype, np.integer):
@@ -25,7 +25,7 @@ def _sorted_codes(indices: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return codes, order, differs
 
 
-def append_digit(indices: Any) -> np.ndarray:
+def append_digit(indices: Tensor) -> np.ndarray:
     """Appends the digit that tells items of equal codes apart: 0 for the first of them, 1 for the second, and so on.
 
     Args:
@@ -54,7 +54,7 @@ def append_digit(indices: Any) -> np.ndarray:
     return np.concatenate([codes.astype("int32"), digits[:, None]], axis=1)
 
 
-def unique_share(indices: Any) -> float:
+def unique_share(indices: Tensor) -> float:
     """How many different codes there are for each item: 1 if no two items have the same, `1 / N` if all have.
 
     Args:

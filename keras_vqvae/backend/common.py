@@ -1,7 +1,7 @@
 """What holds on every backend that does not say otherwise."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import keras
 from keras import ops
@@ -10,6 +10,12 @@ from keras_vqvae import backend
 
 Tensor: TypeAlias = Any
 """A tensor of the running backend, or what `keras.ops` converts to one."""
+
+Sizes: TypeAlias = tuple[Any, ...]
+"""Sizes of axes, as `keras.ops.shape` returns them: integers, or tensors where a program finds them when it runs."""
+Outputs: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
+"""Shapes, behind the first axis, and dtypes."""
+Returned = TypeVar("Returned")
 
 BLOCK_SCORES = 1 << 20
 """Scores that are held at a time, on a processor. On two cores the fastest of 2^18 to 2^21."""
@@ -29,12 +35,12 @@ def stateless_scope() -> keras.StatelessScope | None:
         return scope.original_scope
 
 
-def constants(values: tuple, like: Tensor) -> Tensor:
+def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
     """`values` in a tensor of the dtype of `like`."""
     return ops.convert_to_tensor(values, like.dtype)
 
 
-def jit(function, static_argnums: tuple[int, ...] = ()):
+def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
     """Compiles a function where calling it uncompiled would compile its loops anew each time."""
     return function
 
@@ -116,12 +122,14 @@ def join_rows(x: Tensor, rows: int) -> Tensor:
     return ops.reshape(x, (-1, *rest))
 
 
-def map_blocks(function: Callable, blocks: Tensor, outputs: tuple) -> list[Tensor]:
+def map_blocks(function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs) -> Sequence[Tensor]:
     """What a function makes of each block, one by one: `[n, blocks, D]` -> `[blocks, n, ...]` for each output."""
     return ops.map(lambda block: function(ops.take(blocks, block, axis=1)), ops.arange(ops.shape(blocks)[1]))
 
 
-def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
+def by_blocks(
+    function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
+) -> Sequence[Tensor]:
     """What a function, such as `best_code`, makes of blocks of so many vectors: `[N, D]` -> `[N, ...]` for each output.
 
     `outputs` are the shapes behind `N` and the dtypes.

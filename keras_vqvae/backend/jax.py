@@ -1,6 +1,8 @@
 """JAX: loops are compiled, and arrays are global, spread over the devices of `keras.distribution`."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import keras
@@ -18,14 +20,14 @@ def is_traced(x: Tensor) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def jit(function, static_argnums: tuple[int, ...] = ()):
+def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
     # What is compiled depends on the distribution, too.
     compiled = jax.jit(
         lambda distribution, *arguments: function(*arguments), static_argnums=(0, *(1 + n for n in static_argnums))
     )
 
     @functools.wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> Returned:
         # Accelerators multiply float32 in fewer bits unless told otherwise.
         with jax.default_matmul_precision("highest"):
             return compiled(keras.distribution.distribution(), *arguments)
@@ -53,7 +55,9 @@ def spread_rows(x: Tensor) -> Tensor:
     return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
 
 
-def _on_each_device(function: Callable, in_specs: tuple, out_specs: PartitionSpec) -> Callable:
+def _on_each_device(
+    function: Callable[..., Tensor], in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
+) -> Callable[..., Tensor]:
     """`function`, of what each device has, where XLA would gather what all have on each of them."""
     mesh = keras.distribution.distribution().device_mesh.backend_mesh
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)

@@ -1,7 +1,9 @@
 """TensorFlow: gradients of a gather are not dense, and replicas are threads that take turns."""
 
 import warnings
+from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 from keras import ops
 
@@ -25,9 +27,9 @@ def is_traced(x: Tensor) -> bool:
     return tf.is_symbolic_tensor(x)
 
 
-def map_blocks(function: Callable, blocks: Tensor, outputs: tuple) -> list[Tensor]:
+def map_blocks(function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs) -> Sequence[Tensor]:
     # `ops.map` would make lists of tensors, which OpenVINO does not take.
-    def search(block: Tensor, *found: Tensor) -> tuple:
+    def search(block: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
         news = function(blocks[:, block])
         return block + 1, *(tf.tensor_scatter_nd_update(f, [[block]], [n]) for f, n in zip(found, news, strict=True))
 

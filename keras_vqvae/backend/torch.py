@@ -1,5 +1,7 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import torch
 from torch import distributed
@@ -30,7 +32,7 @@ def refuse_updates_in_call() -> None:
         )
 
 
-def constants(values: tuple, like: Tensor) -> Tensor:
+def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
     # Keras goes through a tuple several times before PyTorch does: as long as a quantizer takes for 4,000 vectors.
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
@@ -57,7 +59,9 @@ def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return best, (64 * group + inside).int()
 
 
-def by_blocks(function: Callable, vectors: Tensor, block_rows: int, outputs: tuple) -> list[Tensor]:
+def by_blocks(
+    function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
+) -> Sequence[Tensor]:
     # A loop is Python's, and cannot be exported if it is of unknown length.
     if not isinstance(vectors.shape[0], int) or vectors.shape[0] <= block_rows:
         return function(vectors)

@@ -7,14 +7,16 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import FromKeras, Seed, Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 
 COUNTS_DECAY = 0.99
 """Decay of `ema_counts` where the layer has none of its own."""
 
 
-def default_initializer(estimator: estimators.Estimator, seed: int | None, length: float = 1.0) -> Any:
+def default_initializer(
+    estimator: estimators.Estimator, seed: int | None, length: float = 1.0
+) -> keras.initializers.Initializer:
     """Codes of a length, or as short as the rotation needs them; see `docs/studies.md`.
 
     Length 1 had, of eight initializers, the least error or next to it on each data set and network of
@@ -58,9 +60,9 @@ class CodebookQuantizer(Quantizer):
         embedding_dim: int | None,
         distance: str = "euclidean",
         estimator: str | estimators.Estimator = "straight_through",
-        embeddings_initializer: Any = None,
-        embeddings_regularizer: Any = None,
-        embeddings_constraint: Any = None,
+        embeddings_initializer: FromKeras = None,
+        embeddings_regularizer: FromKeras = None,
+        embeddings_constraint: FromKeras = None,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -137,7 +139,7 @@ class CodebookQuantizer(Quantizer):
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
         self.ema_counts.assign(codebook.ema_of_counts(ops.convert_to_tensor(self.ema_counts), counts, COUNTS_DECAY))
 
-    def adapt(self, vectors: Any, seed: int | None = None, **keywords: Any) -> np.ndarray:
+    def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
         """Fills the codebook by k-means, as a start that is better than the initializer's.
 
         Args:
@@ -157,7 +159,7 @@ class CodebookQuantizer(Quantizer):
         self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 
-    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, threshold: float, seed: Any) -> None:
+    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, threshold: float, seed: Seed) -> None:
         """Moves each code that is chosen less often than `threshold` times uniform use onto one of the kept vectors.
 
         Args:

@@ -1,5 +1,6 @@
 """Finite scalar quantization: every axis rounded to a few levels."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -55,7 +56,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
 
     def __init__(
         self,
-        levels: Any = (8, 5, 5, 5),
+        levels: Iterable[int] = (8, 5, 5, 5),
         symmetric: bool = False,
         noise: float = 0.0,
         seed: int | None = None,

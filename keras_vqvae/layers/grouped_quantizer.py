@@ -91,7 +91,9 @@ class GroupedQuantizer(Quantizer):
         for quantizer in self.quantizers:
             quantizer.set_depth(depth)
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
+    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
+    ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
@@ -112,7 +114,7 @@ class GroupedQuantizer(Quantizer):
             [wrappers.lookup_used(quantizer, indices[:, i]) for i, quantizer in enumerate(self.quantizers)], axis=-1
         )
 
-    def adapt(self, vectors: Any, **keywords: Any) -> None:
+    def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the codebook of each group by k-means; see `kmeans`."""
         vectors = ops.convert_to_numpy(vectors)
         if not self.built:

@@ -1,6 +1,7 @@
 """What the quantizers share whose codes are digits, and stand in no table."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class ImplicitQuantizer(Quantizer):
         most_significant_first: Whether the first axis is the most significant digit of the index.
     """
 
-    def __init__(self, levels: Any, most_significant_first: bool, **kwargs: Any):
+    def __init__(self, levels: Iterable[int], most_significant_first: bool, **kwargs: Any):
         super().__init__(**kwargs)
         self.levels = arguments.positive_ints("levels", levels)
         if not self.levels or min(self.levels) < 2:

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.layers.quantizer_outputs import apply_updates
+from keras_vqvae.layers.quantizer_outputs import Update, apply_updates
 
 
 class LazyLosses(keras.layers.Layer):
@@ -24,7 +24,7 @@ class LazyLosses(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._added_losses: tuple = ()
+        self._added_losses: tuple[tuple[Tensor, Any], ...] = ()
 
     def add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
         """Adds what `losses()` computes from `vectors`: at once in training, before what it reads is updated."""
@@ -38,7 +38,7 @@ class LazyLosses(keras.layers.Layer):
             for loss in _as_added(losses):
                 self.add_loss(loss)
 
-    def apply_updates(self, updates: list[tuple], training: bool) -> None:
+    def apply_updates(self, updates: list[Update], training: bool) -> None:
         """Updates quantizers, at once or when their losses have been read."""
         if self.deferred is None:
             apply_updates(updates, training)

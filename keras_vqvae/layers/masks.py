@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Sizes, Tensor
 
 
 class ReplaceMasked(keras.layers.Layer):
@@ -24,7 +24,7 @@ class ReplaceMasked(keras.layers.Layer):
         return ops.where(mask, inputs, self.value)
 
 
-def kept_vectors(vectors: Tensor, leading: tuple, mask: Tensor | None) -> Tensor:
+def kept_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor:
     """Which of the `[N, D]` vectors, of so many axes before, count: booleans `[N]`."""
     # The sum is finite where every element is, short of overflow, which must not reach the codebook either. What is no
     # number is not less.

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_vqvae import arguments, estimators, losses, resizing
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
@@ -67,7 +68,12 @@ class MultiScaleQuantizer(Quantizer):
     of_grids = True
 
     def __init__(
-        self, quantizer: Quantizer, scales: Any, shared: bool = False, convolution: bool = False, **kwargs: Any
+        self,
+        quantizer: Quantizer,
+        scales: Iterable[int | Iterable[int]],
+        shared: bool = False,
+        convolution: bool = False,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
@@ -83,7 +89,7 @@ class MultiScaleQuantizer(Quantizer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
-        grid = tuple(input_shape[1:-1])
+        grid: Sizes = tuple(input_shape[1:-1])
         rank = len(grid)
         fits = 1 <= rank <= 3 and all(len(scale) in (1, rank) for scale in self.scales)
         self._sizes = _full_sizes(self.scales, rank)
@@ -102,14 +108,14 @@ class MultiScaleQuantizer(Quantizer):
             )
         super().build(input_shape)
 
-    def index_axes(self, axes: tuple) -> tuple:
+    def index_axes(self, axes: Sizes) -> Sizes:
         if tuple(axes[1:]) != self._grid:
             raise ValueError(
                 f"Inputs must be [batch, *{self._grid}, D]. Received: inputs of shape {(*axes, self._dim)}"
             )
         return (axes[0], sum(self._cells))
 
-    def vector_axes(self, axes: tuple) -> tuple:
+    def vector_axes(self, axes: Sizes) -> Sizes:
         if len(axes) != 2 or axes[1] not in (None, sum(self._cells)):
             raise ValueError(
                 f"`indices` must be [batch, {sum(self._cells)}] before {self.index_shape}. "
@@ -117,7 +123,7 @@ class MultiScaleQuantizer(Quantizer):
             )
         return (axes[0], *self._grid)
 
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Any:
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> tuple[Tensor, None] | None:
         # Indices of several resolutions have none.
         return None if previous_mask is None else (previous_mask, None)
 
@@ -129,7 +135,9 @@ class MultiScaleQuantizer(Quantizer):
             x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
         return x
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
+    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
+    ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         vectors = self.quantizers[0].bound(ops.where(ops.expand_dims(kept, -1), vectors, 0.0))
         whole = (-1, *self._grid, self._dim)
@@ -173,7 +181,7 @@ class MultiScaleQuantizer(Quantizer):
             total, start = total + self._to_grid(codes, sizes), start + cells
         return ops.reshape(total, (-1, self._dim))
 
-    def adapt(self, vectors: Any, **keywords: Any) -> None:
+    def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the codebooks scale by scale, each by k-means of what the scales before it left; see `kmeans`."""
         if self.shared:
             raise ValueError("`adapt` needs a codebook for each scale. Received: shared=True")
@@ -200,7 +208,7 @@ def _full_sizes(scales: tuple[tuple[int, ...], ...], rank: int) -> tuple[tuple[i
     return tuple(scale * rank if len(scale) == 1 else scale for scale in scales)
 
 
-def _check_scales(scales: Any) -> tuple[tuple[int, ...], ...]:
+def _check_scales(scales: object) -> tuple[tuple[int, ...], ...]:
     """Returns the sizes of each scale, of one number for all axes or one for each, if they increase."""
     if isinstance(scales, str) or not hasattr(scales, "__iter__"):
         raise ValueError(f"`scales` must be a sequence of sizes. Received: scales={scales!r}")

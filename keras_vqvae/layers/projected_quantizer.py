@@ -88,7 +88,7 @@ class ProjectedQuantizer(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         return self.up(self.quantizer.lookup(indices))
 
-    def adapt(self, vectors: Any, **keywords: Any) -> None:
+    def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the inner codebook by k-means of the projected vectors; see `kmeans`."""
         if not self.built:
             self.build(tuple(vectors.shape))

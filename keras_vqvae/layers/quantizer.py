@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_vqvae import arguments, estimators
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.own_weights import OwnWeights
@@ -68,18 +68,13 @@ class Quantizer(LazyLosses, OwnWeights):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.code_counts = None
+        self.code_counts: keras.Variable | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        if math.prod(self.index_shape) * self.num_embeddings <= MOST_COUNTED:
-            self.code_counts = self.add_weight(
-                shape=(*self.index_shape, self.num_embeddings),
-                initializer="zeros",
-                dtype="int32",
-                trainable=False,
-                name="code_counts",
-            )
+        shape = (*self.index_shape, self.num_embeddings)
+        if math.prod(shape) <= MOST_COUNTED:
+            self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
         self._dim = input_shape[-1]
 
     def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
@@ -102,7 +97,7 @@ class Quantizer(LazyLosses, OwnWeights):
         training: bool | None = None,
         return_indices: bool = False,
         reverse: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if reverse:
             return self._decode(inputs)
         shape = ops.shape(inputs)
@@ -137,11 +132,11 @@ class Quantizer(LazyLosses, OwnWeights):
         losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return QuantizerOutputs(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
-    def index_axes(self, axes: tuple) -> tuple:
+    def index_axes(self, axes: Sizes) -> Sizes:
         """The indices' axes before `index_shape`, given the inputs' before the last."""
         return axes
 
-    def vector_axes(self, axes: tuple) -> tuple:
+    def vector_axes(self, axes: Sizes) -> Sizes:
         """The inverse."""
         return axes
 
@@ -174,7 +169,7 @@ class Quantizer(LazyLosses, OwnWeights):
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
         pass
 
-    def adapt(self, vectors: Any, **keywords: Any) -> Any:
+    def adapt(self, vectors: Tensor, **keywords: Any) -> Tensor | None:
         raise ValueError(f"`{self.__class__.__name__}` has no codebook to adapt. Received: self={self.name}")
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -219,7 +214,7 @@ class Quantizer(LazyLosses, OwnWeights):
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
-        self.code_counts.assign(ops.zeros(self.code_counts.shape, dtype="int32"))
+        self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))  # type: ignore[union-attr]  # Where kept
 
     @property
     def output(self) -> Any:
@@ -230,16 +225,21 @@ class Quantizer(LazyLosses, OwnWeights):
         most = max(range(len(self._inbound_nodes)), key=lambda i: len(self._inbound_nodes[i].outputs))
         return self._get_node_attribute_at_index(most, "output_tensors", "output")
 
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Any:
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
         # One for the quantized vectors, one for the indices: Keras pairs them with as many outputs as there are.
         return None if previous_mask is None else (previous_mask, previous_mask)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Tensor, mask=None, training=None, return_indices: bool = False, reverse: bool = False
-    ) -> Any:
+        self,
+        inputs: keras.KerasTensor,
+        mask: Tensor | None = None,
+        training: bool | None = None,
+        return_indices: bool = False,
+        reverse: bool = False,
+    ) -> keras.KerasTensor | tuple[keras.KerasTensor, keras.KerasTensor]:
         # Inferred from `compute_output_shape`, the indices would be floats.
         if reverse:
             axes = self.vector_axes(self._check_index_shape("indices", inputs.shape))

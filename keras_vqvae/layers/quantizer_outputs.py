@@ -12,11 +12,13 @@ from keras_vqvae.arguments import Tensor
 
 Lazy: TypeAlias = Callable[[], Tensor]
 """What is computed where somebody asks for it."""
+Update: TypeAlias = tuple[Any, Tensor, Tensor, Tensor]
+"""Of a step: the `Quantizer`, which imports this file, vectors `[N, D]`, their indices and which of them are kept."""
 
 
 def once(function: Lazy) -> Lazy:
     """`function`, which runs at the first call alone; `functools.cache` is not for `torch.compile`."""
-    made = []
+    made: list[Tensor] = []
 
     def call() -> Tensor:
         if not made:
@@ -38,11 +40,11 @@ class QuantizerOutputs:
     """Int32 `[N, *index_shape]`."""
     losses: Callable[[], list[Tensor]]
     """Computes the losses, float32 scalars, where somebody reads them."""
-    updates: list[tuple[Any, Tensor, Tensor, Tensor]]
-    """Arguments of updates to come: the quantizer, vectors `[N, D]`, their indices and which of them are kept."""
+    updates: list[Update]
+    """Those to come."""
 
 
-def apply_updates(updates: list[tuple[Any, Tensor, Tensor, Tensor]], training: bool, within_call: bool = True) -> None:
+def apply_updates(updates: list[Update], training: bool, within_call: bool = True) -> None:
     """Updates the counts and the state of each quantizer once, with all the vectors that a step gave it.
 
     Afterwards, and not in `quantize_vectors`: a codebook that several levels share must not change between them.

@@ -1,5 +1,6 @@
 """Residual quantization: each level quantizes what the levels before it left."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -117,13 +118,15 @@ class ResidualQuantizer(Quantizer):
                 quantizer.build((None, input_shape[-1]))
         super().build(input_shape)
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor) -> QuantizerOutputs:
+    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
+    ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         if self.depth is None:
             vectors = self.bound(vectors)
         rest, total = vectors, ops.zeros_like(vectors)
-        best = [()] * self.num_quantizers
+        best: list[tuple[Tensor, ...]] = [()] * self.num_quantizers
         if self.beam_width > 1:
             best = [(sums[:, 0],) for sums in self._search(vectors, self.num_quantizers)]
         columns, losses, updates = [], [], []
@@ -143,7 +146,7 @@ class ResidualQuantizer(Quantizer):
             updates,
         )
 
-    def _search(self, vectors: Tensor, depth: int) -> list[Tensor]:
+    def _search(self, vectors: Tensor, depth: int) -> Sequence[Tensor]:
         """The indices `[N, B]` of the best sums of the first levels' codes, for each of them."""
         codebooks = [
             quantizer.lookup(ops.arange(quantizer.num_embeddings, dtype="int32"))
@@ -157,7 +160,7 @@ class ResidualQuantizer(Quantizer):
             for level, quantizer in enumerate(self.quantizers[: indices.shape[1]])
         )
 
-    def adapt(self, vectors: Any, **keywords: Any) -> None:
+    def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the codebooks level by level, each by k-means of what the levels before it left; see `kmeans`.
 
         With a beam that is what each of the best sums left, of four at most: so many times as many vectors.

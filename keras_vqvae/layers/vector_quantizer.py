@@ -1,5 +1,6 @@
 """The vector quantizer of VQ-VAE, its codebook learned by the optimizer or by a moving average."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators, losses
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import FromKeras, Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 from keras_vqvae.layers.quantizer_outputs import Lazy
 
@@ -82,10 +83,10 @@ class VectorQuantizer(CodebookQuantizer):
         distance: str = "euclidean",
         estimator: str | estimators.Estimator = "straight_through",
         dead_code_threshold: float = 0.1,
-        embeddings_initializer: Any = None,
-        embeddings_regularizer: Any = None,
-        embeddings_constraint: Any = None,
-        assignment_regularizer: Any = None,
+        embeddings_initializer: FromKeras = None,
+        embeddings_regularizer: FromKeras = None,
+        embeddings_constraint: FromKeras = None,
+        assignment_regularizer: Callable[[Tensor, Tensor, Tensor], Tensor] | dict[str, Any] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -158,8 +159,8 @@ class VectorQuantizer(CodebookQuantizer):
         if self.dead_code_threshold:
             self.revive_dead_codes(vectors, kept, self.dead_code_threshold, self.seed_generator)
 
-    def adapt(self, vectors: Any, **keywords: Any) -> np.ndarray:
-        counts = super().adapt(vectors, **keywords)
+    def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
+        counts = super().adapt(vectors, seed, **keywords)
         if self.ema_decay is not None:
             # As many as it takes to `ema_decay`: these codes are not to be forgotten.
             self.ema_steps.assign(codebook.EMA_START * self.ema_decay / (1 - self.ema_decay))

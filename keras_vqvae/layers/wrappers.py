@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import keras
 from keras import ops
@@ -26,7 +25,7 @@ class Template:
     quantizer: Quantizer
 
 
-def template(quantizer: Any) -> Template:
+def template(quantizer: object) -> Template:
     """Returns the quantizer that a wrapper makes copies of, given it or what Keras saved of it."""
     if isinstance(quantizer, dict):
         quantizer = keras.saving.deserialize_keras_object(quantizer)
@@ -62,7 +61,7 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     return type(quantizer).from_config(config)
 
 
-def copies(wrapper: Any, number: int, shared: bool = False) -> list[Quantizer]:
+def copies(wrapper: Quantizer, number: int, shared: bool = False) -> list[Quantizer]:
     """So many copies of a wrapper's template, or as many times the same one."""
     made = [copy(wrapper.template.quantizer, i, wrapper.trainable) for i in range(1 if shared else number)]
     return made * number if shared else made
@@ -74,12 +73,12 @@ def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
     return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
 
 
-def dropout_share(dropout: Any) -> float:
+def dropout_share(dropout: bool | float) -> float:
     """Returns the share of the samples that use fewer quantizers, given it or whether all do."""
     return arguments.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
 
 
-def draw_used(wrapper: Any, vectors: Tensor, samples: Tensor, training: bool) -> list[Tensor | None]:
+def draw_used(wrapper: Quantizer, vectors: Tensor, samples: Tensor, training: bool) -> list[Tensor | None]:
     """Which vectors use each of a wrapper's quantizers: booleans `[N]`, all of a sample the same, or `None` for all.
 
     A share of the samples uses the first of them, from 1 to all, each number as likely; the others use all.

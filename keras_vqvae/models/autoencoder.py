@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.prior import Prior
@@ -61,13 +62,13 @@ class CodeAutoencoder(keras.Model):
             )
         return self._parts
 
-    def _parts_for(self, x: Any) -> types.SimpleNamespace:
+    def _parts_for(self, x: Data) -> types.SimpleNamespace:
         """The parts, built by the first samples of `x` if the model never saw any."""
         if self._parts.tokenizer is None and not isinstance(x, Iterator):
             self.predict(x, steps=1, verbose=0)
         return self._built_parts()
 
-    def encode(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+    def encode(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
         """Returns the codes of inputs, in batches and with a progress bar, as `predict` does.
 
         Args:
@@ -80,7 +81,7 @@ class CodeAutoencoder(keras.Model):
         """
         return self._parts_for(x).tokenizer.predict(x, batch_size=batch_size, verbose=verbose)
 
-    def adapt(self, x: Any, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
+    def adapt(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
         """Fills the quantizer's codebook by k-means of the encoder's outputs.
 
         Args:
@@ -93,7 +94,7 @@ class CodeAutoencoder(keras.Model):
         vectors = self._parts_for(x).vectors.predict(x, batch_size=batch_size, verbose=verbose)
         self.quantizer.adapt(vectors, verbose=verbose, **keywords)
 
-    def decode(self, codes: Any, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+    def decode(self, codes: Tensor, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
         """Returns the reconstructions of codes, in batches and with a progress bar, as `predict` does.
 
         Args:
@@ -112,7 +113,7 @@ class CodeAutoencoder(keras.Model):
         return self.detokenizer.predict(codes, batch_size=batch_size, verbose=verbose)
 
     def sample(
-        self, prior: Prior, n: int, labels: Any = None, verbose: str | int = "auto", **keywords: Any
+        self, prior: Prior, n: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any
     ) -> np.ndarray:
         """Draws new data: codes from `prior`, decoded.
 
@@ -148,7 +149,7 @@ class CodeAutoencoder(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "CodeAutoencoder":
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "CodeAutoencoder":
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects)
             for name in ("encoder", "quantizer", "decoder")

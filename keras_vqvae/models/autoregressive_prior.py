@@ -1,6 +1,6 @@
 """The prior that draws one code after another."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -9,6 +9,9 @@ from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import generation, sampling
 from keras_vqvae.models.causal_transformer import CausalCodeTransformer
 from keras_vqvae.models.prior import Prior
+
+_State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
+"""Of a loop: all codes, what is known of the next one, and caches."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -55,18 +58,18 @@ class AutoregressivePrior(Prior):
     def bits_shape(self, **options: Any) -> tuple[int, ...]:
         return (self.length,)
 
-    def sample_codes(
+    def sample_codes(  # type: ignore[override]  # The options are those of `generate`.
         self, known: Tensor, labels: Tensor, bits: Tensor, guidance: float | None, **restrictions: Any
     ) -> Tensor:
         labels, copies = generation.paired(labels, self.num_classes, guidance)
         network, levels = self.transformer, self.transformer.num_codebooks
         caches, level_caches = network.start_caches(ops.shape(labels)[0])
 
-        def draw_place(place: Tensor, state: tuple) -> tuple:
+        def draw_place(place: Tensor, state: _State) -> _State:
             codes, before, caches = state
             x, caches = network.step_place(ops.tile(before, (copies, 1)), labels, caches, place)
 
-            def draw_level(level: Tensor, state: tuple) -> tuple:
+            def draw_level(level: Tensor, state: _State) -> _State:
                 codes, so_far, caches = state
                 inputs = ops.where(level == 0, x, ops.tile(so_far, (copies, 1)))
                 logits, caches = network.step_level(inputs, caches, level)

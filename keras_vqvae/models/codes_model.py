@@ -1,19 +1,21 @@
 """What models over codes do in `fit` and `evaluate`."""
 
-import collections
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vqvae import arguments, backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Data, Tensor
 
 LABEL_DROPOUT = 0.1
 """The share of samples whose class is left out in training, so that `guidance` can go without."""
 
-_Step = collections.namedtuple("_Step", ["codes", "labels"])
+
+class _Step(NamedTuple):
+    codes: Tensor
+    labels: Tensor
 
 
 class Perplexity(keras.metrics.Mean):
@@ -36,7 +38,7 @@ class CodesModel(keras.Model):
         super().__init__(**kwargs)
         self._perplexity = Perplexity(name="perplexity")
 
-    def call(self, inputs: Any, training: bool | None = None) -> Tensor:
+    def call(self, inputs: Tensor | tuple[Tensor, Tensor | None], training: bool | None = None) -> Tensor:
         step = isinstance(inputs, _Step)
         codes, labels = inputs if isinstance(inputs, tuple | list) else (inputs, None)
         codes = self._check_codes(codes)
@@ -56,14 +58,21 @@ class CodesModel(keras.Model):
     def test_step(self, *args: Any) -> Any:
         return super().test_step(*args[:-1], self._as_step(args[-1], training=False))
 
-    def _as_step(self, data: Any, training: bool) -> tuple:
+    def _as_step(self, data: Any, training: bool) -> tuple[_Step, None, Tensor | None]:
         """A batch of `fit` with the classes, which are its targets, among the inputs."""
         codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None and training and self.num_classes:
             raise ValueError(f"`fit` needs labels of {self.num_classes} classes. Received: y=None")
         return _Step(codes, self._check_labels(labels, ops.shape(codes)[0])), None, sample_weight
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Data = None,
+        y: Data = None,
+        y_pred: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         nats = ops.reshape(y_pred, (-1, *self.shape))
         if sample_weight is not None:
             weights = ops.cast(sample_weight, "float32")
@@ -73,7 +82,7 @@ class CodesModel(keras.Model):
         # TensorFlow sums gradients over replicas.
         return loss / backend.replicas_in_turns()
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`: `x` are codes `[samples, *shape]`, `y` their classes `[samples]`, if there are any.
 
         Raises:
@@ -82,19 +91,19 @@ class CodesModel(keras.Model):
         self._check_arrays(x, y)
         return super().fit(x, y, *args, **kwargs)
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`: `loss` is in nats a code. Without classes, those of codes of any class."""
         self._check_arrays(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
-    def _check_arrays(self, codes: Any, labels: Any) -> None:
+    def _check_arrays(self, codes: Data, labels: Data) -> None:
         # What a compiled step cannot see. Data sets of other kinds come batch by batch.
         if isinstance(codes, np.ndarray) or ops.is_tensor(codes):
             self._check_codes(codes)
             if labels is not None:
                 self._check_labels(labels, len(codes))
 
-    def _check_codes(self, codes: Any) -> Tensor:
+    def _check_codes(self, codes: Tensor) -> Tensor:
         codes = arguments.code_indices("codes", codes, self.num_embeddings + self.takes_masked)
         if len(codes.shape) != 1 + len(self.shape) or any(
             size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
@@ -104,7 +113,7 @@ class CodesModel(keras.Model):
             )
         return codes
 
-    def _check_labels(self, labels: Any, samples: Tensor) -> Tensor:
+    def _check_labels(self, labels: Tensor | None, samples: Tensor) -> Tensor:
         """Returns int32 classes `[samples]`, the number of classes where there is none."""
         none = self.num_classes or 0
         if labels is None:

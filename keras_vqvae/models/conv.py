@@ -1,9 +1,12 @@
 """Convolutional encoders and decoders, for series and sound, images, and videos."""
 
+from collections.abc import Iterable, Sequence
+
 import keras
 from keras import layers
 
 from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
 
 RANKS = (1, 2, 3)
 """Of grids that Keras has convolutions for."""
@@ -13,7 +16,9 @@ def _channels_first() -> bool:
     return keras.config.image_data_format() == "channels_first"
 
 
-def _checked(name: str, shape: tuple, filters: tuple, num_residual_blocks: int) -> tuple[tuple, int, tuple, int]:
+def _checked(
+    name: str, shape: Sequence[int | None], filters: Iterable[int], num_residual_blocks: int
+) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
     """Returns the grid's sizes, the channels, and the other two arguments, all of which must fit each other."""
     filters = arguments.positive_ints("filters", filters)
     if not filters:
@@ -40,7 +45,7 @@ def _conv(rank: int, filters: int, width: int, name: str, strides: int = 1, tran
     return kind(filters, width, strides=strides, padding="same", name=name)
 
 
-def _residual_blocks(x, rank: int, filters: int, count: int, prefix: str):
+def _residual_blocks(x: Tensor, rank: int, filters: int, count: int, prefix: str) -> Tensor:
     for i in range(count):
         name = f"{prefix}_residual_{i}"
         change = layers.Activation("relu", name=f"{name}_act_0")(x)
@@ -52,9 +57,9 @@ def _residual_blocks(x, rank: int, filters: int, count: int, prefix: str):
 
 
 def build_conv_encoder(
-    input_shape: tuple[int | None, ...],
+    input_shape: Sequence[int | None],
     embedding_dim: int = 64,
-    filters: tuple[int, ...] = (64, 128),
+    filters: Iterable[int] = (64, 128),
     num_residual_blocks: int = 2,
     name: str = "encoder",
 ) -> keras.Model:
@@ -105,9 +110,9 @@ def build_conv_encoder(
 
 
 def build_conv_decoder(
-    output_shape: tuple[int | None, ...],
+    output_shape: Sequence[int | None],
     embedding_dim: int = 64,
-    filters: tuple[int, ...] = (64, 128),
+    filters: Iterable[int] = (64, 128),
     num_residual_blocks: int = 2,
     name: str = "decoder",
 ) -> keras.Model:

@@ -42,7 +42,7 @@ class Sampler(keras.Model):
         steps = -(-n // batch_size)
         size = -(-n // steps)
 
-        def batches() -> Iterator[tuple]:
+        def batches() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
             generator = np.random.default_rng(seed)
             for start in range(0, n, size):
                 rows = np.arange(start, start + size) % n
@@ -53,7 +53,7 @@ class Sampler(keras.Model):
         return self.predict(batches(), steps=steps, verbose=verbose)[:n]
 
 
-def paired(labels: Tensor, none: int, guidance: float | None) -> tuple[Tensor, int]:
+def paired(labels: Tensor, none: int | None, guidance: float | None) -> tuple[Tensor, int]:
     """Classes, and with `guidance` as many times `none` after them; how many times there are as many as samples."""
     if guidance is None:
         return labels, 1

@@ -60,8 +60,13 @@ class MaskedPrior(Prior):
         # So that the mean over all is that over the masked.
         return ops.where(masked, nats * (self.length / ops.expand_dims(counts, 1)), 0.0)
 
-    def generate(
-        self, n: int, labels: Any = None, num_steps: int = 12, choice_temperature: float = 4.5, **keywords: Any
+    def generate(  # type: ignore[override]  # `Prior`'s further arguments are by name here.
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        num_steps: int = 12,
+        choice_temperature: float = 4.5,
+        **keywords: Any,
     ) -> np.ndarray:
         """Draws the codes of new samples.
 
@@ -90,10 +95,12 @@ class MaskedPrior(Prior):
             **keywords,
         )
 
-    def bits_shape(self, num_steps: int, **options: Any) -> tuple[int, ...]:
+    def bits_shape(  # type: ignore[override]  # The options are those of `generate`.
+        self, num_steps: int, **options: Any
+    ) -> tuple[int, ...]:
         return (num_steps, 2, self.length)
 
-    def sample_codes(
+    def sample_codes(  # type: ignore[override]  # The options are those of `generate`.
         self,
         known: Tensor,
         labels: Tensor,

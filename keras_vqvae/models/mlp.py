@@ -1,13 +1,17 @@
 """Encoders and decoders of dense layers, for inputs that are vectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import keras
 
 from keras_vqvae import arguments
+from keras_vqvae.arguments import Tensor
+
+Activation: TypeAlias = str | Callable[[Tensor], Tensor] | None
 
 
-def _dense_stack(x, sizes: tuple[int, ...], activation: str | Callable | None, prefix: str):
+def _dense_stack(x: Tensor, sizes: Iterable[int], activation: Activation, prefix: str) -> Tensor:
     for i, size in enumerate(sizes):
         x = keras.layers.Dense(size, name=f"{prefix}_dense_{i}")(x)
         x = keras.layers.Activation(activation, name=f"{prefix}_act_{i}")(x)
@@ -17,8 +21,8 @@ def _dense_stack(x, sizes: tuple[int, ...], activation: str | Callable | None, p
 def build_encoder(
     input_size: int,
     embedding_dim: int = 64,
-    encoder_sizes: tuple[int, ...] = (256, 128),
-    activation: str | Callable | None = "relu",
+    encoder_sizes: Iterable[int] = (256, 128),
+    activation: Activation = "relu",
 ) -> keras.Model:
     """Builds an encoder, `[batch, input_size]` -> `[batch, embedding_dim]`.
 
@@ -50,8 +54,8 @@ def build_decoder(
     input_size: int | None = None,
     output_size: int | None = None,
     embedding_dim: int = 64,
-    decoder_sizes: tuple[int, ...] = (128, 256),
-    activation: str | Callable | None = "relu",
+    decoder_sizes: Iterable[int] = (128, 256),
+    activation: Activation = "relu",
 ) -> keras.Model:
     """Builds a decoder, `[batch, embedding_dim]` -> `[batch, output_size]`.
 
@@ -91,9 +95,9 @@ def build(
     input_size: int,
     embedding_dim: int = 64,
     num_embeddings: int = 512,
-    encoder_sizes: tuple[int, ...] = (256, 128),
-    decoder_sizes: tuple[int, ...] = (128, 256),
-    activation: str | Callable | None = "relu",
+    encoder_sizes: Iterable[int] = (256, 128),
+    decoder_sizes: Iterable[int] = (128, 256),
+    activation: Activation = "relu",
 ) -> tuple[keras.Model, keras.Model]:
     """Builds the encoder and the decoder of a VQ-VAE over vectors.
 

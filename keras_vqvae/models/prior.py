@@ -2,6 +2,7 @@
 
 import math
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,9 @@ class Prior(CodesModel):
     def __init__(
         self,
         num_embeddings: int,
-        shape: tuple[int, ...],
+        shape: Iterable[int],
         num_classes: int | None = None,
-        index_shape: tuple[int, ...] = (),
+        index_shape: Iterable[int] = (),
         num_layers: int = 4,
         num_heads: int = 4,
         hidden_dim: int = 128,
@@ -112,12 +113,12 @@ class Prior(CodesModel):
     def generate(
         self,
         n: int,
-        labels: Any = None,
+        labels: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float | None = None,
-        prefix: Any = None,
+        prefix: Tensor | None = None,
         seed: int | None = None,
         batch_size: int = 128,
         verbose: str | int = "auto",
@@ -165,7 +166,7 @@ class Prior(CodesModel):
         codes = self._parts.samplers[key].generate(known, labels, shape, seed, batch_size, verbose)
         return codes.reshape(n, *self.shape)
 
-    def _check_prefix(self, n: int, prefix: Any) -> np.ndarray:
+    def _check_prefix(self, n: int, prefix: Tensor) -> np.ndarray:
         prefix = ops.convert_to_numpy(arguments.code_indices("prefix", prefix, self.num_embeddings))
         if prefix.shape != (n, *prefix.shape[1:2], *self.shape[1:]) or prefix.size > n * self.length:
             raise ValueError(

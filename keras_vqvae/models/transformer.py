@@ -6,7 +6,7 @@ import keras
 from keras import layers, ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.own_weights import OwnWeights
 
 
@@ -25,7 +25,7 @@ class TransformerBlock(keras.Layer):
         self.mlp_output = layers.Dense(hidden_dim, dtype=policy, name="mlp_output")
         self.dropout = layers.Dropout(dropout, dtype=policy, name="dropout")
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Sizes) -> None:
         for layer in (self.attention_norm, self.queries_keys_values, self.attention_output, self.mlp_norm):
             layer.build(input_shape)
         self.mlp_hidden.build(input_shape)

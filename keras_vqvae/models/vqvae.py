@@ -1,23 +1,26 @@
 """The VQ-VAE: an encoder, a quantizer and a decoder, trained by `fit`."""
 
-import collections
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
 from keras_vqvae.models.autoencoder import CodeAutoencoder, inputs_like
 
+
 # What `call` hands to `compute_loss` within a step of `fit` or `evaluate`. An output, because no other way from the
 # one to the other works on every backend: on JAX neither metrics nor a sublayer's losses can be reached in between.
-_Step = collections.namedtuple("_Step", ["reconstruction", "indices", "quantizer_loss"])
+class _Step(NamedTuple):
+    reconstruction: Tensor
+    indices: Tensor
+    quantizer_loss: Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -77,7 +80,7 @@ class VQVAE(CodeAutoencoder):
         if getattr(encoder, "inputs", None):
             self(inputs_like(encoder))
 
-    def compile(self, optimizer: Any = "adam", loss: Any = "mse", **kwargs: Any) -> None:
+    def compile(self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = "mse", **kwargs: Any) -> None:
         """As `keras.Model.compile`; `loss` is the reconstruction's, by default the mean squared error."""
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
@@ -87,7 +90,7 @@ class VQVAE(CodeAutoencoder):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor | _Step:
         vectors = self.encoder(inputs, training=training)
         quantized, indices = self.quantizer(vectors, training=training, return_indices=True)
         reconstruction = self.decoder(quantized, training=training)
@@ -113,7 +116,14 @@ class VQVAE(CodeAutoencoder):
         with self._step():
             return super().test_step(*args, **kwargs)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Data = None,
+        y: Data = None,
+        y_pred: Tensor | _Step | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         y = x if y is None else y
         if not isinstance(y_pred, _Step):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -123,14 +133,16 @@ class VQVAE(CodeAutoencoder):
         reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
         self._reconstruction_loss.update_state(reconstruction_loss, sample_weight=size)
         self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=size)
-        if self._perplexity is not None:
-            self._perplexity.update_state(y_pred.indices)
-            self._usage.update_state(y_pred.indices)
+        for metric in (self._perplexity, self._usage):
+            if metric is not None:
+                metric.update_state(y_pred.indices)
         # Other replicas take their turn here, which must find no loss of this one.
         for update in self.quantizer.deferred or ():
             update()
         return total
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Data, y: Data, y_pred: Tensor | _Step, sample_weight: Tensor | None = None
+    ) -> dict[str, Any]:
         y_pred = y_pred.reconstruction if isinstance(y_pred, _Step) else y_pred
         return super().compute_metrics(x, x if y is None else y, y_pred, sample_weight)
