@@ -1,5 +1,6 @@
 """Keras callbacks for any model that holds a quantizer, however deep inside."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -90,13 +91,12 @@ class ReviveDeadCodes(keras.callbacks.Callback):
         generator = np.random.default_rng((self.seed, self._steps))
         size = len(keras.tree.flatten(self.x)[0])
         rows = np.sort(generator.choice(size, min(self.batch_size, size), replace=False))
-        for layer in layers:
-            layer.recorded = []
-        model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
-        for layer in layers:
-            recorded, layer.recorded = layer.recorded, None
-            if recorded:
-                vectors, kept = (ops.concatenate(parts) for parts in zip(*recorded, strict=True))
+        with contextlib.ExitStack() as stack:
+            inputs = [stack.enter_context(layer.recorded_inputs()) for layer in layers]
+            model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
+        for layer, calls in zip(layers, inputs, strict=True):
+            if calls:
+                vectors, kept = (ops.concatenate(parts) for parts in zip(*calls, strict=True))
                 layer.revive_dead_codes(layer.project(vectors), kept, self.threshold, int(generator.integers(2**31)))
 
 
@@ -162,11 +162,11 @@ class CodebookMonitor(keras.callbacks.Callback):
     def on_test_begin(self, logs: Logs = None) -> None:
         self._before_test = self._counts()
         for quantizer in self._quantizers():
-            quantizer.counting = True
+            quantizer.count_in_inference = True
 
     def on_test_end(self, logs: Logs = None) -> None:
         for quantizer in self._quantizers():
-            quantizer.counting = False
+            quantizer.count_in_inference = False
         self.validation = self._report(self._before_test, prefix="val_")
         for weight, counts in zip(self._weights(), self._before_test, strict=False):
             weight.assign(counts)

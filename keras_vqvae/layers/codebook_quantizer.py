@@ -1,5 +1,7 @@
 """What the quantizers share that keep their codes in a codebook."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,6 +11,7 @@ from keras import ops
 from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search
 from keras_vqvae.arguments import FromKeras, Seed, Tensor
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 
 COUNTS_DECAY = 0.99
 """Decay of `ema_counts` where the layer has none of its own."""
@@ -19,10 +22,9 @@ def default_initializer(
 ) -> keras.initializers.Initializer:
     """Codes of a length, or as short as the rotation needs them; see `docs/studies.md`.
 
-    Length 1 had, of eight initializers, the least error or next to it on each data set and network of
-    `benchmarks/initializers.py` where the optimizer owns the codebook; the usual N(0, 1) and +-1 / K leave a few codes
-    in use there. The rotation scales gradients by `|q| / |z|`, and codes that begin longer than the vectors end in
-    little use: of 1,024 codes 1% with length 1, 93% within `+-sqrt(3 / 16 K)`.
+    Where the optimizer owns the codebook, length 1 had the least error of eight initializers or next to it; the usual
+    N(0, 1) and +-1 / K leave a few codes in use. The rotation scales gradients by `|q| / |z|`, and codes that begin
+    longer than the vectors fall out of use: of 1,024 codes 1% stay with length 1, 93% within `+-sqrt(3 / 16 K)`.
     """
     if estimator is estimators.rotation:
         return keras.initializers.VarianceScaling(1 / 16, mode="fan_in", distribution="uniform", seed=seed)
@@ -67,6 +69,7 @@ class CodebookQuantizer(Quantizer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self._recorded: list[tuple[Tensor, Tensor]] | None = None
         self.seed = arguments.seed(seed)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
@@ -123,6 +126,22 @@ class CodebookQuantizer(Quantizer):
             moved = ops.any(values != ops.convert_to_tensor(self.codebook), axis=-1, keepdims=True)
             values = ops.where(moved, self.codebook.constraint(values), values)
         self.codebook.assign(values)
+
+    @contextlib.contextmanager
+    def recorded_inputs(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Within it, each call adds its vectors `[N, D]` and which of them are kept to the list that it yields."""
+        self._recorded = []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    def quantize_vectors(
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+    ) -> QuantizerOutputs:
+        if self._recorded is not None:
+            self._recorded.append((vectors, kept))
+        return super().quantize_vectors(vectors, kept, training, samples, indices)
 
     def project(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors

@@ -1,7 +1,8 @@
 """Losses that are computed where somebody reads them."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -19,12 +20,10 @@ class LazyLosses(keras.layers.Layer):
     user, collects the losses of the layer or of a model that holds it.
     """
 
-    deferred: list[Callable[[], None]] | None = None
-    """Where to put updates that have to wait, as `VQVAE` needs it of replicas that take turns."""
-
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._added_losses: tuple[tuple[Tensor, Any], ...] = ()
+        self._deferred: list[Callable[[], None]] | None = None
 
     def add_losses(self, vectors: Tensor, losses: Callable[[], list[Tensor]], training: bool) -> None:
         """Adds what `losses()` computes from `vectors`: at once in training, before what it reads is updated."""
@@ -38,12 +37,24 @@ class LazyLosses(keras.layers.Layer):
             for loss in _as_added(losses):
                 self.add_loss(loss)
 
+    @contextlib.contextmanager
+    def deferred_updates(self) -> Iterator[list[Callable[[], None]]]:
+        """Within it, calls leave their updates in the list that it yields, to be made when the losses have been read.
+
+        So replicas may take turns in an update: Keras keeps the losses of all of them in one list.
+        """
+        self._deferred = []
+        try:
+            yield self._deferred
+        finally:
+            self._deferred = None
+
     def apply_updates(self, updates: list[Update], training: bool) -> None:
-        """Updates quantizers, at once or when their losses have been read."""
-        if self.deferred is None:
+        """Updates quantizers, or defers that."""
+        if self._deferred is None:
             apply_updates(updates, training)
         else:
-            self.deferred.append(functools.partial(apply_updates, updates, training, within_call=False))
+            self._deferred.append(functools.partial(apply_updates, updates, training, within_call=False))
 
     def _get_own_losses(self) -> list[Tensor]:
         # By this Keras collects the losses of a model.

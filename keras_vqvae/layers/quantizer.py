@@ -60,10 +60,8 @@ class Quantizer(LazyLosses, OwnWeights):
     """Whether it quantizes grids rather than vectors, and so never within another one."""
     depth: int | None = None
     """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
-    counting: bool = False
-    """Whether codes are counted in inference, too, as `CodebookMonitor` needs of an evaluation."""
-    recorded: list[tuple[Tensor, Tensor]] | None = None
-    """Where to put the vectors `[N, D]` of each call and which of them are kept, as `ReviveDeadCodes` needs them."""
+    count_in_inference: bool = False
+    """Whether `code_counts` count in inference, too; set for an evaluation, as `CodebookMonitor` does."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -124,8 +122,6 @@ class Quantizer(LazyLosses, OwnWeights):
 
         Of a `listed` quantizer the indices may be given. Not `forward`, which PyTorch reserves.
         """
-        if self.recorded is not None:
-            self.recorded.append((vectors, kept))
         vectors = self.project(vectors)
         indices, codes = self.choose(vectors) if indices is None else (indices, self.lookup(indices))
         quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))

@@ -51,7 +51,7 @@ def apply_updates(updates: list[Update], training: bool, within_call: bool = Tru
     """
     for quantizer in {id(quantizer): quantizer for quantizer, *_ in updates}.values():
         updated = training and quantizer.trainable
-        if not (updated or quantizer.counting):
+        if not (updated or quantizer.count_in_inference):
             continue
         if within_call:
             backend.refuse_updates_in_call()

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -21,6 +21,7 @@ class _Step(NamedTuple):
     reconstruction: Tensor
     indices: Tensor
     quantizer_loss: Tensor
+    updates: Sequence[Callable[[], None]]
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -92,20 +93,22 @@ class VQVAE(CodeAutoencoder):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor | _Step:
         vectors = self.encoder(inputs, training=training)
-        quantized, indices = self.quantizer(vectors, training=training, return_indices=True)
+        deferring = self._stepping and backend.replicas_in_turns() > 1
+        with self.quantizer.deferred_updates() if deferring else contextlib.nullcontext(()) as updates:
+            quantized, indices = self.quantizer(vectors, training=training, return_indices=True)
         reconstruction = self.decoder(quantized, training=training)
         if not self._stepping:
             return reconstruction
-        return _Step(reconstruction, self._parts.drop_masked(indices), sum(self.quantizer.losses, ops.zeros(())))
+        quantizer_loss = sum(self.quantizer.losses, ops.zeros(()))
+        return _Step(reconstruction, self._parts.drop_masked(indices), quantizer_loss, updates)
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
         self._stepping = True
-        self.quantizer.deferred = [] if backend.replicas_in_turns() > 1 else None
         try:
             yield
         finally:
-            self._stepping, self.quantizer.deferred = False, None
+            self._stepping = False
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         backend.refuse_separate_training(self)
@@ -137,7 +140,7 @@ class VQVAE(CodeAutoencoder):
             if metric is not None:
                 metric.update_state(y_pred.indices)
         # Other replicas take their turn here, which must find no loss of this one.
-        for update in self.quantizer.deferred or ():
+        for update in y_pred.updates:
             update()
         return total
 
