@@ -30,8 +30,8 @@ def kmeans(
 
     Without `batch_size` an epoch is a step of Lloyd's: every code moves to the mean of its vectors. With it a code
     moves after every batch, to the mean of all vectors that ever chose it, which is sooner done where there are many.
-    A code that no vector chose moves to a vector drawn at random. It ends early when codes stand still. Beside the
-    vectors, in the memory of the host, it needs that of a block of them.
+    A code that no vector chose moves to a vector drawn at random. It ends early when codes stand still. The vectors
+    stay in the host's memory; the device holds a block of them at a time.
 
     Args:
         vectors: `[..., D]`, a NumPy array or a tensor. Vectors with a NaN or an infinity are left out.

@@ -11,7 +11,7 @@ from keras_vqvae.arguments import Tensor
 from keras_vqvae.search import nearest_code
 
 EMA_START = 20
-"""How many times longer than its moving average training has been."""
+"""The moving average begins over this part, 1 / 20, of the training so far."""
 
 
 def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Tensor:

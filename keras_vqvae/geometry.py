@@ -13,7 +13,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """`x`, with 0 in place of what has no finite square.
 
-    They count nowhere, but in a product with weights they would leave their gradient, no number, in all of them.
+    Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
     """
     return ops.where(ops.abs(x) < 1e19, x, 0.0)
 
@@ -37,8 +37,8 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
 def distance_factors(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """`[N, D + 1]` and `[K, D + 1]`, whose inner products are `-|z - e|^2 / 2` but for a number for each vector.
 
-    They are `(z, 1)` and `(e, -|e|^2 / 2)` around the codes' mean: distances are the same around any point, and lost in
-    rounding far from 0.
+    They are `(z, 1)` and `(e, -|e|^2 / 2)`, all moved so that the codes' mean is 0: that changes no distance, and
+    rounding hides distances between points far from 0.
     """
     centre = ops.stop_gradient(ops.mean(codebook, axis=0))
     vectors, codebook = vectors - centre, codebook - centre

@@ -27,7 +27,7 @@ def usage(counts: Tensor) -> Tensor:
 
 
 class _CodeCounts(keras.metrics.Metric):
-    """Counts the codes that `update_state` is given; a negative index is none."""
+    """Counts the codes that `update_state` is given, but for negative indices."""
 
     def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str | None = None, dtype: DType = None):
         super().__init__(name=name, dtype=dtype)

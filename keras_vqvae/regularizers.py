@@ -18,7 +18,7 @@ class EntropyRegularizer:
     """Makes each vector sure of its code, and all codes equally used: an entropy loss on soft assignments.
 
     `weight * (E[H(p)] - diversity_weight * H(E[p]))`, where `p = softmax(-|z - e|^2 / temperature)` are a vector's
-    soft assignments to the codes, and the means go over the vectors. Both vectors and codes learn from it. The
+    soft assignments to the codes, and the means go over the vectors. Both vectors and codes get its gradient. The
     `N x K` assignments are not kept: forward and backward hold a block of them at a time.
 
     Args:
@@ -83,8 +83,8 @@ def entropy_loss(
         diversity_weight,
         backend.block_scores(),
     )
-    # The value of the loss with the gradient of this, which is linear in what learns: the backward pass needs nothing
-    # of the blocks.
+    # The value of the loss with the gradient of this, which is linear in vectors and codes: the backward pass needs
+    # nothing of the blocks.
     carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
     return value + (carrier - ops.stop_gradient(carrier))
 

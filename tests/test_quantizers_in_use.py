@@ -114,7 +114,7 @@ def test_trap_a_call_that_runs_again_for_its_gradient_is_refused():
     x = keras.ops.convert_to_tensor(draw(8, DIM)).requires_grad_()
     whole(x)
     output = keras.remat(whole)(x)
-    with pytest.raises(RuntimeError, match="learn twice"):
+    with pytest.raises(RuntimeError, match="updated twice"):
         output.sum().backward()
 
 

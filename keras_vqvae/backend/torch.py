@@ -27,7 +27,7 @@ def refuse_updates_in_call() -> None:
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "A quantizer cannot run again for its gradient, within `keras.remat` or a model made under "
-            "`keras.RematScope`: it would learn twice. Make the model that holds it outside, and its other layers "
+            "`keras.RematScope`: it would be updated twice. Make the model that holds it outside, and its other layers "
             "inside."
         )
 

@@ -11,12 +11,12 @@ from keras_vqvae.layers.quantizer_outputs import Lazy
 
 
 class BinaryQuantizer(ImplicitQuantizer):
-    """Base class of the quantizers that keep the sign of each axis: index and code are a number of bits.
+    """Base class of the quantizers that keep the sign of each axis: each is a bit of the index.
 
     The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector sure of its code and
-    all codes equally used; `p` are softmax assignments by squared distance times `inverse_temperature`. Given a code
-    so far away, bits are independent, so `p` is never listed for all codes and vectors; a subclass says how it takes
-    the entropy of the mean, in `mean_entropy`.
+    all codes equally used; `p` are softmax assignments by squared distance times `inverse_temperature`. Given a
+    vector, the bits are independent under `p`, so that its entropy is the sum of theirs. A subclass defines how it
+    takes the entropy of the mean, in `mean_entropy`.
 
     The arguments are those of `LookupFreeQuantizer`.
     """

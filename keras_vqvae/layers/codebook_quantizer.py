@@ -34,8 +34,8 @@ def default_initializer(
 class CodebookQuantizer(Quantizer):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
-    It keeps the codebook, searches it, fills it by `adapt`, and passes the gradient by an estimator. What the codebook
-    learns by is up to the subclass: `compute_losses`, or `update` with `codebook_trainable = False`. The weight
+    It keeps the codebook, searches it, fills it by `adapt`, and passes the gradient by an estimator. How the codebook
+    is trained is up to the subclass: by `compute_losses`, or by `update` with `codebook_trainable = False`. The weight
     `ema_counts`, the moving average of how often each code is chosen in a step, tells the dead codes.
 
     Args:

@@ -16,12 +16,11 @@ FINEST = 1 << 60
 
 
 class ImplicitQuantizer(Quantizer):
-    """Base class of the quantizers that give each axis one of a few levels: the index is a number of those digits.
+    """Base class of the quantizers that round each axis to one of a few levels; the index has the levels as its digits.
 
-    A subclass says `bound(vectors)`, `to_digits(vectors)`, whole numbers `[N, D]` in float32, and
-    `from_digits(digits)`, the values;
-    besides, what every `Quantizer` may. At depth `d` of a residual the levels of an axis divide the width of one at
-    depth `d - 1` into equal parts, with the codes at their middles: digits of one number in base `levels`.
+    A subclass defines `bound(vectors)`, `to_digits(vectors)`, whole numbers `[N, D]` in float32, and
+    `from_digits(digits)`, the values. At depth `d` of a residual the levels of an axis divide the width of one at depth
+    `d - 1` into equal parts, with the codes at their middles.
 
     Args:
         levels: Number of levels of each axis, at least 2 each.

@@ -22,7 +22,7 @@ class Quantizer(LazyLosses, OwnWeights):
     """Base class of all quantizers: replaces each vector of the last axis by a code out of a finite set.
 
     A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
-    `super().build(input_shape)` there, and says, on float32 vectors `[N, D]` whatever the input's rank and dtype:
+    `super().build(input_shape)` there, and defines, on float32 vectors `[N, D]` whatever the input's rank and dtype:
 
     - `project(vectors)`: what is quantized in their place, such as vectors of length 1; by default the vectors;
     - `assign(vectors)`: the codes' int32 indices, `[N]`; or `choose(vectors)`, the codes `[N, D]` with them;
@@ -32,8 +32,8 @@ class Quantizer(LazyLosses, OwnWeights):
     - `compute_losses(vectors, codes, quantized, kept)`: float32 scalars over the kept; `quantized()` is the output;
     - `update(vectors, indices, kept, counts)`: updates the layer's own state; `counts` are those of all replicas.
 
-    A wrapper of other quantizers says `quantize_vectors` and `lookup`, and has an `index_shape`; one `of_grids`, which
-    takes inputs `[batch, *grid, D]` as a whole and no other leading dimensions, `index_axes` and `vector_axes`.
+    A wrapper of other quantizers defines `quantize_vectors`, `lookup` and `index_shape`; one `of_grids`, which takes
+    inputs `[batch, *grid, D]` as a whole and no other leading dimensions, `index_axes` and `vector_axes`, too.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.

@@ -11,7 +11,7 @@ from keras_vqvae import backend, codebook
 from keras_vqvae.arguments import Tensor
 
 Lazy: TypeAlias = Callable[[], Tensor]
-"""What is computed where somebody asks for it."""
+"""A value that is computed where it is needed."""
 Update: TypeAlias = tuple[Any, Tensor, Tensor, Tensor]
 """Of a step: the `Quantizer`, which imports this file, vectors `[N, D]`, their indices and which of them are kept."""
 

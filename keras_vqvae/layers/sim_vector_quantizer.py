@@ -23,8 +23,8 @@ class SimVectorQuantizer(VectorQuantizer):
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
         codebook_weight: Weight of the codebook loss, at least 0. Defaults to `1.0`.
         **kwargs: `distance`, `estimator`, `embeddings_initializer` (of `C`), `assignment_regularizer` and `seed` of
-            `VectorQuantizer`, and `name`, `dtype` and `trainable`. What is for codes that are trained one by one has
-            no place here.
+            `VectorQuantizer`, and `name`, `dtype` and `trainable`. `ema_decay`,
+            `embeddings_regularizer` and `embeddings_constraint` must be `None`.
 
     Inputs, outputs and errors are those of `VectorQuantizer`.
 

@@ -11,7 +11,7 @@ from keras_vqvae.models.causal_transformer import CausalCodeTransformer
 from keras_vqvae.models.prior import Prior
 
 _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
-"""Of a loop: all codes, what is known of the next one, and caches."""
+"""Of a loop: all codes, the input of the next step, and caches."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

@@ -9,11 +9,12 @@ from keras_vqvae.models.transformer import CodeTransformer, TransformerBlock
 
 
 class CausalCodeTransformer(CodeTransformer):
-    """From codes to their logits, each of which knows of the codes before it alone.
+    """Maps codes to their logits; every position attends to those before it alone.
 
     Codes of several codebooks share a place, and one Transformer goes over the places: its input is the sum of the
-    codes of the place before. Another one, of half as many blocks, goes over the codes of a place: it is given what the
-    first says of the place, then the sums of its codes so far. With one codebook there is the first alone.
+    embeddings of the codes of the place before. Another one, of half as many blocks, goes over the codes of a place:
+    its inputs are the first one's output for the place, then the sums of its codes so far. With one codebook there is
+    the first alone.
 
     Reference:
 
@@ -50,7 +51,7 @@ class CausalCodeTransformer(CodeTransformer):
         return self.logits(x)
 
     def start(self, like: Tensor) -> Tensor:
-        """What stands before the first place, `[batch, H]`, of as many samples as `like` has."""
+        """The input of the first place, `[batch, H]`, for as many samples as `like` has."""
         return self.embed(ops.full_like(like, self.num_embeddings), 0)
 
     def start_caches(self, batch_size: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -65,12 +66,12 @@ class CausalCodeTransformer(CodeTransformer):
     def step_place(
         self, before: Tensor, labels: Tensor, caches: list[Tensor], place: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """From the sum of the codes of the place before, `[batch, H]`, to what is said of this one; new caches."""
+        """The output for a place, given the sum of the codes of the one before, `[batch, H]`; new caches."""
         x = self.locate(ops.expand_dims(before, 1), ops.reshape(place, (1,)), labels)
         return step(self.blocks, x, caches, place)
 
     def step_level(self, x: Tensor, caches: list[Tensor], level: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[batch, K]` of a level, from what is said of its place or the sum of its codes so far; new caches."""
+        """Logits `[batch, K]` of a level, given the output for its place or the sum of its codes so far; new caches."""
         levels, head, bias = (
             ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
         )

@@ -17,9 +17,9 @@ from keras_vqvae.models.prior import Prior
 class MaskedPrior(Prior):
     """MaskGIT: a Transformer that fills in codes, many at a time, those that it is surest of first.
 
-    In training so many codes of a sample, drawn from 1 to all of them, are masked, and predicted from the others. The
-    mean over the masked is `loss`, in nats a code: on average over masks a bound from above on the negative
-    log-likelihood, that of drawing the codes one by one in a random order. `fit(codes)`, or `fit(codes, labels)` with
+    In training a random number of a sample's codes, from 1 to all, is masked and predicted from the others. The mean
+    over the masked is `loss`, in nats a code: on average over masks an upper bound on the negative log-likelihood, that
+    of drawing the codes one by one in a random order. `fit(codes)`, or `fit(codes, labels)` with
     `num_classes`, trains it; `perplexity` is the exponential of `loss`. Called on codes, or on `(codes, labels)`, it
     returns the logits of each code; a code of `num_embeddings` is one to fill in.
 

@@ -16,9 +16,9 @@ from keras_vqvae.models.transformer import CodeTransformer
 
 
 class Prior(CodesModel):
-    """Base class of the priors: a distribution over the codes of a sample, which learns by `fit` and can be drawn from.
+    """Base class of the priors: a distribution over the codes of a sample, trained by `fit`, to draw from.
 
-    A subclass says, of codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
+    A subclass defines, for codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
 
     - `logits(codes, labels, training)`: of each code, `[batch, L, K]`;
     - `nats(codes, labels, training)`: `[batch, L]`, whose mean is the loss;

@@ -9,7 +9,7 @@ from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 
 RANDOM_BITS = 22
-"""Of which a number from 0 to 1 is made. Of 24 its product with a sum, in float32, may round to the sum."""
+"""How many make a number between 0 and 1. With 24, its product with a sum, in float32, may round to the sum."""
 
 
 def check(num_embeddings: int, temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _weights(logits: Tensor) -> Tensor:
 
 
 def uniforms(bits: Tensor) -> Tensor:
-    """Float32 numbers between 0 and 1, neither of them included, of integers of so many random bits."""
+    """Float32 numbers between 0 and 1, neither of them included, from integers of `RANDOM_BITS` random bits."""
     return (ops.cast(bits, "float32") + 0.5) / 2**RANDOM_BITS
 
 

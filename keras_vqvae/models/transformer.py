@@ -61,10 +61,10 @@ class TransformerBlock(keras.Layer):
 
 
 class CodeTransformer(OwnWeights):
-    """From codes at all positions to the logits of codes at all positions, each of which knows of all.
+    """Maps codes to the logits of codes; every position attends to all.
 
-    The code `num_embeddings` is none: what is to be filled in, or the start of a sequence. The class `num_classes` is
-    none, too. `L` positions take turns in so many codebooks, as the levels of a residual do.
+    The code `num_embeddings` stands for none: one to be filled in, or the start of a sequence; the class `num_classes`
+    for no class. Position `i` is of the codebook `i % num_codebooks`, as the levels of a residual are.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class CodeTransformer(OwnWeights):
         return backend.gather_rows(ops.convert_to_tensor(self.codes), rows)
 
     def locate(self, x: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
-        """Adds to `[batch, T, H]` what tells its positions and the classes of samples."""
+        """Adds the embeddings of positions and of the samples' classes to `[batch, T, H]`."""
         classes = backend.gather_rows(ops.convert_to_tensor(self.classes), labels)
         return x + backend.gather_rows(ops.convert_to_tensor(self.positions), positions) + ops.expand_dims(classes, 1)
 
@@ -132,7 +132,7 @@ class CodeTransformer(OwnWeights):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of what the blocks say of all codes, in their order, `[..., H]` -> `[batch, L, K]`, in float32."""
+        """The logits of the blocks' outputs for all codes in order: `[..., H]` -> float32 `[batch, L, K]`."""
         x = ops.reshape(x, (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
         logits = ops.einsum("btqh,qhk->btqk", self.norm(x), self.head) + self.bias
         return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))
