@@ -44,4 +44,4 @@ from keras_vqvae.search import nearest_code as nearest_code
 from keras_vqvae.semantic_ids import append_digit as append_digit
 from keras_vqvae.semantic_ids import unique_share as unique_share
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -95,3 +95,9 @@ def test_each_benchmark_and_its_table_is_in_their_readme():
         headings = re.findall("^#+ (.*)$", (folder / file).read_text(), re.M)
         # As a forge makes an anchor of a heading.
         assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_one_version_stands_everywhere():
+    version = keras_vqvae.__version__
+    assert re.findall(r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
