@@ -210,7 +210,7 @@ class Quantizer(LazyLosses, OwnWeights):
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero."""
-        self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))  # type: ignore[union-attr]  # Where kept
+        self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))  # type: ignore[union-attr]  # Where counted
 
     @property
     def output(self) -> Any:
