@@ -155,7 +155,7 @@ def test_all_forms_of_inputs_are_drawn_from(rng):
         assert np.isclose(code, x["one"] + x["other"], atol=1e-6).all(-1).any()
 
 
-@pytest.mark.parametrize(("name", "value"), [("every", 0), ("threshold", -1.0), ("batch_size", 0)])
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("threshold", -1.0), ("batch_size", 0), ("seed", None)])
 def test_wrong_arguments_are_named(x, name, value):
     with pytest.raises(ValueError, match=f"Received: {name}={value}"):
         keras_vqvae.ReviveDeadCodes(x, **{name: value})

@@ -137,3 +137,11 @@ def test_the_entropy_of_lookup_free_codes_has_the_gradient_of_the_listed_one(rng
     (expected,) = gradients(listed, z)
     by_inputs, _ = layer_gradients(layer, z, np.zeros_like(z))
     np.testing.assert_allclose(by_inputs, expected, atol=1e-6)
+
+
+def test_counts_that_do_not_exist_are_reset_without_an_error():
+    layer = keras_vqvae.LookupFreeQuantizer(25)
+    layer.reset_code_counts()
+    layer.build((None, 25))
+    layer.reset_code_counts()
+    assert layer.code_counts is None

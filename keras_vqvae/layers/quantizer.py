@@ -209,8 +209,9 @@ class Quantizer(LazyLosses, OwnWeights):
         return tuple(shape[:leading])
 
     def reset_code_counts(self) -> None:
-        """Sets `code_counts` to zero."""
-        self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))  # type: ignore[union-attr]  # Where counted
+        """Sets `code_counts` to zero, if there are any: not before the layer is built, nor of more than 2^24 codes."""
+        if self.code_counts is not None:
+            self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))
 
     @property
     def output(self) -> Any:
