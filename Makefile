@@ -32,15 +32,15 @@ format: .venv/done
 
 # PyTorch's threads wait for each other in loops that keep a core busy: twenty times the time where two suites run.
 test-torch test-across: export OMP_NUM_THREADS := 1
-# XLA on a CPU spends most of these suites in LLVM's passes over programs that run once.
-test-jax test-across: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
-# Many of the programs are equal, in one process or another; and in the next run of the tests all are.
+# XLA on a CPU spends most of these suites in LLVM's passes over programs that run once. Without these, without its new
+# emitters, and on one thread where two suites run, it writes them in a fraction of the time.
+QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+    --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+test-jax test-tensorflow test-across: .venv/xla-flags
+test-jax test-tensorflow test-across: export XLA_FLAGS = $(shell cat .venv/xla-flags)
+# Many of JAX's are equal, in one process or another; and in the next run of the tests all are.
 test-jax test-across: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv/jax-cache
 test-jax test-across: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
-# It writes them in a fraction of the time without its new emitters, and on one thread where two suites run.
-QUICK_XLA := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
-test-jax test-across: .venv/xla-flags
-test-jax test-across: export XLA_FLAGS = $(shell cat .venv/xla-flags)
 
 .PHONY: $(BACKENDS:%=test-%) test-across
 $(BACKENDS:%=test-%): test-%: .venv/done
@@ -100,9 +100,11 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	.venv/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
-# A version of JAX that does not know a flag stops at it.
-.venv/xla-flags: .venv/done
-	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import jax; jax.devices()" 2> /dev/null && echo "$(QUICK_XLA)" > $@ || echo > $@
+# A version of XLA that does not know a flag stops at it, and JAX and TensorFlow have one each.
+.venv/xla-flags: .venv/done Makefile
+	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import jax; jax.devices()" 2> /dev/null && \
+	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import tensorflow as tf; tf.function(abs, jit_compile=True)(-1.0)" \
+	    2> /dev/null && echo "$(QUICK_XLA)" > $@ || echo > $@
 
 # Without the bytecode of thousands of files that the demo never imports.
 .venv-demo/done: pyproject.toml

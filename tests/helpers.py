@@ -25,12 +25,14 @@ def assert_same_weights(before, after):
         np.testing.assert_array_equal(after[path], before[path], err_msg=path)
 
 
-def compiled(model, *arguments, **keywords):
+def compiled(model, *arguments, traced=True, **keywords):
     """Compiles a model whose shapes are known, so that TensorFlow traces its step once.
 
-    If the optimizer's variables are made in the step, as Keras does, it is traced twice.
+    If the optimizer's variables are made in the step, as Keras does, it is traced twice. Where a test is not of what
+    a trace changes, TensorFlow need not trace at all, which takes it as long as five steps or more.
     """
-    model.compile(*arguments, **keywords)
+    run_eagerly = keras.backend.backend() == "tensorflow" and not traced
+    model.compile(*arguments, run_eagerly=run_eagerly, **keywords)
     model.optimizer.build(model.trainable_variables)
     return model
 
