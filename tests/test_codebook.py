@@ -120,6 +120,19 @@ def test_every_kept_row_is_as_likely_in_every_draw():
         assert abs(counts - trials / 5).max() < 5 * (trials * 0.2 * 0.8) ** 0.5
 
 
+def test_rows_are_drawn_from_cells_that_do_not_overlap():
+    # Five rows in three cells, of 2, 2 and 1.
+    for seed in range(200):
+        rows = ops.convert_to_numpy(codebook.draw_kept(ops.ones((5,), "bool"), 3, seed)[0])
+        assert len(set(rows.tolist())) == 3
+    # Four rows in two cells: the second draw lies one, two or three rows after the first.
+    trials = 2000
+    drawn = [ops.convert_to_numpy(codebook.draw_kept(ops.ones((4,), "bool"), 2, seed)[0]) for seed in range(trials)]
+    counts = np.bincount(np.diff(np.stack(drawn))[:, 0] % 4, minlength=4)
+    shares = np.array([0, 1 / 4, 1 / 2, 1 / 4])
+    assert (abs(counts - trials * shares) <= 5 * (trials * shares * (1 - shares)) ** 0.5).all()
+
+
 def test_dead_codes_move_onto_candidates_with_the_count_of_one_just_alive():
     codes, candidates = ops.zeros((4, 2)), ops.ones((4, 2))
     counts = ops.convert_to_tensor([10, 0, 0.3, 5.7])  # Uniform use is 4.

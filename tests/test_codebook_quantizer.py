@@ -73,6 +73,19 @@ def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
     np.testing.assert_allclose(np.linalg.norm(numpy(layer.codebook), axis=-1), 0.5, rtol=1e-4)
 
 
+def test_a_code_that_moves_is_constrained_as_a_whole_and_one_that_stays_is_left():
+    layer, codebook = build(distance="cosine")
+    before = 2 * codebook  # As no constraint would leave them.
+    layer.codebook.assign(before)
+    values = before.copy()
+    values[1, 0] += 0.5
+    layer.set_codebook(values)
+    expected = before.copy()
+    expected[1] = unit(values[1])
+    np.testing.assert_array_equal(np.delete(numpy(layer.codebook), 1, 0), np.delete(expected, 1, 0))
+    np.testing.assert_allclose(numpy(layer.codebook)[1], expected[1], rtol=1e-6)
+
+
 def test_a_regularizer_adds_its_loss():
     layer, codebook = build(embeddings_regularizer="l2")
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.01 * np.square(codebook).sum()], rtol=1e-5)
