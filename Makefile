@@ -14,7 +14,7 @@ docs: .venv-docs/done
 
 .venv-docs/done: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip install --quiet griffe-inherited-docstrings mkdocs-material "mkdocstrings[python]" ruff
+	.venv-docs/bin/pip install --quiet griffe-inherited-docstrings mkdocs-jupyter mkdocs-material "mkdocstrings[python]" ruff
 	touch $@
 
 # Two suites at a time, each of which keeps one core busy: the longest first.

@@ -1,0 +1,87 @@
+"""The notebooks run, in a short form, and hold what they printed and drew.
+
+After a change `python notebooks/run.py` makes their outputs anew.
+"""
+
+import json
+import pathlib
+import re
+
+import keras
+import matplotlib
+import pytest
+from matplotlib import pyplot
+
+FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
+SMALL = {
+    "01_tour": {"EPOCHS": 1, "PRIOR_EPOCHS": 1, "IMAGES": 72},
+    "02_where_each_fails": {"EPOCHS": 1, "VECTORS": 128, "DRAWN": 20, "GRID": 12, "SIZES": (2, 4), "LONGER": 1},
+}
+"""What the cell of the parameters says, in the tests."""
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(/[\w.-]+/|[A-Z]:\\)[\w.-]")
+
+
+def cells(name):
+    """The cells of code."""
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def texts(cell):
+    """All of a cell's outputs that are text."""
+    for output in cell["outputs"]:
+        yield from output.get("text", [])
+        for kind, data in output.get("data", {}).items():
+            if kind != "image/png":
+                yield from data
+
+
+@pytest.fixture(params=SMALL)
+def notebook(request):
+    return request.param
+
+
+def test_every_notebook_is_tested():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(SMALL)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
+def test_its_cells_run(notebook, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    pyplot.switch_backend("agg")
+    namespace = {}
+    with matplotlib.rc_context():
+        for i, cell in enumerate(cells(notebook)):
+            # What begins with % is for Jupyter alone.
+            source = "".join(line for line in cell["source"] if not line.startswith("%"))
+            exec(compile(source, f"{notebook}, cell {i}", "exec"), namespace)
+            if i == 0:
+                assert cell["metadata"]["tags"] == ["parameters"]
+                assert namespace.keys() >= SMALL[notebook].keys()
+                namespace.update(SMALL[notebook])
+            # What the cell drew is drawn.
+            for number in pyplot.get_fignums():
+                pyplot.figure(number).canvas.draw()
+            pyplot.close("all")
+
+
+def test_its_outputs_are_of_one_run(notebook):
+    found = cells(notebook)
+    assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1))
+    for cell in found:
+        for output in cell["outputs"]:
+            assert output["output_type"] in ("stream", "display_data", "execute_result")
+            assert output.get("name") != "stderr"
+        for text in texts(cell):
+            assert not ABSOLUTE_PATH.search(text), text
+
+
+def test_it_is_small_and_has_pictures(notebook):
+    assert (FOLDER / f"{notebook}.ipynb").stat().st_size < 400_000
+    pictures = sum("image/png" in output.get("data", {}) for cell in cells(notebook) for output in cell["outputs"])
+    assert pictures >= 5
+
+
+def test_paths_are_told_from_other_slashes():
+    assert all(ABSOLUTE_PATH.search(text) for text in ("in /usr/lib/x.py", "'/home/x'", r"C:\x"))
+    assert not any(ABSOLUTE_PATH.search(text) for text in ("3/16 used", "docs/studies.md", "https://a.org/b", "a / b"))
