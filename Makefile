@@ -30,8 +30,9 @@ format: .venv/done
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# PyTorch's threads wait for each other in loops that keep a core busy: twenty times the time where two suites run.
-test-torch test-across: export OMP_NUM_THREADS := 1
+# Threads of PyTorch and scikit-learn wait for each other in loops that keep a core busy: twenty times the time where two
+# suites run.
+$(BACKENDS:%=test-%) test-across: export OMP_NUM_THREADS := 1
 # XLA on a CPU spends most of these suites in LLVM's passes over programs that run once. Without these, without its new
 # emitters, and on one thread where two suites run, it writes them in a fraction of the time.
 QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from helpers import set_layout
+from helpers import compiled, set_layout
 
 import keras_vqvae
 
@@ -40,8 +40,7 @@ def make_model() -> keras.Model:
     hidden = keras.layers.Dense(16, activation="relu")(inputs)
     parts = [quantizer(keras.layers.Dense(4)(hidden)) for quantizer in quantizers]
     model = keras.Model(inputs, keras.layers.Dense(8)(keras.layers.Concatenate()(parts)))
-    model.compile("adam", "mse")
-    return model
+    return compiled(model, "adam", "mse")
 
 
 def make_callback(way: str, folder: pathlib.Path) -> keras.callbacks.Callback:

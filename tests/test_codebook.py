@@ -1,7 +1,9 @@
+import keras
 import numpy as np
 import oracle
 import pytest
 from gradients import gradients
+from helpers import program
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
@@ -112,8 +114,9 @@ def test_only_kept_rows_are_drawn_and_none_twice_while_they_suffice(kept, num_dr
 
 def test_every_kept_row_is_as_likely_in_every_draw():
     kept = np.array([True, False, True, True, False, True, True])
-    trials = 2000
-    drawn = np.stack([ops.convert_to_numpy(codebook.draw_kept(kept, 3, seed)[0]) for seed in range(trials)])
+    trials, seed = 2000, keras.random.SeedGenerator(0)
+    draw = program(lambda: codebook.draw_kept(kept, 3, seed)[0])
+    drawn = np.stack([ops.convert_to_numpy(draw()) for _ in range(trials)])
     for column in drawn.T:
         counts = np.bincount(column, minlength=len(kept))[kept]
         # Five standard deviations of a binomial share of one in five.

@@ -5,7 +5,7 @@ import numpy as np
 import oracle
 import pytest
 from gradients import layer_gradients
-from helpers import numpy
+from helpers import compiled, numpy
 from keras import layers, ops
 
 import keras_vqvae
@@ -55,7 +55,7 @@ def test_cosine_gradients_are_those_of_the_normalization(x, rng):
 def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
     layer, before = build(distance="cosine", ema_decay=ema_decay)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
-    model.compile(keras.optimizers.Adam(0.1), "mse")
+    compiled(model, keras.optimizers.Adam(0.1), "mse")
     model.fit(x, x, batch_size=16, verbose=0, callbacks=[keras_vqvae.ReviveDeadCodes(x, every=2)])
     after = numpy(layer.codebook)
     assert (after != before).any()
@@ -66,7 +66,7 @@ def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
 def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
     layer, _ = build(ema_decay=ema_decay, embeddings_constraint=keras.constraints.MaxNorm(0.5, axis=-1))
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
-    model.compile(keras.optimizers.Adam(0.1), "mse")
+    compiled(model, keras.optimizers.Adam(0.1), "mse")
     model.fit(x, x, batch_size=16, verbose=0)
     assert np.linalg.norm(numpy(layer.codebook), axis=-1).max() < 0.5001
     layer.adapt(5 * x, verbose=0)
@@ -118,7 +118,7 @@ def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estima
 def test_noise_trains_the_codebook_without_losses(x):
     layer, before = build(estimator="diveq", codebook_weight=0, commitment_weight=0)
     model = keras.Sequential([keras.Input((4,)), layer])
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    compiled(model, keras.optimizers.Adam(0.01), "mse")
     losses = model.fit(x, x, batch_size=64, epochs=30, verbose=0).history["loss"]
     assert losses[-1] < 0.9 * losses[0]
     assert (numpy(layer.codebook) != before).any()
@@ -226,8 +226,8 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, key
         keras.utils.set_random_seed(seed)
         encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
         model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(64, **keywords), decoder)
-        model.compile("adam")
         model.build(x.shape)
+        compiled(model, "adam")
 
         def kill(epoch, logs=None):
             if epoch == kill_in_epoch:

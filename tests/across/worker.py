@@ -12,6 +12,7 @@ import sys
 import keras
 import numpy as np
 from gradients import layer_gradients
+from helpers import compiled
 from keras import ops
 from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS, SHAPE
 
@@ -51,6 +52,12 @@ def step(name: str) -> dict[str, np.ndarray]:
     return {f"{name}/{key}": ops.convert_to_numpy(value) for key, value in found.items()}
 
 
+def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
+    # As in training, the numbers are what is compared, which TensorFlow has sooner without a trace.
+    model.tokenizer.run_eagerly = keras.backend.backend() == "tensorflow"
+    return model.encode(draw(4, 64, *SHAPE), verbose=0)
+
+
 def draws(prior: keras_vqvae.Prior) -> np.ndarray:
     return prior.generate(50, np.arange(50) % 3, temperature=3.0, guidance=1.5, top_p=0.9, seed=5, verbose=0)
 
@@ -69,10 +76,10 @@ def train(folder: pathlib.Path) -> None:
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
         model(inputs)
         set_weights(model)
-        model.compile(keras.optimizers.Adam(0.01))
+        compiled(model, keras.optimizers.Adam(0.01), traced=False)
         model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         model.save(folder / f"{name}-{backend}.keras")
-        results[f"{name}/codes"] = model.encode(draw(4, 64, *SHAPE), verbose=0)
+        results[f"{name}/codes"] = codes_of(model)
     np.savez(folder / f"train-{backend}.npz", **results)
 
 
@@ -83,7 +90,7 @@ def load(folder: pathlib.Path) -> None:
     for name in QUANTIZERS:
         for writer in BACKENDS:
             model = keras.models.load_model(folder / f"{name}-{writer}.keras")
-            results[f"{name}/{writer}"] = model.encode(draw(4, 64, *SHAPE), verbose=0)
+            results[f"{name}/{writer}"] = codes_of(model)
     np.savez(folder / f"load-{keras.backend.backend()}.npz", **results)
 
 
