@@ -82,6 +82,18 @@ def test_gumbel_draws_codes_by_their_softmax(offset):
     assert (numpy(layer(z)) == codes[0]).all()
 
 
+@pytest.mark.parametrize("end", ["minval", "maxval"])
+def test_gumbel_noise_is_finite_at_both_ends_of_what_is_drawn(monkeypatch, end):
+    def uniform(shape, dtype, seed, **ends):
+        return keras.ops.full(shape, ends[end], dtype)
+
+    layer = built(keras_vqvae.GumbelQuantizer(4, seed=1), 2)
+    monkeypatch.setattr(keras.random, "uniform", uniform)
+    x = np.array([[0.3, -0.2]], "float32")
+    # Equal noise for all codes: the nearest one is drawn.
+    np.testing.assert_allclose(numpy(layer(x, training=True)), numpy(layer(x)), atol=1e-6)
+
+
 def test_gumbel_gradients_are_those_of_the_relaxation(rng):
     """At a low temperature the draw hardly depends on its input; at a high one gradients are those of the mean code."""
     x = rng.normal(size=(6, 2)).astype("float32")
