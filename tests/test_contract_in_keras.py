@@ -209,6 +209,20 @@ def test_another_last_axis_is_an_error(layer):
         layer(draw(3, 3, DIM + 1))
 
 
+def test_another_last_axis_of_symbolic_inputs_is_an_error(layer):
+    with pytest.raises(ValueError, match=str(DIM + 1)):
+        layer(keras.KerasTensor((None, 3, DIM + 1)))
+
+
+def test_indices_of_another_shape_are_an_error(layer):
+    if not layer.index_shape:
+        pytest.skip("a vector has one index")
+    for shape in [(3, *(size + 1 for size in layer.index_shape)), layer.index_shape[1:]]:
+        for indices in (np.zeros(shape, "int32"), keras.KerasTensor(shape, dtype="int32")):
+            with pytest.raises(ValueError, match="shape that ends in.*Received: indices of shape"):
+                layer.decode(indices)
+
+
 def test_trap_keras_reserves_the_name_quantize(layer):
     assert type(layer).quantize is keras.Layer.quantize
     assert isinstance(layer, keras_vqvae.Quantizer)
