@@ -43,9 +43,12 @@ test-jax test-tensorflow test-across: export XLA_FLAGS = $(shell cat .venv/xla-f
 test-jax test-across: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv/jax-cache
 test-jax test-across: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
+# One file on one backend: make test-torch TESTS=tests/test_search.py
+TESTS := tests --ignore tests/across
+
 .PHONY: $(BACKENDS:%=test-%) test-across
 $(BACKENDS:%=test-%): test-%: .venv/done
-	KERAS_BACKEND=$* .venv/bin/python -m pytest tests --ignore tests/across
+	KERAS_BACKEND=$* .venv/bin/python -m pytest $(TESTS)
 
 test-across: .venv/done
 	.venv/bin/python -m pytest tests/across
@@ -96,9 +99,10 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	.venv-bench/bin/pip install --quiet --editable ".[bench]"
 	touch $@
 
+# Without the bytecode of thousands of files that are never imported, here as below.
 .venv/done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable ".[test]"
+	.venv/bin/pip install --quiet --no-compile --editable ".[test]"
 	touch $@
 
 # A version of XLA that does not know a flag stops at it, and JAX and TensorFlow have one each.
@@ -107,7 +111,6 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import tensorflow as tf; tf.function(abs, jit_compile=True)(-1.0)" \
 	    2> /dev/null && echo "$(QUICK_XLA)" > $@ || echo > $@
 
-# Without the bytecode of thousands of files that the demo never imports.
 .venv-demo/done: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --no-compile --editable ".[jax,examples]"
