@@ -1,8 +1,9 @@
 """Samples that use fewer levels, or groups, in training."""
 
+import keras
 import numpy as np
 import pytest
-from helpers import built, numpy
+from helpers import built, compiled, numpy
 
 import keras_vqvae
 
@@ -45,6 +46,19 @@ def test_dropout_of_a_share_leaves_the_other_samples_whole(rng, wrapper):
     # Half of them are drawn, and a quarter of those for all four.
     np.testing.assert_allclose(np.bincount(used[:, 0], minlength=5)[1:] / 2000, [1 / 8, 1 / 8, 1 / 8, 5 / 8], atol=0.04)
     assert type(layer).from_config(layer.get_config()).dropout == 0.5
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_batch_of_one_sample(rng, wrapper):
+    """At the end of an epoch; compiled for any batch size, where the backend does so."""
+    layer = wrapper(vector(), 2, dropout=True, seed=3)
+    model = compiled(keras.Sequential([keras.Input((5, 4)), layer]), "sgd", "mse")
+    x = rng.normal(size=(3, 5, 4)).astype("float32")
+    model.fit(x, x, batch_size=2, shuffle=False, verbose=0)
+    first, second = numpy(layer.code_counts).sum(-1)
+    # All vectors use the first, and of some samples the second, too.
+    assert first == 15
+    assert second in (0, 5, 10, 15)
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, np.nan, "a", None])

@@ -94,6 +94,13 @@ def test_vast_codebooks_invert_without_a_table(layer, rng):
     np.testing.assert_array_equal(numpy(layer.decode(layer.encode(z))), numpy(layer(z)))
 
 
+def test_codes_are_counted_up_to_16_million():
+    counted, vast = built(keras_vqvae.LookupFreeQuantizer(24), 24), built(keras_vqvae.LookupFreeQuantizer(25), 25)
+    assert counted.code_counts.shape == (2**24,)
+    assert vast.code_counts is None
+    vast(np.ones((3, 25), "float32"), training=True)
+
+
 def all_bits(num_bits, size=1.0):
     """All codes, the first axis the most significant bit."""
     return size * (2.0 * (np.arange(2**num_bits)[:, None] >> np.arange(num_bits)[::-1] & 1) - 1)

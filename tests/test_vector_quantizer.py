@@ -46,6 +46,12 @@ def test_gradients_are_the_closed_form(x, rng, ema_decay):
         assert by_weights == []
 
 
+@pytest.mark.parametrize(("ema_decay", "owned"), [(None, ["codebook"]), (0.9, [])])
+def test_the_optimizer_owns_the_codebook_or_nothing(ema_decay, owned):
+    layer, _ = build(ema_decay=ema_decay)
+    assert [weight.name for weight in layer.trainable_variables] == owned
+
+
 def test_trap_adam_is_right_where_a_code_occurs_twice(x):
     """On TensorFlow the gradient of a gather is a list of rows, and Adam is wrong if one occurs twice in it."""
     layer, codebook = build()

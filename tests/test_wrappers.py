@@ -127,13 +127,14 @@ def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
         np.testing.assert_allclose(numpy(one), numpy(other), atol=1e-5)
 
 
-def test_a_shared_codebook_learns_once_a_step_from_all_levels(x):
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_a_shared_codebook_learns_once_a_step_from_all_levels(x, levels):
     """The moving average of one codebook over what all levels saw, by the codebook as it stood before the step."""
-    layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), 3, shared=True))
+    layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), levels, shared=True))
     shared = layer.quantizers[0]
     expected = oracle.MovingAverage(numpy(shared.codebook), 0.9)
     _, indices, _ = by_hand(layer, x)
-    rests = [x - sum(expected.codebook[indices[:, level]] for level in range(depth)) for depth in range(3)]
+    rests = [x - sum(expected.codebook[indices[:, level]] for level in range(depth)) for depth in range(levels)]
     layer(x, training=True)
     expected.update(np.concatenate(rests))
     np.testing.assert_allclose(numpy(shared.codebook), expected.codebook, atol=1e-5)
@@ -160,12 +161,14 @@ def test_groups_are_quantized_by_themselves(x):
 def test_a_projection_is_linear_before_and_after(x, rng):
     layer = built(keras_vqvae.ProjectedQuantizer(vector(), 2))
     layer.down_bias.assign(rng.normal(size=2))
+    layer.up_bias.assign(rng.normal(size=4))
     down = x @ numpy(layer.down_kernel) + numpy(layer.down_bias)
     codebook = numpy(layer.quantizer.codebook)
     indices = oracle.nearest_code(down, codebook)
     quantized, found = layer(x, training=True, return_indices=True)
     np.testing.assert_array_equal(numpy(found), indices)
-    np.testing.assert_allclose(numpy(quantized), codebook[indices] @ numpy(layer.up_kernel), atol=1e-5)
+    up = codebook[indices] @ numpy(layer.up_kernel) + numpy(layer.up_bias)
+    np.testing.assert_allclose(numpy(quantized), up, atol=1e-5)
     error = oracle.mean_square(down - codebook[indices])
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.25 * error, error], rtol=1e-4)
     cotangent = rng.normal(size=x.shape).astype("float32")
