@@ -31,8 +31,8 @@ QUANTIZERS = {
     "sim": lambda **keywords: keras_vqvae.SimVectorQuantizer(16, seed=7, **keywords),
     "ibq": lambda **keywords: keras_vqvae.IndexBackpropagationQuantizer(16, seed=7, **keywords),
     "gumbel": lambda **keywords: keras_vqvae.GumbelQuantizer(16, seed=7, **keywords),
-    "residual": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 3, **keywords),
-    "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 3, shared=True, **keywords),
+    "residual": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, **keywords),
+    "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, shared=True, **keywords),
     "residual_fsq": lambda **keywords: keras_vqvae.ResidualQuantizer(scalar(), 3, **keywords),
     "grouped": lambda **keywords: keras_vqvae.GroupedQuantizer(vector(), 2, **keywords),
     "grouped_residual": lambda **keywords: keras_vqvae.GroupedQuantizer(
@@ -53,25 +53,23 @@ INNER = {
 }
 
 
-def residual(inner, **fixed):
-    return lambda **keywords: keras_vqvae.ResidualQuantizer(inner(DIM), 2, **fixed, **keywords)
+def composed(inner, **fixed):
+    """In both wrappers that can hold any: a quantizer of each level of a residual in fewer dimensions."""
+    return lambda **keywords: keras_vqvae.ProjectedQuantizer(
+        keras_vqvae.ResidualQuantizer(inner(3), 2, **fixed), 3, **keywords
+    )
 
 
-def projected(inner):
-    return lambda **keywords: keras_vqvae.ProjectedQuantizer(inner(3), 3, **keywords)
-
-
-COMPOSED = {f"residual_{name}": residual(inner) for name, inner in INNER.items() if name != "fsq"}
+COMPOSED = {f"composed_{name}": composed(inner) for name, inner in INNER.items()}
 # Not where levels share a codebook: two orders of the same codes are a tie, which compiled code breaks otherwise.
-COMPOSED["residual_sim"] = residual(INNER["sim"], beam_width=4)
-COMPOSED |= {f"projected_{name}": projected(inner) for name, inner in INNER.items()}
+COMPOSED["composed_sim"] = composed(INNER["sim"], beam_width=4)
 EVERY = QUANTIZERS | COMPOSED
 """For the contract. The checks across backends take the first alone, for time."""
 
 FOR_THE_BASE = {"optimizer", "fsq", "grouped_residual"}
 """Those that are tried with every shape and policy where the base class alone has to do with what is tried."""
 
-NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq", "projected_fsq"}
+NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq", "composed_fsq"}
 """Those that learn from the reconstruction alone."""
 
 MOVE_THEIR_CODES = {
@@ -88,7 +86,7 @@ MOVE_THEIR_CODES = {
 """Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
 another code is longer."""
 
-DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "residual_gumbel", "projected_gumbel"}
+DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "composed_gumbel"}
 """Those whose output in training is drawn."""
 
 DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales"}

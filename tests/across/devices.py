@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import set_layout
-from quantizers import COMPOSED, QUANTIZERS, SHAPE, vector
+from quantizers import INNER, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
 from keras_vqvae import codebook, search
@@ -32,7 +32,7 @@ if jax.device_count() > 1:
     set_layout("codebook" if spread else "data")
 
 makes = QUANTIZERS | {
-    "residual_sim": COMPOSED["residual_sim"],
+    "residual_sim": lambda: keras_vqvae.ResidualQuantizer(INNER["sim"](SHAPE[-1]), 2, beam_width=4),
     # Parts of unequal length of one codebook's batch.
     "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared=True),
 }
