@@ -11,7 +11,7 @@ def gradients(function, *arrays):
     if keras.backend.backend() == "jax":
         import jax
 
-        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*map(ops.convert_to_tensor, arrays))
+        found = jax.jit(jax.grad(function, argnums=tuple(range(len(arrays)))))(*map(ops.convert_to_tensor, arrays))
     elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -124,14 +124,17 @@ def test_every_kept_row_is_as_likely_in_every_draw():
 
 
 def test_rows_are_drawn_from_cells_that_do_not_overlap():
+    def drawn(rows, num_draws, trials):
+        kept, seed = ops.ones((rows,), "bool"), keras.random.SeedGenerator(0)
+        draw = program(lambda: codebook.draw_kept(kept, num_draws, seed)[0])
+        return np.stack([ops.convert_to_numpy(draw()) for _ in range(trials)])
+
     # Five rows in three cells, of 2, 2 and 1.
-    for seed in range(200):
-        rows = ops.convert_to_numpy(codebook.draw_kept(ops.ones((5,), "bool"), 3, seed)[0])
+    for rows in drawn(5, 3, trials=200):
         assert len(set(rows.tolist())) == 3
     # Four rows in two cells: the second draw lies one, two or three rows after the first.
     trials = 2000
-    drawn = [ops.convert_to_numpy(codebook.draw_kept(ops.ones((4,), "bool"), 2, seed)[0]) for seed in range(trials)]
-    counts = np.bincount(np.diff(np.stack(drawn))[:, 0] % 4, minlength=4)
+    counts = np.bincount(np.diff(drawn(4, 2, trials))[:, 0] % 4, minlength=4)
     shares = np.array([0, 1 / 4, 1 / 2, 1 / 4])
     assert (abs(counts - trials * shares) <= 5 * (trials * shares * (1 - shares)) ** 0.5).all()
 

@@ -89,7 +89,8 @@ def test_the_demo_trains_and_draws(run, tmp_path):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
-@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+# Of what exports.
+@pytest.mark.filterwarnings("default")
 def test_exported_codes_need_no_keras(run, tmp_path):
     printed = run("export.py", "--epochs", 2, "--output", tmp_path)
     in_keras, in_onnxruntime = re.findall(r"mean squared error in .*: (.*)", printed)

@@ -1,5 +1,7 @@
 """A run that was stopped goes on from each of Keras's checkpoints to what it would have become; see `resume.py`."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -9,36 +11,25 @@ STOPPED_AT = STEPS + 3
 """Within the second epoch, and behind the last checkpoint."""
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("unbroken"), "backup")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What a run left behind that was stopped."""
+def runs(tmp_path_factory):
+    """What an unbroken run ends with, and a copy of what it had left behind where another one was stopped."""
+    folder, copy = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("stopped") / "copy"
 
     def stop(callbacks):
-        # Unlike a process that is killed, this one goes on, and so would its threads that write.
         for callback in callbacks:
             if isinstance(callback, keras.callbacks.OrbaxCheckpoint):
                 callback.wait_until_finished()
-        raise StoppedError
+        shutil.copytree(folder, copy)
 
-    folder = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(StoppedError):
-        train(folder, step=STOPPED_AT, stop=stop)
-    return folder
+    return train(folder, step=STOPPED_AT, stop=stop), copy
 
 
 @pytest.mark.parametrize("way", WAYS)
 # Of Orbax itself, where arrays lie on one device.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_run_that_was_stopped_goes_on_to_what_the_unbroken_one_became(unbroken, folder, way):
+def test_a_run_that_was_stopped_goes_on_to_what_the_unbroken_one_became(runs, way):
+    unbroken, folder = runs
     assert STOPPED_AT % EVERY
     # Two equal runs of TensorFlow part in the last bit.
     allowed = 1e-5 if keras.backend.backend() == "tensorflow" else 0

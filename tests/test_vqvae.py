@@ -1,3 +1,4 @@
+import helpers
 import keras
 import numpy as np
 import oracle
@@ -17,7 +18,8 @@ def make(compiled=True, **keywords):
     encoder, decoder = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1, **keywords), decoder)
     if compiled:
-        model.compile(keras.optimizers.Adam(0.01))
+        model.build((None, 8))
+        helpers.compiled(model, keras.optimizers.Adam(0.01))
     return model
 
 
@@ -64,7 +66,9 @@ def test_metrics_start_anew_every_epoch(x):
 
 
 def test_training_lowers_the_error(x):
-    model = make(ema_decay=0.9)
+    # Not built before, as a user's.
+    model = make(compiled=False, ema_decay=0.9)
+    model.compile(keras.optimizers.Adam(0.01))
     history = model.fit(x, batch_size=20, epochs=60, verbose=0, validation_data=(x,)).history
     assert sorted(history) == sorted([*LOGS, *(f"val_{name}" for name in LOGS)])
     assert history["reconstruction_loss"][-1] < 0.7 * history["reconstruction_loss"][0]
@@ -215,7 +219,8 @@ def test_masked_positions_count_in_no_log(rng):
 
 
 def test_it_is_built_where_the_encoder_knows_its_input(x, tmp_path):
-    model = make()
+    model = make(compiled=False)
+    model.compile("adam")
     assert model.built
     lines = []
     model.summary(print_fn=lambda line: lines.append(line))
@@ -312,8 +317,8 @@ def test_wholly_non_finite_data_leaves_the_codebook(x, ema_decay, bad):
     # No activation in between: compiled by XLA for a CPU, `relu` of NaN may be 0.
     quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay)
     model = keras_vqvae.VQVAE(layers.Identity(), quantizer, layers.Dense(8))
-    model.compile(keras.optimizers.Adam(0.01))
     model.build(x.shape)
+    helpers.compiled(model, keras.optimizers.Adam(0.01))
     before = numpy(quantizer.codebook).copy()
     model.fit(np.full_like(x, bad), verbose=0)
     np.testing.assert_array_equal(numpy(quantizer.codebook), before)

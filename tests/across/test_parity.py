@@ -13,29 +13,39 @@ WORKER = pathlib.Path(__file__).with_name("worker.py")
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
-def run(folder, phase):
-    found = {}
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """What each backend makes of a phase, one after the other, in a process that stays."""
+    folder, workers = tmp_path_factory.mktemp("across"), {}
     for backend in BACKENDS:
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[1])}
-        subprocess.run([sys.executable, WORKER, folder, phase], env=environment, check=True)
-        with np.load(folder / f"{phase}-{backend}.npz") as file:
-            found[backend] = dict(file)
-    return found
+        workers[backend] = subprocess.Popen(
+            [sys.executable, WORKER, folder], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(phase):
+        found = {}
+        for backend, worker in workers.items():
+            worker.stdin.write(f"{phase}\n")
+            worker.stdin.flush()
+            assert any(line == f"done {phase}\n" for line in worker.stdout), worker.wait()
+            with np.load(folder / f"{phase}-{backend}.npz") as file:
+                found[backend] = dict(file)
+        return found
+
+    yield run
+    for worker in workers.values():
+        worker.communicate()
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("across")
+def trained(run):
+    return run("train")
 
 
 @pytest.fixture(scope="session")
-def trained(folder):
-    return run(folder, "train")
-
-
-@pytest.fixture(scope="session")
-def loaded(folder, trained):
-    return run(folder, "load")
+def loaded(run, trained):
+    return run("load")
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

@@ -1,6 +1,6 @@
-"""What one backend makes of every quantizer: `python worker.py FOLDER PHASE`, with `KERAS_BACKEND` set.
+"""What one backend makes of every quantizer: `python worker.py FOLDER`, with `KERAS_BACKEND` set.
 
-`PYTHONPATH` holds the folder `tests`.
+`PYTHONPATH` holds the folder `tests`. It reads phases line by line, and writes which of them it is through with.
 
 Phase `train`: equal weights and inputs -> indices, outputs, losses and state of a step, and a `.keras` file trained
 by `fit`. Phase `load`: the indices by every backend's file.
@@ -95,4 +95,6 @@ def load(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train, "load": load}[sys.argv[2]](pathlib.Path(sys.argv[1]))
+    for line in sys.stdin:
+        {"train": train, "load": load}[line.strip()](pathlib.Path(sys.argv[1]))
+        print("done", line.strip(), flush=True)
