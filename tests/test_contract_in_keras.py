@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same_weights, compiled, draw, numpy, weights
+from helpers import assert_same_weights, compiled, draw, numpy, program, weights
 from keras import layers, ops
 from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, EVERY, FOR_THE_BASE, SHAPE
 
@@ -209,10 +209,16 @@ def test_low_precision_policies(make, name, policy):
     compiled(model, keras.optimizers.SGD(0.01), "mse", traced=traced, auto_scale_loss=False)
     if policy in ("mixed_float16", "bfloat16") or name in FOR_THE_BASE:
         model.train_on_batch(draw(4, *SHAPE), draw(4, 3, 1))
+        losses = quantizer.losses
     else:
-        # The same without a compilation.
-        model(draw(4, *SHAPE), training=True)
-    for loss in quantizer.losses:
+
+        def losses_of_call(x):
+            model(x, training=True)
+            return quantizer.losses
+
+        # A graph on TensorFlow, which refuses what it does not refuse outside of one.
+        losses = program(losses_of_call)(ops.convert_to_tensor(draw(4, *SHAPE)))
+    for loss in losses:
         assert keras.backend.standardize_dtype(loss.dtype) == "float32"
     quantized = quantizer(draw(4, *SHAPE))
     assert keras.backend.standardize_dtype(quantized.dtype) == quantizer.compute_dtype
