@@ -5,7 +5,7 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 # Without bytecode each process takes 12 to 20 seconds to import a backend, with it 4 to 7; and the tests start dozens.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo docs test test-oldest bench lint format release-check clean
+.PHONY: demo docs test test-quick test-oldest bench lint format release-check clean
 
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
@@ -34,7 +34,7 @@ format: .venv/done
 
 # Threads of PyTorch and scikit-learn wait for each other in loops that keep a core busy: twenty times the time where two
 # suites run.
-$(BACKENDS:%=test-%) test-across: export OMP_NUM_THREADS := 1
+$(BACKENDS:%=test-%) test-across test-quick: export OMP_NUM_THREADS := 1
 # XLA on a CPU spends most of these suites in LLVM's passes over programs that run once. Without these, without its new
 # emitters, and on one thread where two suites run, it writes them in a fraction of the time.
 QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
@@ -54,6 +54,10 @@ $(BACKENDS:%=test-%): test-%: .venv/done
 
 test-across: .venv/done
 	.venv/bin/python -m pytest tests/across
+
+# While one writes: the quickest backend, on two cores, without the longest tests.
+test-quick: .venv/done
+	KERAS_BACKEND=torch .venv/bin/python -m pytest $(TESTS) -m "not slow" --numprocesses 2 --dist loadfile
 
 # The oldest Keras that the package claims. PyTorch is the quickest; its indexing warns there.
 test-oldest: test-oldest-torch

@@ -74,6 +74,7 @@ def test_unknown_data_sets_are_named():
         images.load("letters")
 
 
+@pytest.mark.slow
 def test_the_demo_trains_and_draws(run, tmp_path):
     printed = run("digits.py", "--epochs", 1, "--prior-epochs", 1, "--output", tmp_path)
     assert "val_perplexity" in printed
@@ -90,7 +91,7 @@ def test_the_demo_trains_and_draws(run, tmp_path):
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
 # Of what exports.
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_exported_codes_need_no_keras(run, tmp_path):
     printed = run("export.py", "--epochs", 2, "--output", tmp_path)
     in_keras, in_onnxruntime = re.findall(r"mean squared error in .*: (.*)", printed)
@@ -216,6 +217,7 @@ def test_both_levels_are_one_sequence(rng):
     np.testing.assert_array_equal(sequence.split(np.zeros((1, 20), int))[1], np.zeros((1, 4, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
 def test_a_hierarchy_trains_and_draws(run, tmp_path):
     sizes = "--codes", 16, "--embedding-dim", 4, "--epochs", 1, "--prior-epochs", 1

@@ -45,6 +45,7 @@ def test_every_notebook_is_tested():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
 def test_its_cells_run(notebook, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())

@@ -119,6 +119,7 @@ def test_trap_a_call_that_runs_again_for_its_gradient_is_refused():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_trap_torch_compile_takes_a_quantizer_whole(name):
     import torch
