@@ -66,7 +66,7 @@ $(BACKENDS:%=test-oldest-%): test-oldest-%: .venv-oldest/done
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CONTRACT) \
 	    -W "ignore:Using a non-tuple sequence:UserWarning"
 
-CONTRACT := tests/test_contract.py tests/test_contract_in_keras.py tests/test_vqvae.py tests/test_priors.py
+CONTRACT := tests/test_contract*.py tests/test_vqvae.py tests/test_priors.py
 
 .venv-oldest/done: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
