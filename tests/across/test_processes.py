@@ -40,9 +40,11 @@ def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tm
     folder = tmp_path / "two"
     processes = start_two(folder)
     deadline = time.monotonic() + 120
-    while not (folder / "backup-0" / "training_metadata.json").exists():
+    saved = folder / "backup-0" / "training_metadata.json"
+    # Keras writes it last, and not at once: of a process that is killed meanwhile it may be empty.
+    while not (saved.exists() and saved.read_text().endswith("}")):
         assert time.monotonic() < deadline, folder.with_suffix(".log").read_text()
-        time.sleep(0.05)
+        time.sleep(0.01)
     processes[0].kill()
     processes[0].wait()
     # An error, and no wait without end for what the other one would send.
