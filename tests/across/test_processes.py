@@ -40,9 +40,9 @@ def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tm
     folder = tmp_path / "two"
     processes = start_two(folder)
     deadline = time.monotonic() + 120
-    saved = folder / "backup-0" / "training_metadata.json"
-    # Keras writes it last, and not at once: of a process that is killed meanwhile it may be empty.
-    while not (saved.exists() and saved.read_text().endswith("}")):
+    saved = [folder / f"backup-{rank}" / "training_metadata.json" for rank in (0, 1)]
+    # Keras writes it last, and not at once: of a process that ends meanwhile it may be empty.
+    while not all(path.exists() and path.read_text().endswith("}") for path in saved):
         assert time.monotonic() < deadline, folder.with_suffix(".log").read_text()
         time.sleep(0.01)
     processes[0].kill()
