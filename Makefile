@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BACKENDS := jax tensorflow torch
 export TF_CPP_MIN_LOG_LEVEL := 2
-# Without bytecode each process takes 12 to 20 seconds to import a backend, with it 4 to 7; and the tests start dozens.
+# Without bytecode each process takes 12 to 22 seconds to import a backend, with it 4 to 7; and the tests start dozens.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo docs test test-quick test-oldest bench lint format release-check clean

@@ -149,7 +149,7 @@ def test_masked_positions_touch_nothing(name, mask):
     layer.build((None, *SHAPE))
     before = weights(layer)
     mask = np.array(mask).reshape(4, 3)
-    x, junk = draw(4, *SHAPE), np.resize([0.0, 1e4, np.nan, np.inf], mask.shape)[..., None]
+    x, junk = draw(4, *SHAPE), np.resize(np.array([0, 1e4, np.nan, np.inf], "float32"), mask.shape)[..., None]
     losses = losses_of(layer, x, mask)
     after = weights(layer)
     restore(layer, before)
@@ -184,6 +184,7 @@ def test_vectors_that_are_not_finite_never_reach_the_state(layer):
     layer(x, training=True)
     layer.reset_code_counts()
     before = weights(layer)
+    seeds = [path for path in before if "seed_generator" in path]
     mask = np.ones(x.shape[:-1], bool)
     mask[0, 1] = False
     layer(x, mask=ops.convert_to_tensor(mask), training=True)
@@ -192,7 +193,6 @@ def test_vectors_that_are_not_finite_never_reach_the_state(layer):
     for bad in (np.nan, np.inf, -np.inf, 1e30):
         restore(layer, before)
         layer(np.full_like(x, bad), training=True)
-        seeds = [path for path in before if "seed_generator" in path]
         after = weights(layer)
         assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, after)))
         restore(layer, before)

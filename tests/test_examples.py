@@ -90,7 +90,7 @@ def test_the_demo_trains_and_draws(run, tmp_path):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
-# Of what exports.
+# Those of the exporters.
 @pytest.mark.filterwarnings("ignore")
 def test_exported_codes_need_no_keras(run, tmp_path):
     printed = run("export.py", "--epochs", 2, "--output", tmp_path)

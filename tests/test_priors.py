@@ -75,7 +75,7 @@ def test_logits_are_of_each_code(prior, codes, labels):
     outputs = prior.predict_on_batch((codes, labels))
     assert outputs.shape == (7, *SHAPE, K)
     assert outputs.dtype == "float32"
-    logits, other = logits_of(prior, codes, labels), logits_of(prior, codes, (labels + 1) % CLASSES)
+    logits, other = outputs.reshape(7, LENGTH, K), logits_of(prior, codes, (labels + 1) % CLASSES)
     # Of a random network; those of some codes may be saturated.
     assert np.abs(other - logits).max(axis=-1).max(axis=0).min() > 1e-2
     assert np.abs(logits_of(prior, codes) - logits).max() > 1e-4

@@ -146,7 +146,12 @@ def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
     # A row more, which is never kept: there may be none.
     counts = ops.cumsum(ops.concatenate([ops.cast(kept, "int32"), ops.zeros((1,), "int32")]))
     # The row of rank r is the first at which the count of kept rows reaches r + 1.
-    return ops.cast(ops.searchsorted(counts, ranks + 1, side="left"), "int32")
+    return backend.searchsorted(counts, ranks + 1)
+
+
+def searchsorted(ascending: Tensor, values: Tensor) -> Tensor:
+    """Where each value would stand, before those equal to it: `[N]`, `[n]` -> int32 `[n]`."""
+    return ops.cast(ops.searchsorted(ascending, values), "int32")
 
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:

@@ -44,10 +44,9 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     return ops.take(x * 1.0, indices, axis=0)
 
 
-def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
-    # As the general form; but `ops.searchsorted` of Keras 3.10 asks for a length that a graph does not know.
-    counts = tf.cumsum(tf.concat([tf.cast(kept, "int32"), [0]], axis=0))
-    return tf.searchsorted(counts, ranks + 1)
+def searchsorted(ascending: Tensor, values: Tensor) -> Tensor:
+    # That of Keras 3.10 asks for a length that a graph does not know.
+    return tf.searchsorted(ascending, values)
 
 
 def replicas_in_turns() -> int:

@@ -32,6 +32,8 @@ if jax.device_count() > 1:
     set_layout("codebook" if spread else "data")
 
 makes = QUANTIZERS | {
+    # A level between two others.
+    "residual": lambda: keras_vqvae.ResidualQuantizer(vector(), 3),
     "residual_sim": lambda: keras_vqvae.ResidualQuantizer(INNER["sim"](SHAPE[-1]), 2, beam_width=4),
     # Parts of unequal length of one codebook's batch.
     "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared=True),
