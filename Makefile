@@ -111,11 +111,15 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	.venv/bin/pip install --quiet --no-compile --editable ".[test]"
 	touch $@
 
-# A version of XLA that does not know a flag stops at it, and JAX and TensorFlow have one each.
+# A version of XLA that does not know a flag stops at it, as newer ones do at that of the emitters; and JAX and TensorFlow
+# have one each.
 .venv/xla-flags: .venv/done Makefile
-	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import jax; jax.devices()" 2> /dev/null && \
-	XLA_FLAGS="$(QUICK_XLA)" .venv/bin/python -c "import tensorflow as tf; tf.function(abs, jit_compile=True)(-1.0)" \
-	    2> /dev/null && echo "$(QUICK_XLA)" > $@ || echo > $@
+	echo > $@
+	for flags in "$(QUICK_XLA)" "$(filter-out %emitters=false,$(QUICK_XLA))"; do \
+	    XLA_FLAGS="$$flags" .venv/bin/python -c "import jax; jax.devices()" 2> /dev/null && \
+	    XLA_FLAGS="$$flags" .venv/bin/python -c "import tensorflow as tf; tf.function(abs, jit_compile=True)(-1.0)" \
+	        2> /dev/null && echo "$$flags" > $@ && break; \
+	done; true
 
 .venv-demo/done: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

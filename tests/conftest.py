@@ -1,3 +1,5 @@
+import gc
+
 import hypothesis
 import keras
 import numpy as np
@@ -6,6 +8,22 @@ from quantizers import EVERY, SHAPE
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    # What is imported stays. The collector need not go through it again and again.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """JAX keeps what it lowers, over a megabyte an operation, and looks through all of that as it lowers another."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
