@@ -107,6 +107,10 @@ def test_the_config_comes_back(make):
     assert again.get_config() == config
     assert again.name == "mine"
     assert again.compute_dtype == "bfloat16"
+    again.build((None, *SHAPE))
+    codes = keras.Input((SHAPE[0], *again.index_shape), dtype="int32")
+    if not again.of_grids:
+        assert again.decode(codes).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("shape", [(), (DIM,), (3, None)])

@@ -153,9 +153,18 @@ def test_groups_are_quantized_by_themselves(x):
         np.testing.assert_array_equal(numpy(quantized)[:, 2 * group : 2 * group + 2], codebook[expected])
         errors += [weight * oracle.mean_square(part - codebook[expected]) / 2 for weight in (0.25, 1.0)]
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], errors, rtol=1e-4)
-    layer.adapt(x, verbose=0)
-    codes, _ = keras_vqvae.kmeans(x[:, 2:], 8, seed=2, verbose=0)
-    np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(codes), atol=1e-5)
+    # By the seed of each group, or one that is given.
+    for keywords, seed in ({}, 2), ({"seed": 5}, 5):
+        layer.adapt(x, verbose=0, **keywords)
+        codes, _ = keras_vqvae.kmeans(x[:, 2:], 8, seed=seed, verbose=0)
+        np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(codes), atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_what_is_frozen_from_the_start_is_frozen_in_wrappers_alone(trainable):
+    inner = keras_vqvae.ResidualQuantizer(vector(trainable=trainable), 2)
+    layer = built(keras_vqvae.GroupedQuantizer(inner, 2))
+    assert len(layer.trainable_variables) == (4 if trainable else 0)
 
 
 def test_a_projection_is_linear_before_and_after(x, rng):

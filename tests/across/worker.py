@@ -76,7 +76,7 @@ def train(folder: pathlib.Path) -> None:
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
         model(inputs)
         set_weights(model)
-        compiled(model, keras.optimizers.Adam(0.01))
+        compiled(model, keras.optimizers.Adam(0.01), traced=False)
         model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         model.save(folder / f"{name}-{backend}.keras")
         results[f"{name}/codes"] = codes_of(model)
