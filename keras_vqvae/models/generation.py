@@ -51,7 +51,7 @@ class Sampler(keras.Model):
                 yield ((known[rows], labels[rows], bits),)
 
         if steps == 1:
-            # On TensorFlow each generator that is given to `predict` leaves 24 kB behind.
+            # On TensorFlow each generator that `predict` is given leaves some 20 kB behind.
             return self.predict(*next(batches()), batch_size=size, verbose=verbose)
         return self.predict(batches(), steps=steps, verbose=verbose)[:n]
 
