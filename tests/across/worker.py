@@ -53,7 +53,7 @@ def step(name: str) -> dict[str, np.ndarray]:
 
 
 def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
-    # Training is traced; here the numbers are what is compared, which TensorFlow has sooner without a trace.
+    # The numbers are what is compared, and TensorFlow has them sooner without a trace.
     model.tokenizer.run_eagerly = keras.backend.backend() == "tensorflow"
     return model.encode(draw(4, 64, *SHAPE), verbose=0)
 
