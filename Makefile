@@ -82,7 +82,7 @@ release-check: .venv/done .venv-release/done
 	.venv-release/bin/twine check --strict dist/*
 	folder=$$(mktemp -d) && cp -r tests pyproject.toml $$folder && cd $$folder && \
 	$(CURDIR)/.venv/bin/pip install --quiet --no-deps --target . $(CURDIR)/dist/*.whl && \
-	KERAS_BACKEND=torch OMP_NUM_THREADS=1 $(CURDIR)/.venv/bin/python -m pytest tests/test_contract.py && \
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 $(CURDIR)/.venv/bin/python -m pytest tests/test_contract*.py && \
 	$(CURDIR)/.venv/bin/python -c "import keras_vqvae; assert keras_vqvae.__file__.startswith('$$folder')" && \
 	rm -r $$folder
 
