@@ -53,7 +53,7 @@ def step(name: str) -> dict[str, np.ndarray]:
 
 
 def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
-    # The numbers are what is compared, and TensorFlow has them sooner without a trace.
+    # Training is traced; here the numbers are what is compared, which TensorFlow has sooner without a trace.
     model.tokenizer.run_eagerly = keras.backend.backend() == "tensorflow"
     return model.encode(draw(4, 64, *SHAPE), verbose=0)
 
@@ -76,7 +76,7 @@ def train(folder: pathlib.Path) -> None:
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
         model(inputs)
         set_weights(model)
-        compiled(model, keras.optimizers.Adam(0.01), traced=False)
+        compiled(model, keras.optimizers.Adam(0.01))
         model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         model.save(folder / f"{name}-{backend}.keras")
         results[f"{name}/codes"] = codes_of(model)
