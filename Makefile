@@ -5,7 +5,7 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 # Without bytecode each process takes 12 to 22 seconds to import a backend, with it 4 to 7; and the tests start dozens.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo docs test test-quick test-oldest bench lint format release-check clean
+.PHONY: demo docs test test-all test-quick test-oldest bench lint format release-check clean
 
 demo: .venv-demo/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
@@ -19,9 +19,14 @@ docs: .venv-docs/done
 	.venv-docs/bin/pip install --quiet griffe-inherited-docstrings mkdocs-jupyter mkdocs-material "mkdocstrings[python]" ruff
 	touch $@
 
-# Two suites at a time, each of which keeps one core busy: the longest first.
-test: lint .venv/xla-flags
-	$(MAKE) --jobs 2 --output-sync=target test-tensorflow test-jax test-across test-torch
+# Two parts at a time, each of which keeps one core busy: the longest first. On PyTorch every test, on the other backends
+# those of what is theirs: see "Tests" in CONTRIBUTING.md.
+test: lint
+	$(MAKE) --jobs 2 --output-sync=target test-across test-torch test-tensorflow test-jax
+
+# Every test on every backend: for a release.
+test-all: lint
+	$(MAKE) --jobs 2 --output-sync=target OPTIONS=--all test-tensorflow test-jax test-across test-torch
 
 lint: .venv/done
 	.venv/bin/ruff check .
@@ -35,12 +40,6 @@ format: .venv/done
 # Threads of PyTorch and scikit-learn wait for each other in loops that keep a core busy: twenty times the time where two
 # suites run.
 $(BACKENDS:%=test-%) test-across test-quick: export OMP_NUM_THREADS := 1
-# XLA on a CPU spends most of these suites in LLVM's passes over programs that run once. Without these, without its new
-# emitters, and on one thread where two suites run, it writes them in a fraction of the time.
-QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
-    --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
-test-jax test-tensorflow test-across: .venv/xla-flags
-test-jax test-tensorflow test-across: export XLA_FLAGS = $(shell cat .venv/xla-flags)
 # Many of JAX's are equal, in one process or another; and in the next run of the tests all are.
 test-jax test-across: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv/jax-cache
 test-jax test-across: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
@@ -50,7 +49,7 @@ TESTS := tests --ignore tests/across
 
 .PHONY: $(BACKENDS:%=test-%) test-across
 $(BACKENDS:%=test-%): test-%: .venv/done
-	KERAS_BACKEND=$* .venv/bin/python -m pytest $(TESTS)
+	KERAS_BACKEND=$* .venv/bin/python -m pytest $(TESTS) $(OPTIONS)
 
 test-across: .venv/done
 	.venv/bin/python -m pytest tests/across
@@ -110,16 +109,6 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --no-compile --editable ".[test]"
 	touch $@
-
-# A version of XLA that does not know a flag stops at it, as newer ones do at that of the emitters; and JAX and TensorFlow
-# have one each.
-.venv/xla-flags: .venv/done Makefile
-	echo > $@
-	for flags in "$(QUICK_XLA)" "$(filter-out %emitters=false,$(QUICK_XLA))"; do \
-	    XLA_FLAGS="$$flags" .venv/bin/python -c "import jax; jax.devices()" 2> /dev/null && \
-	    XLA_FLAGS="$$flags" .venv/bin/python -c "import tensorflow as tf; tf.function(abs, jit_compile=True)(-1.0)" \
-	        2> /dev/null && echo "$$flags" > $@ && break; \
-	done; true
 
 .venv-demo/done: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

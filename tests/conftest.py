@@ -4,10 +4,29 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from quantizers import EVERY, SHAPE
+from quantizers import EVERY, REPRESENTATIVES, SHAPE
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run every test on every backend, as `make test-all` does")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what PyTorch, the quickest backend, tests for all: see "Tests" in `CONTRIBUTING.md`."""
+    if config.getoption("--all") or keras.backend.backend() == "torch":
+        return
+    chosen = [item for item in items if item.get_closest_marker("each_backend") and _is_representative(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+def _is_representative(item):
+    """Whether a test is over no list of quantizers, or its quantizer is one that stands for others."""
+    name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+    return name not in EVERY or name in REPRESENTATIVES
 
 
 def pytest_collection_finish():

@@ -64,7 +64,22 @@ COMPOSED = {f"composed_{name}": composed(inner) for name, inner in INNER.items()
 # Not where levels share a codebook: two orders of the same codes are a tie, which compiled code breaks otherwise.
 COMPOSED["composed_sim"] = composed(INNER["sim"], beam_width=4)
 EVERY = QUANTIZERS | COMPOSED
-"""For the contract. The checks across backends take the first alone, for time."""
+"""For the contract, and for the checks across backends."""
+
+REPRESENTATIVES = {
+    "optimizer": "searches a codebook that the optimizer trains: blocks, gathers, dense gradients",
+    "ema": "updates its codebook in `call`, and draws where dead codes go: sums by code, counts, searches for ranks",
+    "fsq": "computes its codes, has constants of the input's dtype, and draws noise",
+    "gumbel": "draws codes, with gradients through a softmax",
+    "residual_shared": "updates one codebook from several stages",
+    "scales": "resizes and convolves grids",
+    "composed_sim": "searches by a beam, within both wrappers",
+}
+"""Those that the contract tries on JAX and TensorFlow, and what each does there by code of that backend.
+
+The others are made of the same parts, or of plain `keras.ops`. A step and a file of every one are compared across
+backends in `across/test_parity.py`, and `make test-all` tries every one on every backend.
+"""
 
 FOR_THE_BASE = {"optimizer", "fsq", "grouped_residual"}
 """Those that are tried with every shape and policy where the base class alone has to do with what is tried."""

@@ -33,6 +33,7 @@ def beam(vectors, codebooks, width):
     return np.array(found)
 
 
+@pytest.mark.each_backend
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     width=st.integers(1, 9),

@@ -11,6 +11,8 @@ from keras import ops
 import keras_vqvae
 from keras_vqvae import codebook
 
+pytestmark = pytest.mark.each_backend
+
 
 def test_quantize_gives_the_codes_and_passes_the_gradient_straight(rng):
     z_e = rng.normal(size=(2, 3, 4)).astype("float32")

@@ -64,6 +64,7 @@ def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
     np.testing.assert_allclose(np.linalg.norm(after, axis=-1), 1, rtol=1e-5)
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
     layer, _ = build(ema_decay=ema_decay, embeddings_constraint=keras.constraints.MaxNorm(0.5, axis=-1))
@@ -117,6 +118,7 @@ def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estima
         np.testing.assert_allclose(np.linalg.norm(trained - x, axis=-1), distance, rtol=1e-4)
 
 
+@pytest.mark.each_backend
 def test_noise_trains_the_codebook_without_losses(x):
     layer, before = build(estimator="diveq", codebook_weight=0, commitment_weight=0)
     model = keras.Sequential([keras.Input((4,)), layer])
@@ -141,6 +143,7 @@ def test_adapt_fills_the_codebook_by_k_means(x, ema_decay, distance):
         assert np.abs(numpy(layer.codebook) - before).max() < 0.2
 
 
+@pytest.mark.each_backend
 def test_a_model_adapts_to_its_encoders_outputs(x):
     encoder, decoder = keras_vqvae.build(4, embedding_dim=3)
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(6, seed=3), decoder)
@@ -215,7 +218,12 @@ def test_resizing_keeps_what_does_not_depend_on_the_number_of_codes(x, kind):
 
 
 @pytest.mark.parametrize(
-    "keywords", [{"ema_decay": 0.9}, {"ema_decay": 0.9, "estimator": "nsvq"}, {"estimator": "straight_through"}]
+    "keywords",
+    [
+        {"ema_decay": 0.9},
+        pytest.param({"ema_decay": 0.9, "estimator": "nsvq"}, marks=pytest.mark.each_backend),
+        {"estimator": "straight_through"},
+    ],
 )
 def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, keywords):
     """Statistics and random state included, which Keras alone leaves out of its files."""

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras import ops
 from quantizers import DIM, DRAW_OUTPUTS, EVERY, MOVE_THEIR_CODES, NO_LOSSES, SHAPE
 
+pytestmark = pytest.mark.each_backend
+
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2), (1, 2, 3, 2), (2, 1, 2, 1, 3)])
 def test_any_leading_dimensions(layer, leading):

@@ -11,6 +11,8 @@ from quantizers import DIM, FOR_THE_BASE, SHAPE
 
 import keras_vqvae
 
+pytestmark = pytest.mark.each_backend
+
 
 def test_sequential_functional_and_subclassed_models_agree(make, name):
     quantizer = make()
@@ -126,12 +128,12 @@ def test_inputs_without_vectors_are_named(make, shape):
 
 
 def test_another_last_axis_is_an_error(layer):
-    with pytest.raises(ValueError, match=str(DIM + 1)):
+    with pytest.raises(ValueError, match=rf"Received: .*input_shape=\(.*3, {DIM + 1}\)"):
         layer(draw(3, 3, DIM + 1))
 
 
 def test_another_last_axis_of_symbolic_inputs_is_an_error(layer):
-    with pytest.raises(ValueError, match=str(DIM + 1)):
+    with pytest.raises(ValueError, match=rf"Received: .*input_shape=\(.*3, {DIM + 1}\)"):
         layer(keras.KerasTensor((None, 3, DIM + 1)))
 
 

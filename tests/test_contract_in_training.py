@@ -66,6 +66,7 @@ def start_again(model, start):
             variable.assign(np.zeros(variable.shape, variable.dtype))
 
 
+@pytest.mark.each_backend
 def test_fit_trains_any_model_and_repeats_by_seed(make, name):
     model, quantizer, losses, start, end = trained(name)
     for one, again in zip(start, values(model_with(make)[0].variables), strict=True):
@@ -87,6 +88,7 @@ def test_fit_trains_any_model_and_repeats_by_seed(make, name):
     assert numpy(quantizer.code_counts).sum() == 7 * BATCH // 4 * numpy(quantizer.encode(draw(4, *SHAPE))).size
 
 
+@pytest.mark.each_backend
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="TorchInductor compiles for minutes on a small machine")
 def test_jit_compile_changes_nothing(name):
     model, _, losses, start, _ = trained(name)
@@ -96,14 +98,25 @@ def test_jit_compile_changes_nothing(name):
     compiled(other, "adam", "mse", jit_compile=not model.jit_compile)
     # More vectors than codes, all three times: two dead codes that move onto one vector are a tie, which rounding
     # decides.
-    expected, again, rtol = losses[:3], fit(other, rest=0), 1e-4
-    if keras.backend.backend() == "tensorflow" and name in DRAW_STATE | DRAW_OUTPUTS:
-        # Equal seeds draw other numbers when compiled; the first step hardly depends on them yet.
-        expected, again, rtol = losses[:1], again[:1], 0.1
-    np.testing.assert_allclose(again, expected, rtol=rtol)
+    again, steps = fit(other, rest=0), 3
+    if keras.backend.backend() == "tensorflow":
+        # XLA draws other numbers from an equal seed. The first step's loss is that before any dead code has moved.
+        steps = 0 if name in DRAW_OUTPUTS else 1 if name in DRAW_STATE else 3
+    np.testing.assert_allclose(again[:steps], losses[:steps], rtol=1e-4)
+    start_again(model, start)
+    x, y = draw(BATCH, 3, 5), draw(BATCH, 3, DIM, seed=1)
+    np.testing.assert_allclose(other.evaluate(x, y, verbose=0), model.evaluate(x, y, verbose=0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("mixed_float16", marks=pytest.mark.each_backend),
+        "mixed_bfloat16",
+        pytest.param("bfloat16", marks=pytest.mark.each_backend),
+        "float16",
+    ],
+)
 def test_low_precision_policies(make, name, policy):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input(SHAPE)

@@ -71,7 +71,15 @@ def blocks(page, backend):
 PAGES = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, keras.backend.backend())])
+@pytest.mark.parametrize(
+    "page",
+    [
+        # What the README shows, other tests do on each backend.
+        pytest.param(page, marks=() if page == "README.md" else pytest.mark.each_backend)
+        for page in PAGES
+        if blocks(page, keras.backend.backend())
+    ],
+)
 def test_examples_in_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks(page, keras.backend.backend())

@@ -94,6 +94,7 @@ def test_the_demo_trains_and_draws(run, tmp_path):
     assert model.sample(prior, 2, labels=7, verbose=0).shape == (2, 8, 8, 1)
 
 
+@pytest.mark.each_backend
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
 # Those of the exporters.
 @pytest.mark.filterwarnings("ignore")

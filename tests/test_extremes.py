@@ -11,6 +11,7 @@ import keras_vqvae
 from keras_vqvae import geometry, regularizers
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("name", EVERY)
 def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
     layer = EVERY[name]()
@@ -64,6 +65,7 @@ def test_rotation_of_the_shortest_vectors_gives_their_codes():
     np.testing.assert_array_equal(numpy(keras_vqvae.rotation(z, 100 * q)), 100 * q)
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 1e30])
 def test_directions_and_their_gradients_at_every_size(size):
     x = draw(5, 4)

@@ -106,6 +106,7 @@ def test_gumbel_gradients_are_those_of_the_relaxation(rng):
     np.testing.assert_allclose(by_inputs, np.tile(expected, (6, 1)), rtol=1e-3)
 
 
+@pytest.mark.each_backend
 def test_a_schedule_sets_temperatures_wherever_they_are(x):
     quantizer = keras_vqvae.GumbelQuantizer(8, temperature=2.0)
     model = keras.Sequential([keras.Input((4,)), keras.Sequential([keras.Input((4,)), quantizer])])

@@ -16,6 +16,7 @@ from keras_vqvae.models import sampling
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 K, SHAPE, CLASSES = 5, (2, 2, 3), 3
 LENGTH = math.prod(SHAPE)
+ALL_OPTIONS = {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}
 
 
 def small(kind, **keywords):
@@ -81,6 +82,7 @@ def test_logits_are_of_each_code(prior, codes, labels):
     assert np.abs(logits_of(prior, codes) - logits).max() > 1e-4
 
 
+@pytest.mark.each_backend
 def test_the_loss_is_nats_a_code(prior, kind, codes, labels):
     prior.compile(optimizer="sgd")
     logs = prior.evaluate(codes, labels, verbose=0, return_dict=True)
@@ -139,8 +141,15 @@ def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
     assert change()[:, 1].min() > 1e-3
 
 
-@pytest.mark.parametrize("index_shape", [(3,), ()])
-@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    ("index_shape", "options"),
+    [
+        ((), {}),
+        ((3,), {}),
+        ((), ALL_OPTIONS),
+        pytest.param((3,), ALL_OPTIONS, marks=pytest.mark.each_backend),
+    ],
+)
 def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
     prior = autoregressive if index_shape else small("autoregressive", index_shape=())
@@ -160,7 +169,7 @@ def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     np.testing.assert_array_equal(new.reshape(7, -1), expected)
 
 
-@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("prefixed", [False, pytest.param(True, marks=pytest.mark.each_backend)])
 def test_filling_in_is_by_definition(codes, labels, prefixed):
     prior, steps = small("masked"), 4
     numbers = uniforms_of(3, 7, steps, 2, LENGTH)

@@ -11,6 +11,8 @@ from quantizers import DIM, EVERY, QUANTIZERS
 
 import keras_vqvae
 
+pytestmark = pytest.mark.each_backend
+
 BACKEND = keras.backend.backend()
 
 

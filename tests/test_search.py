@@ -2,13 +2,14 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from gradients import gradients
 from hypothesis import example, given
 from hypothesis import strategies as st
 from keras import ops
 
 import keras_vqvae
 from keras_vqvae import backend
+
+pytestmark = pytest.mark.each_backend
 
 BLOCKS = [(50, 7), (640, 64), (1 << 20, 1024)]
 """Scores and codes at a time."""
@@ -44,7 +45,7 @@ def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
 
 
 def test_the_block_does_not_change_the_result(rng, monkeypatch):
-    vectors, codes = rng.normal(size=(501, 8)), rng.normal(size=(192, 8))
+    vectors, codes = rng.normal(size=(101, 8)), rng.normal(size=(192, 8))
     found = []
     for blocks in BLOCKS:
         set_blocks(monkeypatch, blocks)
@@ -96,16 +97,6 @@ def test_trap_accelerators_multiply_float32_in_fewer_bits():
     for traced in (keras_vqvae.nearest_code, jax.jit(keras_vqvae.nearest_code)):
         program = str(jax.make_jaxpr(traced)(np.zeros((5, 4), "float32"), np.zeros((3, 4), "float32")))
         assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in program.replace("lax.", "")
-
-
-def test_the_search_has_no_gradient(rng):
-    vectors, codes = rng.normal(size=(4, 2)).astype("float32"), rng.normal(size=(3, 2)).astype("float32")
-
-    def value(vectors, codes):
-        return ops.sum(ops.cast(keras_vqvae.nearest_code(vectors, codes), "float32") + ops.sum(vectors * 0))
-
-    for gradient in gradients(value, vectors, codes):
-        np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize(("vectors", "codes"), [((4, 3), (5, 2)), ((4, 3), (3,)), ((), (5, 3)), ((3,), (2, 5, 3))])

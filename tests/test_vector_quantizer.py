@@ -52,6 +52,7 @@ def test_the_optimizer_owns_the_codebook_or_nothing(ema_decay, owned):
     assert [weight.name for weight in layer.trainable_variables] == owned
 
 
+@pytest.mark.each_backend
 def test_trap_adam_is_right_where_a_code_occurs_twice(x):
     """On TensorFlow the gradient of a gather is a list of rows, and Adam is wrong if one occurs twice in it."""
     layer, codebook = build()
@@ -67,6 +68,7 @@ def test_trap_adam_is_right_where_a_code_occurs_twice(x):
     np.testing.assert_allclose(ops.convert_to_numpy(layer.codebook), expected, atol=1e-5)
 
 
+@pytest.mark.each_backend
 def test_trap_jax_keeps_what_call_writes_to_the_moving_average(rng):
     """On JAX what `call` writes to trainable weights is dropped; the codebook of the moving average must not be one."""
     x = rng.normal(size=(40, 3)).astype("float32")
@@ -81,6 +83,7 @@ def test_trap_jax_keeps_what_call_writes_to_the_moving_average(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(layer.ema_counts), expected.counts, rtol=1e-4)
 
 
+@pytest.mark.each_backend
 def test_dead_codes_are_replaced_by_vectors_of_the_batch(rng):
     x = rng.normal(size=(50, 3)).astype("float32")
     layer, _ = build(8, 3, ema_decay=0.9, embeddings_initializer=keras.initializers.Constant(100.0))
@@ -118,6 +121,7 @@ def test_revival_does_not_depend_on_the_batch_size(rng, repeats):
     np.testing.assert_array_equal(np.isclose(ops.convert_to_numpy(layer.ema_counts), just_alive), dead)
 
 
+@pytest.mark.each_backend
 def test_trap_an_integer_seed_draws_anew_every_step(rng):
     """And `seed=None` must work where JAX compiles."""
     x = rng.normal(size=(64, 3)).astype("float32")
@@ -136,6 +140,7 @@ def test_default_codes_have_length_one():
     np.testing.assert_array_equal(build(2000, 64)[1], codebook)
 
 
+@pytest.mark.each_backend
 def test_trap_autocast_does_not_round_the_codebook(rng):
     """Inside `call` autocast turns weights into bfloat16, where 1.0 + 1e-4 is 1.0."""
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -155,6 +160,7 @@ def test_trap_autocast_does_not_round_the_codebook(rng):
     assert Model()(np.zeros((1, 1)))[0, 0] == np.float32(1.0001)
 
 
+@pytest.mark.each_backend
 def test_trap_float16_squares_overflow(rng):
     keras.config.set_dtype_policy("mixed_float16")
     layer, _ = build(2, 64)
@@ -167,6 +173,7 @@ def test_trap_float16_squares_overflow(rng):
     np.testing.assert_allclose([ops.convert_to_numpy(loss) for loss in layer.losses], [25, 100])
 
 
+@pytest.mark.each_backend
 def test_trap_added_losses_are_float32_under_float16_training(x):
     """TensorFlow cannot add a float16 loss to a float32 one."""
     keras.config.set_dtype_policy("mixed_float16")

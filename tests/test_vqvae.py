@@ -41,7 +41,7 @@ def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0):
     }
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [None, pytest.param(0.9, marks=pytest.mark.each_backend)])
 def test_fit_and_evaluate_report_the_papers_numbers(x, ema_decay):
     model = make(ema_decay=ema_decay, dead_code_threshold=0)
     weight = 1.0 if ema_decay is None else 0.0
@@ -86,6 +86,7 @@ def test_evaluate_and_predict_change_no_weight(x):
         np.testing.assert_array_equal(numpy(new), old)
 
 
+@pytest.mark.each_backend
 def test_encode_and_decode_are_the_halves_of_predict(x):
     model = make()
     codes = model.encode(x, batch_size=8, verbose=0)
@@ -145,6 +146,7 @@ def test_sample_weights_weigh_the_reconstruction(x):
     np.testing.assert_allclose(result["reconstruction_loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.each_backend
 def test_saving_needs_no_custom_objects_and_training_goes_on(x, tmp_path):
     model = make(ema_decay=0.9)
     model.fit(x, epochs=2, verbose=0)
@@ -184,6 +186,7 @@ def test_train_and_test_on_batch(x):
     assert set(model.test_on_batch(x, return_dict=True)) == set(LOGS)
 
 
+@pytest.mark.each_backend
 def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
     """`quantizer_loss` is the quantizer's own; a regularizer elsewhere counts in `loss` alone."""
     encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1))])
@@ -202,6 +205,7 @@ def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
         np.testing.assert_allclose(result["loss"], expected["loss"] + regularizer, rtol=1e-4)
 
 
+@pytest.mark.each_backend
 def test_masked_positions_count_in_no_log(rng):
     x = rng.normal(size=(6, 5, 4)).astype("float32")
     x[:, 3:] = 0
@@ -277,6 +281,7 @@ def data_sets(x):
         yield torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x)), batch_size=5)
 
 
+@pytest.mark.each_backend
 def test_data_in_every_form(x):
     model = make()
     codes = model.encode(x, verbose=0)

@@ -127,6 +127,7 @@ def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
         np.testing.assert_allclose(numpy(one), numpy(other), atol=1e-5)
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_a_shared_codebook_learns_once_a_step_from_all_levels(x, levels):
     """The moving average of one codebook over what all levels saw, by the codebook as it stood before the step."""

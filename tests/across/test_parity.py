@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from quantizers import DRAW_OUTPUTS, NO_LOSSES, QUANTIZERS
+from quantizers import DRAW_OUTPUTS, EVERY, NO_LOSSES
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -48,7 +48,7 @@ def loaded(run, trained):
     return run("load")
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_a_step_is_the_same(trained, name, backend):
     keys = {key for key in trained["jax"] if key.startswith(f"{name}/") and not key.endswith("/codes")}
@@ -65,7 +65,7 @@ def test_a_step_is_the_same(trained, name, backend):
             np.testing.assert_allclose(value, reference, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("writer", BACKENDS)
 @pytest.mark.parametrize("reader", BACKENDS)
 def test_a_file_gives_equal_indices_everywhere(trained, loaded, name, writer, reader):

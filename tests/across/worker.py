@@ -2,8 +2,8 @@
 
 `PYTHONPATH` holds the folder `tests`. It reads phases line by line, and writes which of them it is through with.
 
-Phase `train`: equal weights and inputs -> indices, outputs, losses and state of a step, and a `.keras` file trained
-by `fit`. Phase `load`: the indices by every backend's file.
+Phase `train`: equal weights and inputs -> indices, outputs, losses, gradients and state of a step, and a `.keras` file;
+the representatives are trained by `fit` before. Phase `load`: the indices by every backend's file.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import numpy as np
 from gradients import layer_gradients
 from helpers import compiled
 from keras import ops
-from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, QUANTIZERS, SHAPE
+from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, EVERY, REPRESENTATIVES, SHAPE
 
 import keras_vqvae
 
@@ -34,7 +34,7 @@ def set_weights(layer: keras.Layer) -> None:
 
 
 def step(name: str) -> dict[str, np.ndarray]:
-    layer = QUANTIZERS[name]()
+    layer = EVERY[name]()
     layer.build((None, *SHAPE))
     set_weights(layer)
     x = draw(1, 17, *SHAPE)
@@ -53,9 +53,8 @@ def step(name: str) -> dict[str, np.ndarray]:
 
 
 def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
-    # Training is traced; here the numbers are what is compared, which TensorFlow has sooner without a trace.
-    model.tokenizer.run_eagerly = keras.backend.backend() == "tensorflow"
-    return model.encode(draw(4, 64, *SHAPE), verbose=0)
+    # Without a program of its own for each model, which would take longest.
+    return ops.convert_to_numpy(model.quantizer.encode(model.encoder(draw(4, 64, *SHAPE))))
 
 
 def draws(prior: keras_vqvae.Prior) -> np.ndarray:
@@ -70,14 +69,16 @@ def train(folder: pathlib.Path) -> None:
         set_weights(prior)
         results[f"{name}/draws"] = draws(prior)
         prior.save(folder / f"{name}-{backend}.keras")
-    for name, make in QUANTIZERS.items():
+    for name, make in EVERY.items():
         results |= step(name)
-        inputs = keras.Input(SHAPE)
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
-        model(inputs)
+        model(keras.Input(SHAPE))
         set_weights(model)
-        compiled(model, keras.optimizers.Adam(0.01))
-        model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
+        if name in REPRESENTATIVES:
+            compiled(model, keras.optimizers.Adam(0.01))
+            model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
+        else:
+            model.quantizer(draw(3, 64, *SHAPE), training=True)
         model.save(folder / f"{name}-{backend}.keras")
         results[f"{name}/codes"] = codes_of(model)
     np.savez(folder / f"train-{backend}.npz", **results)
@@ -87,7 +88,7 @@ def load(folder: pathlib.Path) -> None:
     results = {}
     for name in PRIORS:
         results[f"{name}/draws"] = draws(keras.models.load_model(folder / f"{name}-jax.keras"))
-    for name in QUANTIZERS:
+    for name in EVERY:
         for writer in BACKENDS:
             model = keras.models.load_model(folder / f"{name}-{writer}.keras")
             results[f"{name}/{writer}"] = codes_of(model)
