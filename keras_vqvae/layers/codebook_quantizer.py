@@ -136,12 +136,15 @@ class CodebookQuantizer(Quantizer):
         finally:
             self._recorded = None
 
-    def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
-    ) -> QuantizerOutputs:
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, *args: Any, **kwargs: Any) -> QuantizerOutputs:
         if self._recorded is not None:
             self._recorded.append((vectors, kept))
-        return super().quantize_vectors(vectors, kept, training, samples, indices)
+        return super().quantize_vectors(vectors, kept, *args, **kwargs)
+
+    def copies_gradient(self, training: bool) -> bool:
+        kind = type(self)
+        own = kind.estimate is not CodebookQuantizer.estimate or kind.project is not CodebookQuantizer.project
+        return not own and self.estimator is estimators.straight_through and self.distance != "cosine"
 
     def project(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors

@@ -66,6 +66,9 @@ class ImplicitQuantizer(Quantizer):
         # A residual has bounded them: what is left of them has other bounds.
         return self.bound(vectors) if self.depth is None else vectors
 
+    def copies_gradient(self, training: bool) -> bool:
+        return self.depth is not None and type(self).estimate is Quantizer.estimate
+
     def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         # By way of the index the digits would be taken apart again, by whole divisions, which take long.
         digits = self.to_digits(ops.stop_gradient(vectors))
