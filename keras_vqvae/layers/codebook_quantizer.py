@@ -86,6 +86,14 @@ class CodebookQuantizer(Quantizer):
                 f"Received: embeddings_constraint={embeddings_constraint!r}"
             )
 
+    def _refuse_estimator(self) -> None:
+        """Raises if an estimator was given to a quantizer whose gradient is that of its own softmax."""
+        if self.estimator is not estimators.straight_through:
+            raise ValueError(
+                f"`estimator` must be left at its default: `{type(self).__name__}` has the gradient of a softmax. "
+                f"Received: estimator={estimators.serialize(self.estimator)!r}"
+            )
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
         self.build_codebook()

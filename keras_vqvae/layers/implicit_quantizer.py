@@ -42,9 +42,11 @@ class ImplicitQuantizer(Quantizer):
         self._basis = tuple(basis[::-1].tolist() if most_significant_first else basis.tolist())
 
     bounded = True
+    _size_argument = "len(levels)"
+    """The argument that is the size of the inputs' last axis, for messages."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self._check_input_shape(input_shape, "len(levels)", len(self.levels))
+        self._check_input_shape(input_shape, self._size_argument, len(self.levels))
         super().build(input_shape)
 
     @property

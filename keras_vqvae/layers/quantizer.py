@@ -75,16 +75,24 @@ class Quantizer(LazyLosses, OwnWeights):
             self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
         self._dim = input_shape[-1]
 
-    def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
-        """Returns the size of the last axis, which must be `dim` if that is given; `name` is what says so."""
+    def _check_input_shape(
+        self, input_shape: tuple[int | None, ...], argument: str | None = None, dim: int | None = None
+    ) -> int:
+        """Returns the size of the last axis, which must be `dim`, if given: an argument's, or that it was built for."""
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(
                 f"`{self.__class__.__name__}` needs inputs of rank 2 or more with a known last axis. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         if dim not in (None, input_shape[-1]):
+            if argument is not None:
+                raise ValueError(
+                    f"`{argument}` must be the size of the inputs' last axis. "
+                    f"Received: {argument}={dim}, input_shape={tuple(input_shape)}"
+                )
             raise ValueError(
-                f"The input's last axis must be {name}. Received: {name}={dim}, input_shape={tuple(input_shape)}"
+                f"`{self.name}` was built for inputs whose last axis is {dim}. "
+                f"Received: input_shape={tuple(input_shape)}"
             )
         return input_shape[-1]
 
@@ -99,7 +107,7 @@ class Quantizer(LazyLosses, OwnWeights):
         if reverse:
             return self._decode(inputs)
         shape = ops.shape(inputs)
-        self._check_input_shape(shape, "the last axis that it was built for", self._dim)
+        self._check_input_shape(shape, dim=self._dim)
         axes = self.index_axes(shape[:-1])
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
@@ -262,7 +270,7 @@ class Quantizer(LazyLosses, OwnWeights):
         if reverse:
             axes = self.vector_axes(self._check_index_shape("indices", inputs.shape))
             return keras.KerasTensor((*axes, self._dim), dtype=self.compute_dtype)
-        self._check_input_shape(inputs.shape, "the last axis that it was built for", self._dim)
+        self._check_input_shape(inputs.shape, dim=self._dim)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         indices = keras.KerasTensor((*self.index_axes(inputs.shape[:-1]), *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized
