@@ -149,4 +149,32 @@ RESIDUALS: dict[str, Method] = {f"residual FSQ, {depth}": residual_scalars(depth
     for depth in (1, 2, 3, 4)
 }
 """1,000 codes a level."""
-ALL = METHODS | FAMILY | RESIDUALS
+
+
+def in_8_dimensions(depth: int) -> dict[str, Method]:
+    """A projection for each stage, as in the Descript codec, and one around all of them, as the peer has it."""
+    projected, residual = keras_vqvae.ProjectedQuantizer, keras_vqvae.ResidualQuantizer
+    return {
+        f"residual of projections, {depth}": ours(
+            lambda size, seed: residual(projected(VQ(256, ema_decay=0.99, seed=seed), 8), depth)
+        ),
+        f"projected residual, {depth}": ours(
+            lambda size, seed: projected(residual(VQ(256, ema_decay=0.99, seed=seed), depth), 8)
+        ),
+        f"peer: projected residual, {depth}": peer_of(
+            "ResidualVQ",
+            codebook_size=256,
+            num_quantizers=depth,
+            codebook_dim=8,
+            decay=0.99,
+            threshold_ema_dead_code=2,
+            commitment_weight=0.25,
+        ),
+    }
+
+
+PROJECTED: dict[str, Method] = {
+    name: method for depth in (1, 2, 3, 4) for name, method in in_8_dimensions(depth).items()
+}
+"""256 codes a stage, in 8 dimensions."""
+ALL = METHODS | FAMILY | RESIDUALS | PROJECTED

@@ -3,6 +3,7 @@
 KERAS_BACKEND=torch python -m benchmarks.study --data-dir FOLDER_OF_IDX_FILES --codes 1024 --seeds 0 1 2
 KERAS_BACKEND=torch python -m benchmarks.study --family --data-dir FOLDER_OF_IDX_FILES
 KERAS_BACKEND=torch python -m benchmarks.study --residuals --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
+KERAS_BACKEND=torch python -m benchmarks.study --projected --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.study --short
 
 A row a run, each kept in `results/study/` as soon as it is there; rows that are there are not run again.
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), metavar="NAME")
     parser.add_argument("--family", action="store_true", help="the quantizers of about 1,000 codes")
     parser.add_argument("--residuals", action="store_true", help="residuals of FSQ, by depth")
+    parser.add_argument("--projected", action="store_true", help="residuals in 8 dimensions, by depth")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2400)
@@ -62,6 +64,8 @@ def main() -> None:
         arguments.methods = list(methods.FAMILY)
     if arguments.residuals:
         arguments.methods = list(methods.RESIDUALS)
+    if arguments.projected:
+        arguments.methods = list(methods.PROJECTED)
     if arguments.short:
         arguments.dataset, arguments.codes, arguments.seeds, arguments.steps = "digits", [64], [0], 30
     train, test = images.load(arguments.dataset, arguments.data_dir)

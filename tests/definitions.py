@@ -130,8 +130,19 @@ def check(layer: keras_vqvae.Quantizer, x: np.ndarray, mask: np.ndarray | None, 
 
 
 def drops(layer: keras.Layer) -> bool:
-    """Whether what it loses is drawn."""
+    """Whether its losses or indices are drawn in training."""
     if isinstance(layer, keras_vqvae.ProjectedQuantizer):
         return drops(layer.quantizer)
+    stages = getattr(layer, "quantizers", ())
     drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "dropout", False)
-    return bool(drawn) or any(map(drops, getattr(layer, "quantizers", ())))
+    # What a draw leaves is drawn.
+    drawn = drawn or (not isinstance(layer, keras_vqvae.GroupedQuantizer) and any(map(draws, stages)))
+    return bool(drawn) or any(map(drops, stages))
+
+
+def draws(layer: keras.Layer) -> bool:
+    """Whether its output is drawn in training."""
+    parts = (*getattr(layer, "quantizers", ()), *filter(None, [getattr(layer, "quantizer", None)]))
+    drawn = isinstance(layer, keras_vqvae.GumbelQuantizer) or getattr(layer, "noise", 0)
+    drawn = drawn or getattr(layer, "estimator", None) in (keras_vqvae.diveq, keras_vqvae.nsvq)
+    return bool(drawn) or any(map(draws, parts))

@@ -31,7 +31,7 @@ def gradients(function, *arrays):
     return [ops.convert_to_numpy(gradient) for gradient in found]
 
 
-def layer_gradients(layer, inputs, cotangent):
+def layer_gradients(layer, inputs, cotangent, with_losses=True):
     """The gradients of `sum(layer(inputs) * cotangent) + sum(losses)` in training: by the inputs, by each weight."""
     if not layer.built:
         layer.build(inputs.shape)
@@ -41,7 +41,8 @@ def layer_gradients(layer, inputs, cotangent):
 
     def value(inputs, *weights):
         output, _, losses = layer.stateless_call(list(weights), fixed, inputs, training=True, return_losses=True)
-        return sum((ops.cast(loss, "float32") for loss in losses), ops.sum(output * cotangent))
+        value = ops.sum(output * cotangent)
+        return sum((ops.cast(loss, "float32") for loss in losses), value) if with_losses else value
 
     by_inputs, *by_weights = gradients(value, inputs, *trainable)
     return by_inputs, by_weights

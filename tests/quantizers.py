@@ -61,6 +61,9 @@ def composed(inner, **fixed):
 
 
 COMPOSED = {f"composed_{name}": composed(inner) for name, inner in INNER.items()}
+COMPOSED["residual_projected"] = lambda **keywords: keras_vqvae.ResidualQuantizer(
+    keras_vqvae.ProjectedQuantizer(vector(), 3), 2, **keywords
+)
 # Not where levels share a codebook: two orders of the same codes are a tie, which compiled code breaks otherwise.
 COMPOSED["composed_sim"] = composed(INNER["sim"], beam_width=4)
 EVERY = QUANTIZERS | COMPOSED
@@ -103,6 +106,9 @@ another code is longer."""
 
 DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "composed_gumbel"}
 """Those whose output in training is drawn."""
+
+DRAW_RESIDUALS = {"composed_gumbel"}
+"""Those whose later stages quantize, in training, what a draw has left: so their losses and indices are drawn, too."""
 
 DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales"}
 """Those that draw where dead codes go."""

@@ -9,6 +9,7 @@ from helpers import built, numpy
 from keras import ops
 
 import keras_vqvae
+from keras_vqvae import estimators
 from keras_vqvae.layers import wrappers
 
 
@@ -262,11 +263,11 @@ def test_one_template_serves_two_wrappers_without_sharing_weights(x):
     ],
 )
 def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monkeypatch, layer, times):
-    """Levels of a residual have none, and IBQ has it in its loss, too."""
+    """A residual of straight-through stages copies the gradient once, and IBQ has its output in its loss, too."""
     calls = []
-    for kind in (keras_vqvae.VectorQuantizer, keras_vqvae.IndexBackpropagationQuantizer):
-        estimate = kind.estimate
-        monkeypatch.setattr(kind, "estimate", lambda *args, of=estimate: (calls.append(1), of(*args))[1])
+    for owner, name in ((estimators, "apply"), (keras_vqvae.IndexBackpropagationQuantizer, "estimate")):
+        estimate = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, of=estimate: (calls.append(1), of(*args))[1])
     layer = built(layer())
     layer(x, training=True)
     assert all(np.isfinite(numpy(loss)) for loss in layer.losses)

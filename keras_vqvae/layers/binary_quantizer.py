@@ -21,6 +21,8 @@ class BinaryQuantizer(ImplicitQuantizer):
     The arguments are those of `LookupFreeQuantizer`.
     """
 
+    _size_argument = "num_bits"
+
     def __init__(
         self,
         num_bits: int,

@@ -86,6 +86,14 @@ class CodebookQuantizer(Quantizer):
                 f"Received: embeddings_constraint={embeddings_constraint!r}"
             )
 
+    def _refuse_estimator(self) -> None:
+        """Raises if an estimator was given to a quantizer whose gradient is that of its own softmax."""
+        if self.estimator is not estimators.straight_through:
+            raise ValueError(
+                f"`estimator` must be left at its default: `{type(self).__name__}` has the gradient of a softmax. "
+                f"Received: estimator={estimators.serialize(self.estimator)!r}"
+            )
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
         self.build_codebook()
@@ -136,12 +144,15 @@ class CodebookQuantizer(Quantizer):
         finally:
             self._recorded = None
 
-    def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
-    ) -> QuantizerOutputs:
+    def quantize_vectors(self, vectors: Tensor, kept: Tensor, *args: Any, **kwargs: Any) -> QuantizerOutputs:
         if self._recorded is not None:
             self._recorded.append((vectors, kept))
-        return super().quantize_vectors(vectors, kept, training, samples, indices)
+        return super().quantize_vectors(vectors, kept, *args, **kwargs)
+
+    def copies_gradient(self, training: bool) -> bool:
+        kind = type(self)
+        own = kind.estimate is not CodebookQuantizer.estimate or kind.project is not CodebookQuantizer.project
+        return not own and self.estimator is estimators.straight_through and self.distance != "cosine"
 
     def project(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors

@@ -110,6 +110,10 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
             drawn[0] < self.noise, vectors + (drawn[1] - 0.5) / backend.constants(self._scale, vectors), rounded
         )
 
+    def copies_gradient(self, training: bool) -> bool:
+        own = type(self).estimate is not FiniteScalarQuantizer.estimate
+        return self.depth is not None and not own and not (training and self.noise)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),

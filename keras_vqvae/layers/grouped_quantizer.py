@@ -91,14 +91,19 @@ class GroupedQuantizer(Quantizer):
         for quantizer in self.quantizers:
             quantizer.set_depth(depth)
 
+    def copies_gradient(self, training: bool) -> bool:
+        return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
+
     def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, through: Tensor | None = None
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
-        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
+        groups = ops.split(vectors, self.num_groups, axis=-1)
+        followed = [None] * len(groups) if through is None else ops.split(through, self.num_groups, axis=-1)
         parts = [
-            wrappers.quantize_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups
+            wrappers.quantize_used(quantizer, group, kept, use, training, samples, follow)
+            for quantizer, group, follow, use in zip(self.quantizers, groups, followed, used, strict=True)
         ]
         indices = ops.stack([part.indices for part in parts], axis=1)
         return QuantizerOutputs(

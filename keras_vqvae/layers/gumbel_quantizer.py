@@ -56,6 +56,7 @@ class GumbelQuantizer(CodebookQuantizer):
         **kwargs: Any,
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
+        self._refuse_estimator()
         self.initial_temperature = arguments.positive("temperature", temperature)
         self.kl_weight = arguments.non_negative("kl_weight", kl_weight)
 

@@ -42,9 +42,11 @@ class ImplicitQuantizer(Quantizer):
         self._basis = tuple(basis[::-1].tolist() if most_significant_first else basis.tolist())
 
     bounded = True
+    _size_argument = "len(levels)"
+    """The argument that is the size of the inputs' last axis, for messages."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self._check_input_shape(input_shape, "len(levels)", len(self.levels))
+        self._check_input_shape(input_shape, self._size_argument, len(self.levels))
         super().build(input_shape)
 
     @property
@@ -65,6 +67,9 @@ class ImplicitQuantizer(Quantizer):
     def project(self, vectors: Tensor) -> Tensor:
         # A residual has bounded them: what is left of them has other bounds.
         return self.bound(vectors) if self.depth is None else vectors
+
+    def copies_gradient(self, training: bool) -> bool:
+        return self.depth is not None and type(self).estimate is Quantizer.estimate
 
     def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         # By way of the index the digits would be taken apart again, by whole divisions, which take long.

@@ -62,6 +62,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         **kwargs: Any,
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
+        self._refuse_estimator()
         self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
         self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
         self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)

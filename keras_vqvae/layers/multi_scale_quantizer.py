@@ -8,11 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators, losses, resizing
+from keras_vqvae import arguments, losses, resizing
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.stage_sum import StageSum
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -20,10 +21,11 @@ class MultiScaleQuantizer(Quantizer):
     """Quantizes a grid of vectors coarse to fine, each scale what those before it left: the tokenizer of VAR.
 
     With `r_0 = z` a scale takes the means of `r_i` over the areas of its grid, quantizes them, `q_i`, and leaves
-    `r_(i + 1) = r_i - stop_gradient(f(up(q_i)))`: `up` interpolates linearly to the full grid, and `f` is the identity
-    or, with `convolution`, `f(x) = x + conv(x)`. The output is the sum of the `f(up(q_i))`, with the gradient copied
-    once. Each scale adds its own losses. A convolution, which has no other gradient, adds the mean of
-    `(stop_gradient(z) - output)^2`.
+    `r_(i + 1) = r_i - f(up(q_i))`: `up` interpolates linearly to the full grid, and `f` is the identity or, with
+    `convolution`, `f(x) = x + conv(x)`. The output is the sum of the `f(up(q_i))`, and its gradient is that of this
+    formula. Where the quantizers are straight-through, the last scale is the full grid and there is no convolution,
+    the encoder gets exactly the gradient of the output. Each scale adds its own losses, which see
+    `z - stop_gradient(sum of the scales before)`. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
 
     Codes at fixed places (FSQ, LFQ, BSQ) are the same at every scale; vectors are bounded once.
 
@@ -143,17 +145,24 @@ class MultiScaleQuantizer(Quantizer):
         whole = (-1, *self._grid, self._dim)
         # The share of an area that is kept: of one element it is `1 / size` an axis at least, and less is rounding.
         weights = ops.reshape(ops.cast(kept, "float32"), (*whole[:-1], 1))
-        rest = ops.reshape(vectors, whole)
-        total = ops.zeros_like(rest)
+        # A full grid of straight-through codes at the end makes up for all that the scales before lose.
+        copied = not self.convolution and self._sizes[-1] == self._grid
+        copied = copied and all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
+        total = StageSum(ops.reshape(vectors, whole), None, copied)
         columns, keeps, inner, updates = [], [], [], []
         for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
             share = resizing.resize(weights, sizes)
             some = share > 0.5 / math.prod(self._grid)
-            means = resizing.resize(rest * weights, sizes) / ops.where(some, share, 1.0)
+            divisor = ops.where(some, share, 1.0)
+            # `[n, *grid, D]` -> `[n cells, D]`
+            means, through = (
+                None if x is None else ops.reshape(resizing.resize(x * weights, sizes) / divisor, (-1, self._dim))
+                for x in total.next_stage()
+            )
             kept_means = ops.reshape(some, (-1,))
-            outputs = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
+            outputs = wrappers.quantize_used(quantizer, means, kept_means, None, training, samples, through)
             codes = self._to_grid(outputs.codes, sizes)
-            rest, total = rest - ops.stop_gradient(codes), total + codes
+            total.add(codes, None if copied else self._to_grid(outputs.quantized(), sizes))
             columns.append(ops.reshape(outputs.indices, (-1, cells, *self.index_shape)))
             keeps.append(ops.reshape(kept_means, (-1, cells)))
             inner.append(outputs.losses)
@@ -161,16 +170,16 @@ class MultiScaleQuantizer(Quantizer):
         # `[n, L, *index_shape]` -> `[n L, *index_shape]`
         indices = ops.reshape(ops.concatenate(columns, axis=1), (-1, *self.index_shape))
         updates.append((self, vectors, indices, ops.reshape(ops.concatenate(keeps, axis=1), (-1,))))
-        total = ops.reshape(total, (-1, self._dim))
+        codes = ops.reshape(total.codes, (-1, self._dim))
 
         def compute_losses() -> list[Tensor]:
             found = [loss for scale in inner for loss in scale()]
-            return [*found, losses.codebook_loss(vectors, total, kept)] if self.convolution else found
+            return [*found, losses.codebook_loss(vectors, codes, kept)] if self.convolution else found
 
         def quantized() -> Tensor:
-            return estimators.straight_through(vectors, total)
+            return ops.reshape(total.output(training), (-1, self._dim))
 
-        return QuantizerOutputs(quantized, total, indices, compute_losses, updates)
+        return QuantizerOutputs(once(quantized), codes, indices, compute_losses, updates)
 
     def lookup(self, indices: Tensor) -> Tensor:
         indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))

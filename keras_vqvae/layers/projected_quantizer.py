@@ -9,7 +9,7 @@ from keras_vqvae import arguments, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -75,14 +75,24 @@ class ProjectedQuantizer(Quantizer):
         return ops.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, *indices: Tensor
+        self,
+        vectors: Tensor,
+        kept: Tensor,
+        training: bool,
+        samples: Tensor,
+        indices: Tensor | None = None,
+        through: Tensor | None = None,
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
-        down = self.down(geometry.finite(vectors))
-        outputs = self.quantizer.quantize_vectors(down, kept, training, samples, *indices)
+        options = {} if indices is None else {"indices": indices}
+        if through is not None:
+            options["through"] = self.down(geometry.finite(through))
+        outputs = self.quantizer.quantize_vectors(
+            self.down(geometry.finite(vectors)), kept, training, samples, **options
+        )
         updates = [*outputs.updates, (self, vectors, outputs.indices, kept)]
         return QuantizerOutputs(
-            lambda: self.up(outputs.quantized()), self.up(outputs.codes), outputs.indices, outputs.losses, updates
+            once(lambda: self.up(outputs.quantized())), self.up(outputs.codes), outputs.indices, outputs.losses, updates
         )
 
     def lookup(self, indices: Tensor) -> Tensor:

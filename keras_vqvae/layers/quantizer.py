@@ -75,16 +75,24 @@ class Quantizer(LazyLosses, OwnWeights):
             self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
         self._dim = input_shape[-1]
 
-    def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
-        """Returns the size of the last axis, which must be `dim` if that is given; `name` is what says so."""
+    def _check_input_shape(
+        self, input_shape: tuple[int | None, ...], argument: str | None = None, dim: int | None = None
+    ) -> int:
+        """Returns the size of the last axis, which must be `dim`, if given: an argument's, or that it was built for."""
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(
                 f"`{self.__class__.__name__}` needs inputs of rank 2 or more with a known last axis. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         if dim not in (None, input_shape[-1]):
+            if argument is not None:
+                raise ValueError(
+                    f"`{argument}` must be the size of the inputs' last axis. "
+                    f"Received: {argument}={dim}, input_shape={tuple(input_shape)}"
+                )
             raise ValueError(
-                f"The input's last axis must be {name}. Received: {name}={dim}, input_shape={tuple(input_shape)}"
+                f"`{self.name}` was built for inputs whose last axis is {dim}. "
+                f"Received: input_shape={tuple(input_shape)}"
             )
         return input_shape[-1]
 
@@ -99,7 +107,7 @@ class Quantizer(LazyLosses, OwnWeights):
         if reverse:
             return self._decode(inputs)
         shape = ops.shape(inputs)
-        self._check_input_shape(shape, "the last axis that it was built for", self._dim)
+        self._check_input_shape(shape, dim=self._dim)
         axes = self.index_axes(shape[:-1])
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
@@ -116,17 +124,38 @@ class Quantizer(LazyLosses, OwnWeights):
         return layer_call
 
     def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+        self,
+        vectors: Tensor,
+        kept: Tensor,
+        training: bool,
+        samples: Tensor,
+        indices: Tensor | None = None,
+        through: Tensor | None = None,
     ) -> QuantizerOutputs:
-        """What `call` does with float32 vectors `[N, D]`, of so many samples; wrappers call that of their quantizers.
+        """Quantizes float32 vectors `[N, D]` of `samples` batch entries; `call` and wrappers use it.
 
-        Of a `listed` quantizer the indices may be given. Not `forward`, which PyTorch reserves.
+        If `indices` is given, these codes are used instead of searching; only a `listed` quantizer accepts it. If
+        `through` is given, tensors of the same values as `vectors`, the output's gradient follows `through`, and that
+        of the losses follows `vectors`. (The name is not `forward`, which `torch.nn.Module` reserves.)
         """
         vectors = self.project(vectors)
         indices, codes = self.choose(vectors) if indices is None else (indices, self.lookup(indices))
-        quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))
-        losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
+
+        def estimate(vectors: Tensor) -> Lazy:
+            return once(lambda: self.estimate(vectors, codes, training and self.trainable))
+
+        seen = estimate(vectors)
+        quantized = seen if through is None else estimate(self.project(through))
+        losses = functools.partial(self.compute_losses, vectors, codes, seen, kept)
         return QuantizerOutputs(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
+
+    def copies_gradient(self, training: bool) -> bool:
+        """Whether the output is the codes, with its gradient copied to the vectors and to nothing else.
+
+        The residual that is left then has no gradient, so `ResidualQuantizer` copies the gradient once for all stages.
+        """
+        names = ("quantize_vectors", "project", "estimate")
+        return all(getattr(type(self), name) is getattr(Quantizer, name) for name in names)
 
     def index_axes(self, axes: Sizes) -> Sizes:
         """The indices' axes before `index_shape`, given the inputs' before the last."""
@@ -241,7 +270,7 @@ class Quantizer(LazyLosses, OwnWeights):
         if reverse:
             axes = self.vector_axes(self._check_index_shape("indices", inputs.shape))
             return keras.KerasTensor((*axes, self._dim), dtype=self.compute_dtype)
-        self._check_input_shape(inputs.shape, "the last axis that it was built for", self._dim)
+        self._check_input_shape(inputs.shape, dim=self._dim)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         indices = keras.KerasTensor((*self.index_axes(inputs.shape[:-1]), *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized

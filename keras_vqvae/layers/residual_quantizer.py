@@ -7,11 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, clustering, estimators, search
+from keras_vqvae import arguments, backend, clustering, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.stage_sum import StageSum
 
 ADAPTED_SUMS = 4
 """How many of a beam's sums `adapt` goes on from: of 1, 2, 4 and 8 that with the least error on other vectors."""
@@ -21,8 +22,11 @@ ADAPTED_SUMS = 4
 class ResidualQuantizer(Quantizer):
     """Quantizes a vector by a sum of codes, each of which quantizes what those before it left.
 
-    `r_0 = z`, `r_(i + 1) = r_i - stop_gradient(q_i)`, and the output is the sum of the codes `q_i`, with the gradient
-    copied once, however many levels there are. Each level adds its own losses on its own residual.
+    With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)` and leaves `r_(i + 1) = r_i - q_i`. The output is the sum of the
+    `q_i`, and its gradient is that of this formula: projections, soft assignments, rotations and noise inside the
+    stages are trained by the decoder. Where the stages are straight-through, the encoder gets the gradient once,
+    however many stages there are. The losses of stage `i` see `z - stop_gradient(q_0 + ... + q_(i - 1))`, so every
+    stage's commitment reaches the encoder.
 
     Codes at fixed places (FSQ, LFQ, BSQ) get finer from level to level: vectors are bounded once, and the levels of an
     axis divide the width of one of the level before into equal parts, so that the error falls by their square.
@@ -118,29 +122,35 @@ class ResidualQuantizer(Quantizer):
                 quantizer.build((None, input_shape[-1]))
         super().build(input_shape)
 
+    def copies_gradient(self, training: bool) -> bool:
+        return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
+
     def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, through: Tensor | None = None
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         if self.depth is None:
             vectors = self.bound(vectors)
-        rest, total = vectors, ops.zeros_like(vectors)
-        best: list[tuple[Tensor, ...]] = [()] * self.num_quantizers
+            through = None if through is None else self.bound(through)
+        options: list[dict[str, Tensor]] = [{} for _ in self.quantizers]
         if self.beam_width > 1:
-            best = [(sums[:, 0],) for sums in self._search(vectors, self.num_quantizers)]
+            options = [{"indices": sums[:, 0]} for sums in self._search(vectors, self.num_quantizers)]
+        copied = self.copies_gradient(training)
+        total = StageSum(vectors, through, copied)
         columns, losses, updates = [], [], []
-        for quantizer, use, chosen in zip(self.quantizers, used, best, strict=True):
-            outputs = wrappers.quantize_used(quantizer, rest, kept, use, training, samples, *chosen)
-            rest, total = rest - ops.stop_gradient(outputs.codes), total + outputs.codes
+        for quantizer, use, keywords in zip(self.quantizers, used, options, strict=True):
+            residual, through = total.next_stage()
+            outputs = wrappers.quantize_used(quantizer, residual, kept, use, training, samples, through, **keywords)
+            total.add(outputs.codes, None if copied else outputs.quantized())
             columns.append(outputs.indices)
             losses.append(outputs.losses)
             updates += outputs.updates
         indices = ops.stack(columns, axis=1)
         updates.append((self, vectors, indices, kept))
         return QuantizerOutputs(
-            lambda: estimators.straight_through(vectors, total),
-            total,
+            once(lambda: total.output(training)),
+            total.codes,
             indices,
             lambda: [loss for level in losses for loss in level()],
             updates,

@@ -25,7 +25,7 @@ class VectorQuantizer(CodebookQuantizer):
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
-        codebook_weight: Weight of the codebook loss, at least 0; of no effect under `ema_decay`. Defaults to `1.0`.
+        codebook_weight: Weight of the codebook loss, at least 0. There is none under `ema_decay`. Defaults to `1.0`.
         ema_decay: Decay of the moving average, between 0 and 1 (`0.99` is usual), or `None` to leave the codebook to
             the optimizer. Defaults to `None`.
         distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1, in the search, the losses and the
@@ -118,6 +118,16 @@ class VectorQuantizer(CodebookQuantizer):
             )
         self.assignment_regularizer = assignment_regularizer
         self.codebook_trainable = ema_decay is None
+        if self.codebook_weight != 1.0 and not self.codebook_trainable:
+            raise ValueError(
+                "`codebook_weight` must be left at 1.0 under `ema_decay`: the moving average needs no codebook loss. "
+                f"Received: codebook_weight={codebook_weight!r}"
+            )
+        if self.dead_code_threshold not in (0.0, 0.1) and self.codebook_trainable:
+            raise ValueError(
+                "`dead_code_threshold` needs `ema_decay`. For a codebook that the optimizer owns, use the callback "
+                f"`ReviveDeadCodes`. Received: dead_code_threshold={dead_code_threshold!r}"
+            )
         if embeddings_regularizer is not None and not self.codebook_trainable:
             raise ValueError(
                 "`embeddings_regularizer` must be None under `ema_decay`: the codebook has no gradient. "

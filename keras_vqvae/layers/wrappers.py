@@ -9,7 +9,7 @@ from keras import ops
 from keras_vqvae import arguments
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 
 MOST_COPIES = 1024
 """Each copy is a layer; a larger number is a mistake, and would take hours."""
@@ -102,16 +102,19 @@ def quantize_used(
     used: Tensor | None,
     training: bool,
     samples: Tensor,
-    *indices: Tensor,
+    through: Tensor | None,
+    **options: Tensor,
 ) -> QuantizerOutputs:
-    """What `quantizer.quantize_vectors` returns, with no code, and the index -1, for vectors that do not use it."""
+    """Calls `quantizer.quantize_vectors`. Vectors that do not use the quantizer get the code 0 and the index -1."""
+    if through is not None:
+        options["through"] = through
     if used is None:
-        return quantizer.quantize_vectors(vectors, kept, training, samples, *indices)
-    outputs = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, *indices)
+        return quantizer.quantize_vectors(vectors, kept, training, samples, **options)
+    outputs = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, **options)
     row = ops.expand_dims(used, -1)
     return dataclasses.replace(
         outputs,
-        quantized=lambda: ops.where(row, outputs.quantized(), 0.0),
+        quantized=once(lambda: ops.where(row, outputs.quantized(), 0.0)),
         codes=ops.where(row, outputs.codes, 0.0),
         indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), outputs.indices, -1),
     )

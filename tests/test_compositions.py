@@ -1,0 +1,215 @@
+"""Gradients through quantizers that are nested: every part learns, by the chain rule of what it does."""
+
+import keras
+import numpy as np
+import pytest
+from gradients import layer_gradients
+from helpers import built, draw, numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_vqvae
+
+DIM = 4
+TAUGHT_BY_ITS_LOSS = ("codebook", "projection")
+"""Weights that no decoder teaches where the estimator gives the codes no gradient: codes, and the map of SimVQ's."""
+
+
+def vector(**keywords):
+    return keras_vqvae.VectorQuantizer(8, seed=1, **keywords)
+
+
+# `dim` -> a quantizer, and whether the decoder teaches its codes.
+LEAVES = {
+    "optimizer": (lambda dim: vector(), False),
+    "ema": (lambda dim: vector(ema_decay=0.9), False),
+    "rotation": (lambda dim: vector(estimator="rotation"), False),
+    "diveq": (lambda dim: vector(estimator="diveq"), True),
+    "fsq": (lambda dim: keras_vqvae.FiniteScalarQuantizer((5,) * dim), True),
+    "noise": (lambda dim: keras_vqvae.FiniteScalarQuantizer((5,) * dim, noise=0.5, seed=1), True),
+    "lfq": (lambda dim: keras_vqvae.LookupFreeQuantizer(dim), True),
+    "sim": (lambda dim: keras_vqvae.SimVectorQuantizer(8, seed=1), False),
+    "ibq": (lambda dim: keras_vqvae.IndexBackpropagationQuantizer(8, seed=1), True),
+    "gumbel": (lambda dim: keras_vqvae.GumbelQuantizer(8, seed=1), True),
+}
+WRAPPERS = {
+    "residual": lambda inner, dim, draw: keras_vqvae.ResidualQuantizer(
+        inner(dim), draw(st.integers(1, 3)), dropout=draw(st.sampled_from([0, 0.5])), seed=1
+    ),
+    "grouped": lambda inner, dim, draw: keras_vqvae.GroupedQuantizer(inner(dim // 2), 2),
+    "projected": lambda inner, dim, draw: keras_vqvae.ProjectedQuantizer(inner(2), 2),
+    "scales": lambda inner, dim, draw: keras_vqvae.MultiScaleQuantizer(
+        inner(dim), draw(st.sampled_from([(1, 3), (1, 2)])), convolution=draw(st.booleans())
+    ),
+}
+
+
+@st.composite
+def compositions(draw):
+    """A quantizer within up to three wrappers, whose outermost may be of several scales, and its leaf's name."""
+    leaf = draw(st.sampled_from(sorted(LEAVES)))
+    names = draw(st.lists(st.sampled_from(["residual", "grouped", "projected"]), min_size=1, max_size=2))
+    names = names[:1] if names == ["grouped"] * 2 else names  # Groups of one element are of no use to rotations.
+    if draw(st.booleans()):
+        names = ["scales", *names]
+
+    def make(names, dim):
+        if not names:
+            return LEAVES[leaf][0](dim)
+        return WRAPPERS[names[0]](lambda dim: make(names[1:], dim), dim, draw)
+
+    return make(names, DIM), leaf, names
+
+
+@settings(max_examples=60)
+@given(compositions())
+def test_every_weight_of_every_composition_learns_from_the_decoder(composition):
+    layer, leaf, _ = composition
+    x = draw(16, 3, DIM)
+    layer.build(x.shape)
+    by_inputs, by_weights = layer_gradients(layer, x, draw(*x.shape, seed=1), with_losses=False)
+    assert np.abs(by_inputs).max() > 0
+    for weight, gradient in zip(layer.trainable_variables, by_weights, strict=True):
+        taught = LEAVES[leaf][1] or weight.name not in TAUGHT_BY_ITS_LOSS
+        assert bool(np.abs(gradient).max() > 0) == taught, weight.path
+
+
+def surrogate(layer, vectors, weights, chosen):
+    """The output in float64 with the codes held where they are, and their gradient that of straight-through.
+
+    `weights` are the layer's by their paths, and `chosen` what each quantizer saw and chose: filled in if it is empty.
+    """
+
+    def stage(quantizer, r, place):
+        if isinstance(quantizer, keras_vqvae.ResidualQuantizer):
+            output = 0
+            for i, each in enumerate(quantizer.quantizers):
+                q = stage(each, r, (*place, i))
+                r, output = r - q, output + q
+            return output
+        if isinstance(quantizer, keras_vqvae.GroupedQuantizer):
+            parts = np.split(r, quantizer.num_groups, -1)
+            groups = zip(quantizer.quantizers, parts, strict=True)
+            return np.concatenate([stage(each, part, (*place, i)) for i, (each, part) in enumerate(groups)], -1)
+        if isinstance(quantizer, keras_vqvae.ProjectedQuantizer):
+            down, down_bias, up, up_bias = (
+                weights[getattr(quantizer, name).path] for name in ("down_kernel", "down_bias", "up_kernel", "up_bias")
+            )
+            return stage(quantizer.quantizer, r @ down + down_bias, (*place, 0)) @ up + up_bias
+        if place not in chosen:
+            codes = numpy(quantizer.codebook).astype("float64")
+            chosen[place] = r, codes[np.square(r[:, None] - codes).sum(-1).argmin(-1)]
+        seen, codes = chosen[place]
+        return codes + r - seen
+
+    return stage(layer, vectors, ())
+
+
+NESTED = {
+    "residual of projections": lambda: keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 3), 3),
+    "projected residual": lambda: keras_vqvae.ProjectedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 2), 3),
+    "residual of residuals of projections": lambda: keras_vqvae.ResidualQuantizer(
+        keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 2), 2), 2
+    ),
+    "residual of groups of projections": lambda: keras_vqvae.ResidualQuantizer(
+        keras_vqvae.GroupedQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 2), 2), 2
+    ),
+    "groups of residuals": lambda: keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 2), 2),
+}
+
+
+@pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
+def test_values_and_gradients_are_those_of_the_formula(make):
+    """Along a random direction of inputs and weights, by a difference of the formula in float64."""
+    layer, x, cotangent = built(make(), DIM), draw(24, DIM), draw(24, DIM, seed=1)
+    weights = {weight.path: numpy(weight).astype("float64") for weight in layer.trainable_variables}
+    chosen = {}
+    output = surrogate(layer, x.astype("float64"), weights, chosen)
+    np.testing.assert_allclose(numpy(layer(x, training=True)), output, atol=1e-5)
+    by_inputs, by_weights = layer_gradients(layer, x, cotangent, with_losses=False)
+    along = {path: draw(*value.shape, seed=2) for path, value in weights.items()}
+    along_x, step = draw(*x.shape, seed=3), 1e-5
+
+    def moved(sign):
+        each = {path: value + sign * step * along[path] for path, value in weights.items()}
+        return surrogate(layer, x + sign * step * along_x.astype("float64"), each, chosen)
+
+    expected = np.sum(cotangent * (moved(1) - moved(-1))) / (2 * step)
+    found = sum((gradient * along[path]).sum() for path, gradient in zip(weights, by_weights, strict=True))
+    np.testing.assert_allclose(found + (by_inputs * along_x).sum(), expected, rtol=1e-4)
+    # By the inputs alone, too: each wrapper is linear in them.
+    weights_only = surrogate(layer, x + along_x.astype("float64"), weights, chosen) - output
+    np.testing.assert_allclose((by_inputs * along_x).sum(), (cotangent * weights_only).sum(), rtol=1e-4)
+
+
+def test_straight_through_stages_copy_the_gradient_exactly_once():
+    inner = keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 2), 2)
+    layer, x, cotangent = built(keras_vqvae.ResidualQuantizer(inner, 2), DIM), draw(24, DIM), draw(24, DIM, seed=1)
+    by_inputs, _ = layer_gradients(layer, x, cotangent, with_losses=False)
+    np.testing.assert_array_equal(by_inputs, cotangent)
+
+
+def test_scales_that_end_before_the_full_grid_pass_on_what_they_can_represent():
+    """With `M` the means and `U` the lines of a scale, row by row, the gradient is `I - prod(I - U M)`."""
+    scales = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2))
+    x, cotangent = draw(6, 4, DIM), draw(6, 4, DIM, seed=1)
+    by_inputs, _ = layer_gradients(scales, x, cotangent, with_losses=False)
+    one = np.full((4, 4), 1 / 4)
+    # Halves, and lines between their middles.
+    two = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]) @ np.repeat(np.eye(2), 2, 1) / 2
+    jacobian = np.eye(4) - (np.eye(4) - two) @ (np.eye(4) - one)
+    np.testing.assert_allclose(by_inputs, np.einsum("ij,nid->njd", jacobian, cotangent), atol=1e-6)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_commitment_of_every_stage_reaches_the_encoder(projected):
+    """As the gradient of `.25 mean((down(z - sum of the stages before) - code)^2)` with that sum held constant."""
+    stage = keras_vqvae.VectorQuantizer(8, codebook_weight=0, seed=1)
+    if projected:
+        stage = keras_vqvae.ProjectedQuantizer(stage, 3)
+    layer, x = built(keras_vqvae.ResidualQuantizer(stage, 3), DIM), draw(24, DIM)
+    by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))
+    expected, before = np.zeros_like(x), 0
+    for quantizer in layer.quantizers:
+        seen = x - before
+        kernel = numpy(quantizer.down_kernel) if projected else np.eye(DIM)
+        book = quantizer.quantizer if projected else quantizer
+        inside = seen @ kernel
+        codes = numpy(book.codebook)
+        difference = inside - codes[np.square(inside[:, None] - codes).sum(-1).argmin(-1)]
+        expected = expected + 0.25 * 2 / difference.size * difference @ kernel.T
+        before = before + numpy(quantizer(seen))
+    np.testing.assert_allclose(by_inputs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        tuple(
+            vector(estimator=name, embeddings_initializer=keras.initializers.RandomNormal(seed=1))
+            for name in ("straight_through", "rotation")
+        ),
+        (
+            keras_vqvae.FiniteScalarQuantizer((5,) * DIM),
+            keras_vqvae.FiniteScalarQuantizer((5,) * DIM, noise=0.5, seed=1),
+        ),
+    ],
+    ids=["rotation", "noise"],
+)
+@pytest.mark.parametrize("scales", [False, True])
+def test_what_is_set_of_a_stage_acts_within_a_residual(plain, other, scales):
+    def wrap(quantizer):
+        if scales:
+            return keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3))
+        return keras_vqvae.ResidualQuantizer(quantizer, 2)
+
+    x, cotangent = draw(8, 3, DIM), draw(8, 3, DIM, seed=1)
+    found = []
+    for quantizer in (plain, other):
+        layer = wrap(quantizer)
+        layer.build(x.shape)
+        found.append((numpy(layer(x, training=True)), layer_gradients(layer, x, cotangent, with_losses=False)[0]))
+    (value, gradient), (another_value, another_gradient) = found
+    assert (value != another_value).any() or (gradient != another_gradient).any()
+    # In inference they are the same codes.
+    np.testing.assert_array_equal(*(numpy(wrap(quantizer)(x)) for quantizer in (plain, other)))

@@ -1,0 +1,160 @@
+"""Every argument of every quantizer acts, alone and within each wrapper, or is refused by name."""
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from helpers import draw, numpy
+from keras import layers
+
+import keras_vqvae
+
+DIM = 4
+SHAPE = (3, DIM)
+EMA = {"ema_decay": 0.9}
+# Of each class: arguments that it is made with, and for each argument another value, with what else differs then.
+VECTOR = {
+    "num_embeddings": 9,
+    "embedding_dim": 5,
+    "commitment_weight": 0.5,
+    "codebook_weight": 0.5,
+    "ema_decay": 0.9,
+    "distance": "cosine",
+    "estimator": "rotation",
+    "dead_code_threshold": 0.9,
+    "embeddings_initializer": "ones",
+    "embeddings_regularizer": keras.regularizers.L2(0.1),
+    "embeddings_constraint": keras.constraints.UnitNorm(-1),
+    "assignment_regularizer": keras_vqvae.EntropyRegularizer(),
+    "seed": 2,
+}
+BITS = {
+    "num_bits": 3,
+    "commitment_weight": 0.5,
+    "entropy_weight": 0.3,
+    "diversity_weight": 0.5,
+    "inverse_temperature": 1.0,
+}
+CASES = {
+    "optimizer": (keras_vqvae.VectorQuantizer, {"num_embeddings": 8, "seed": 1}, VECTOR),
+    "ema": (keras_vqvae.VectorQuantizer, {"num_embeddings": 8, "seed": 1, **EMA}, VECTOR | {"ema_decay": 0.1}),
+    "diveq": (keras_vqvae.VectorQuantizer, {"num_embeddings": 8, "seed": 1, "estimator": "diveq"}, VECTOR),
+    "sim": (
+        keras_vqvae.SimVectorQuantizer,
+        {"num_embeddings": 8, "seed": 1},
+        VECTOR,
+    ),
+    "ibq": (
+        keras_vqvae.IndexBackpropagationQuantizer,
+        {"num_embeddings": 8, "seed": 1},
+        {name: VECTOR[name] for name in VECTOR if name.startswith(("num", "embed", "seed"))}
+        | {"entropy_weight": 0.5, "diversity_weight": 0.5, "inverse_temperature": 1.0}
+        | {"distance": "cosine", "estimator": "rotation"},
+    ),
+    "gumbel": (
+        keras_vqvae.GumbelQuantizer,
+        {"num_embeddings": 8, "seed": 1},
+        {name: VECTOR[name] for name in VECTOR if name.startswith(("num", "embed", "seed", "distance"))}
+        | {"temperature": 0.5, "kl_weight": 0.1, "estimator": "rotation"},
+    ),
+    "fsq": (
+        keras_vqvae.FiniteScalarQuantizer,
+        {"levels": (4,) * DIM},
+        {"levels": (5,) * DIM, "symmetric": True, "noise": 0.5},
+    ),
+    "noise": (
+        keras_vqvae.FiniteScalarQuantizer,
+        {"levels": (4,) * DIM, "noise": 0.5, "seed": 1},
+        {"levels": (5,) * DIM, "symmetric": True, "noise": 0.1, "seed": 2},
+    ),
+    "lfq": (keras_vqvae.LookupFreeQuantizer, {"num_bits": DIM}, BITS),
+    "bsq": (keras_vqvae.BinarySphericalQuantizer, {"num_bits": DIM}, BITS),
+    "residual": (
+        keras_vqvae.ResidualQuantizer,
+        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "num_quantizers": 2, "dropout": 0.5, "seed": 1},
+        {"num_quantizers": 3, "shared": True, "dropout": 0.9, "beam_width": 3, "seed": 2},
+    ),
+    "grouped": (
+        keras_vqvae.GroupedQuantizer,
+        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "num_groups": 2, "dropout": 0.5, "seed": 1},
+        {"num_groups": 1, "dropout": 0.9, "seed": 2},
+    ),
+    "projected": (
+        keras_vqvae.ProjectedQuantizer,
+        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "dim": 3},
+        {"dim": 2},
+    ),
+    "scales": (
+        keras_vqvae.MultiScaleQuantizer,
+        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "scales": (1, 3)},
+        {"scales": (1, 2), "shared": True, "convolution": True},
+    ),
+}
+PLACES = {
+    "alone": lambda quantizer: quantizer,
+    "residual": lambda quantizer: keras_vqvae.ResidualQuantizer(quantizer, 2),
+    "beam": lambda quantizer: keras_vqvae.ResidualQuantizer(quantizer, 2, beam_width=2),
+    "grouped": lambda quantizer: keras_vqvae.GroupedQuantizer(quantizer, 1),
+    "projected": lambda quantizer: keras_vqvae.ProjectedQuantizer(quantizer, DIM),
+    "scales": lambda quantizer: keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3)),
+}
+# What is of every Keras layer, and the quantizer that a wrapper takes.
+ELSEWHERE = {"self", "kwargs", "quantizer"}
+
+
+def observed(case, place, **changed):
+    """All that can be seen of a quantizer in two steps of training and in inference, or the error that refuses it."""
+    kind, fixed, _ = CASES[case]
+    keras.utils.set_random_seed(0)
+    try:
+        quantizer = PLACES[place](kind(**{**fixed, **changed}))
+        model = keras.Sequential([keras.Input(SHAPE), layers.Dense(DIM), quantizer, layers.Dense(2)])
+    except ValueError as error:
+        return str(error)
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    x, y = draw(16, *SHAPE), draw(16, 3, 2, seed=1)
+    found = [model.train_on_batch(x, y) for _ in range(2)]
+    found += [numpy(part) for part in quantizer(model.layers[0](x), training=True, return_indices=True)]
+    found += [numpy(quantizer(x)), *(numpy(variable) for variable in model.variables if "seed" not in variable.path)]
+    return found
+
+
+@functools.cache
+def unchanged(case, place):
+    return observed(case, place)
+
+
+TRIPLES = [
+    (case, name, place)
+    for case, (kind, _, values) in CASES.items()
+    for name in values
+    for place in (["alone"] if case == "scales" else PLACES)
+]
+
+
+@pytest.mark.parametrize(("case", "name", "place"), TRIPLES)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables:UserWarning")
+def test_every_argument_acts_or_is_refused(case, name, place):
+    before = unchanged(case, place)
+    if isinstance(before, str):
+        pytest.skip("refused whatever the argument")
+    after = observed(case, place, **{name: CASES[case][2][name]})
+    if isinstance(after, str):
+        assert f"`{name}`" in after or f"{name}=" in after, after
+        return
+    shapes = [[np.shape(value) for value in values] for values in (before, after)]
+    assert shapes[0] != shapes[1] or any(
+        (np.asarray(one) != np.asarray(other)).any() for one, other in zip(before, after, strict=True)
+    ), f"{name} is ignored"
+
+
+def test_every_argument_is_tried():
+    for kind in {kind for kind, *_ in CASES.values()}:
+        tried = set().union(*(values for other, _, values in CASES.values() if other is kind))
+        assert set(inspect.signature(kind.__init__).parameters) - ELSEWHERE <= tried, kind
+    kinds = {kind for kind, *_ in CASES.values()}
+    every = {value for value in vars(keras_vqvae).values() if inspect.isclass(value)}
+    bases = {keras_vqvae.Quantizer, keras_vqvae.CodebookQuantizer}
+    assert kinds == {value for value in every if issubclass(value, keras_vqvae.Quantizer)} - bases
