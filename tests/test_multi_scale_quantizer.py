@@ -149,9 +149,9 @@ def test_the_gradient_is_copied_and_trains_the_convolution():
         lambda: keras_vqvae.BinarySphericalQuantizer(4),
         lambda: keras_vqvae.ResidualQuantizer(vector(), 2),
         lambda: keras_vqvae.ProjectedQuantizer(vector(), 2),
-        lambda: vector(distance="cosine"),
+        lambda: vector(distance="direction"),
     ],
-    ids=["fsq", "bsq", "residual", "projected", "cosine"],
+    ids=["fsq", "bsq", "residual", "projected", "direction"],
 )
 def test_any_quantizer_of_vectors_fits(inner):
     shared = not isinstance(inner(), keras_vqvae.ProjectedQuantizer)

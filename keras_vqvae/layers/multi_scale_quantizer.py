@@ -48,8 +48,8 @@ class MultiScaleQuantizer(Quantizer):
         decodes the coarse scales alone.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer of vectors or built already, `scales` do not increase, do not fit
-            the grid's number of axes or exceed it.
+        ValueError: If `quantizer` is not a quantizer of vectors or built already, if its `distance` is `"cosine"`, or
+            if `scales` do not increase, do not fit the grid's number of axes or exceed it.
 
     Example:
 
@@ -84,6 +84,8 @@ class MultiScaleQuantizer(Quantizer):
         for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
             each.set_depth(0)
+        if len(self.scales) > 1:
+            wrappers.check_refines(self.quantizers[0])
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = self.quantizers[0].index_shape
 

@@ -56,6 +56,8 @@ class Quantizer(LazyLosses, OwnWeights):
     """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
     listed: bool = False
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
+    refines: bool = True
+    """Whether its codes can have any length, so that it can quantize what other stages leave."""
     of_grids: bool = False
     """Whether it quantizes grids rather than vectors, and so never within another one."""
     depth: int | None = None
