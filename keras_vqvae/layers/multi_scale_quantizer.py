@@ -101,6 +101,14 @@ class MultiScaleQuantizer(Quantizer):
                 f"it. Received: scales={self.scales}, input_shape={tuple(input_shape)}"
             )
         self._grid, self._cells = grid, tuple(map(math.prod, self._sizes))
+        # A cell of scale `s` has the codebooks of `s`, one for each of its indices.
+        inner = math.prod(self.index_shape)
+        self.codebooks = tuple(
+            scale * inner + book
+            for scale, cells in enumerate(self._cells)
+            for _ in range(cells)
+            for book in range(inner)
+        )
         for quantizer in self.quantizers:
             if not quantizer.built:
                 quantizer.build((None, dim))
@@ -109,6 +117,10 @@ class MultiScaleQuantizer(Quantizer):
                 shape=(3,) * rank + (dim, dim), initializer="zeros", dtype="float32", autocast=False, name="kernel"
             )
         super().build(input_shape)
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]:
+        return (len(self.scales), *self.index_shape)
 
     def index_axes(self, axes: Sizes) -> Sizes:
         if tuple(axes[1:]) != self._grid:
