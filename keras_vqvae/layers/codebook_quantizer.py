@@ -125,7 +125,7 @@ class CodebookQuantizer(Quantizer):
 
     def set_codebook(self, values: Tensor) -> None:
         """Assigns the codebook, `[K, D]`, under its constraint."""
-        values = ops.convert_to_tensor(values)
+        values = ops.convert_to_tensor(values, dtype="float32")
         if self.codebook.constraint is not None:
             # A code that stays does so to the last bit.
             moved = ops.any(values != ops.convert_to_tensor(self.codebook), axis=-1, keepdims=True)
