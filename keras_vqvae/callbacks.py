@@ -101,13 +101,19 @@ class ReviveDeadCodes(keras.callbacks.Callback):
 
 
 class CodebookMonitor(keras.callbacks.Callback):
-    """Puts perplexity and usage of every codebook into the logs, for training and validation.
+    """Puts perplexity and usage of the codebooks into the logs, for training and validation.
 
-    Of a model with one quantizer they are `perplexity` and `codebook_usage`, with `val_` in front for validation; of
-    one with several, the quantizer's name comes first: `top_perplexity`. Put it before callbacks that read the logs,
-    such as `CSVLogger` and `TensorBoard`. `VQVAE` reports both by itself.
+    In a model with one quantizer they are `perplexity` and `codebook_usage`, with `val_` in front for validation. In a
+    model with several, the quantizer's name comes first: `top_perplexity`. For a quantizer with several codebooks, one
+    for each stage, group or scale, these are means, and `min_perplexity` and `min_codebook_usage` are those of the
+    worst codebook. `VQVAE` reports all of these by itself. Put the callback before those that read the logs, such as
+    `CSVLogger` and `TensorBoard`.
 
     It reads `code_counts`, which stand still where a quantizer is frozen: its `perplexity` in training is then 0.
+
+    Args:
+        per_codebook: Whether to also report each of several codebooks, by its place: `perplexity_0` and so on, or
+            `perplexity_1_0` for stage 0 of group 1. Defaults to `False`.
 
     Example:
 
@@ -118,6 +124,10 @@ class CodebookMonitor(keras.callbacks.Callback):
     >>> sorted(name for name in history.history if "perplexity" in name)
     ['perplexity', 'val_perplexity']
     """
+
+    def __init__(self, per_codebook: bool = False):
+        super().__init__()
+        self.per_codebook = arguments.boolean("per_codebook", per_codebook)
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -135,13 +145,19 @@ class CodebookMonitor(keras.callbacks.Callback):
         return [ops.convert_to_numpy(weight) for weight in self._weights()]
 
     def _report(self, before: Sequence[np.ndarray | int], prefix: str = "") -> dict[str, float]:
-        quantizers, found = self._quantizers(), {}
+        quantizers = self._quantizers()
+        found: dict[str, float] = {}
         # Before the first step of a model that builds itself then, there was nothing to count.
         before = before or [0] * len(quantizers)
         for quantizer, earlier, now in zip(quantizers, before, self._counts(), strict=True):
             name = prefix + (f"{quantizer.name}_" if len(quantizers) > 1 else "")
-            found[name + "perplexity"] = float(metrics.perplexity(now - earlier))
-            found[name + "codebook_usage"] = float(metrics.usage(now - earlier))
+            counts = now - earlier
+            logs = metrics.summary(counts)
+            if self.per_codebook and len(logs) > 2:
+                for place in np.ndindex(counts.shape[:-1]):
+                    suffix = "_".join(map(str, place))
+                    logs |= {f"{log}_{suffix}": value for log, value in metrics.summary(counts[place]).items()}
+            found |= {name + log: float(value) for log, value in logs.items()}
         return found
 
     def on_train_begin(self, logs: Logs = None) -> None:

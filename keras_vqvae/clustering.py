@@ -19,7 +19,7 @@ _STARTING_VECTORS = 32
 def kmeans(
     vectors: Tensor,
     num_embeddings: int,
-    init: str = "k-means++",
+    init: str | Tensor = "k-means++",
     epochs: int = 20,
     batch_size: int | None = None,
     distance: str = "euclidean",
@@ -37,11 +37,13 @@ def kmeans(
         vectors: `[..., D]`, a NumPy array or a tensor. Vectors with a NaN or an infinity are left out.
         num_embeddings: Number of codes, `K`.
         init: Where the codes start: `"k-means++"`, on vectors drawn in proportion to their squared distance from those
-            before, the best of a few draws (among 32 vectors for every code, if there are more), or `"random"`, on
-            any. Defaults to `"k-means++"`.
+            before, the best of a few draws (among 32 vectors for every code, if there are more), `"random"`, on
+            any, or codes `[K, D]`. Defaults to `"k-means++"`.
         epochs: Most passes over the vectors. Defaults to `20`.
         batch_size: Vectors of a step. Defaults to `None`: all.
-        distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1. Defaults to `"euclidean"`.
+        distance: `"euclidean"`; `"cosine"`, which scales vectors and codes to length 1; or `"direction"`, by which a
+            vector chooses the code of the most similar direction, and a code moves to the mean of its vectors as they
+            are, where their squared error is least. Defaults to `"euclidean"`.
         seed: Integer, the seed of all draws. Defaults to `None`, a random one.
         verbose: 0 for silence, 1 for a progress bar, 2 for its last line. Defaults to `"auto"`, which is 1.
 
@@ -65,11 +67,9 @@ def kmeans(
     """
     num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
     epochs = arguments.positive_int("epochs", epochs)
-    if init not in ("k-means++", "random"):
-        raise ValueError(f"`init` must be 'k-means++' or 'random'. Received: init={init!r}")
     vectors = _finite(vectors, search.check_distance(distance))
     generator = np.random.default_rng(arguments.seed(seed))
-    codes = _start(vectors, num_embeddings, init, generator)
+    codes = _start(vectors, num_embeddings, init, distance, generator)
     step = len(vectors) if batch_size is None else arguments.positive_int("batch_size", batch_size)
     batched = step < len(vectors)
     counts = np.zeros(num_embeddings, "int64")
@@ -79,7 +79,7 @@ def kmeans(
         order = generator.permutation(len(vectors)) if batched else None
         for start in range(0, len(vectors), step):
             batch = vectors if order is None else vectors[order[start : start + step]]
-            chosen, sums, squares = _assign(batch, codes)
+            chosen, sums, squares = _assign(batch, codes, distance)
             # Lloyd's means are those of this step alone.
             counts = counts + chosen if batched else chosen
             # `((N - n) e + s) / N`, Lloyd's mean `s / n` to the last bit where `N` is `n`
@@ -96,7 +96,7 @@ def kmeans(
         progress.update(epochs if done else epoch + 1, [("error", error / vectors.size)], finalize=done or None)
         if done:
             break
-    return codes, _assign(vectors, codes)[0]
+    return codes, _assign(vectors, codes, distance)[0]
 
 
 def chunks(vectors: np.ndarray) -> Iterator[slice]:
@@ -122,15 +122,28 @@ def _finite(vectors: Tensor, distance: str) -> np.ndarray:
     return vectors
 
 
-def _start(vectors: np.ndarray, num_embeddings: int, init: str, generator: np.random.Generator) -> Tensor:
+def _start(
+    vectors: np.ndarray, num_embeddings: int, init: str | Tensor, distance: str, generator: np.random.Generator
+) -> Tensor:
     """The codes to begin with, `[K, D]`, drawn on the host so that they are the same on every backend."""
+    if not isinstance(init, str) and getattr(init, "shape", None) == (num_embeddings, vectors.shape[1]):
+        codes = ops.convert_to_tensor(init, dtype="float32")
+        return ops.normalize(codes, axis=-1) if distance == "cosine" else codes
+    if init not in ("k-means++", "random"):
+        raise ValueError(
+            f"`init` must be 'k-means++', 'random' or codes of shape {(num_embeddings, vectors.shape[1])}. "
+            f"Received: init={init!r}"
+        )
     if init == "random":
         distinct = num_embeddings <= len(vectors)
         return ops.convert_to_tensor(vectors[generator.choice(len(vectors), num_embeddings, replace=not distinct)])
     sample = vectors
     if len(vectors) > _STARTING_VECTORS * num_embeddings:
         sample = vectors[generator.choice(len(vectors), _STARTING_VECTORS * num_embeddings, replace=False)]
-    squares = np.einsum("nd,nd->n", sample, sample)
+    points = sample
+    if distance == "direction":
+        points = sample / np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-12)
+    squares = np.einsum("nd,nd->n", points, points)
     distances = np.full(len(sample), np.inf, "float32")
     chosen: list[int] = []
     trials = 2 + int(np.log(num_embeddings))
@@ -140,7 +153,7 @@ def _start(vectors: np.ndarray, num_embeddings: int, init: str, generator: np.ra
         drawn = np.searchsorted(total, generator.random(trials) * total[-1], side="right")
         drawn = np.minimum(drawn, len(sample) - 1)
         # `[n, D]`, `[trials, D]` -> `[n, trials]`: of several draws the one that leaves the least distance is taken.
-        to_drawn = np.maximum(squares[:, None] - 2 * sample @ sample[drawn].T + squares[drawn], 0)
+        to_drawn = np.maximum(squares[:, None] - 2 * points @ points[drawn].T + squares[drawn], 0)
         left = np.minimum(distances[:, None], to_drawn)
         best = left.sum(axis=0).argmin()
         chosen.append(drawn[best])
@@ -149,14 +162,15 @@ def _start(vectors: np.ndarray, num_embeddings: int, init: str, generator: np.ra
     return ops.convert_to_tensor(sample[chosen])
 
 
-def _assign(vectors: np.ndarray, codes: Tensor) -> tuple[np.ndarray, Tensor, float]:
+def _assign(vectors: np.ndarray, codes: Tensor, distance: str) -> tuple[np.ndarray, Tensor, float]:
     """Of each code, how many vectors chose it and their sum, `[K]` and `[K, D]`; the sum of squared distances."""
     num_embeddings, dim = codes.shape
     counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim), "float32"), 0.0
     for part in chunks(vectors):
         # `[n, D]`
         chunk = backend.spread_rows(vectors[part])
-        indices = search.nearest_code(chunk, codes)
+        # By cosine all have length 1 already.
+        indices = search.nearest_code(chunk, codes, "euclidean" if distance == "cosine" else distance)
         kept = ops.ones_like(indices, dtype="bool")
         counts += ops.convert_to_numpy(codebook.count_codes(indices, kept, num_embeddings))
         sums = sums + codebook.sum_by_code(chunk, indices, kept, num_embeddings)

@@ -3,6 +3,8 @@
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
 
@@ -102,13 +104,38 @@ def count_codes(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
     return backend.segment_sum(ops.cast(kept, "int32"), indices, num_embeddings)
 
 
-def count_columns(indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:
-    """The same for `Q` codebooks at once: `[N, Q]`, booleans `[N, Q]` -> int32 `[Q, K]`."""
+def count_columns(
+    indices: Tensor, kept: Tensor, num_embeddings: int, codebooks: tuple[int, ...] | None = None
+) -> Tensor:
+    """The same for `C` codebooks at once: `[N, Q]`, booleans `[N, Q]` -> int32 `[C, K]`.
+
+    Args:
+        indices: Integers `[N, Q]`.
+        kept: Booleans `[N, Q]`, which of them count.
+        num_embeddings: Number of codes of each codebook, `K`.
+        codebooks: The codebook of each column, `Q` numbers from 0 to `C - 1`. Defaults to `None`: each has its own.
+    """
     columns = indices.shape[-1]
-    # Each column in a range of its own.
-    indices = ops.maximum(indices, 0) + num_embeddings * ops.arange(columns, dtype="int32")
-    counts = count_codes(ops.reshape(indices, (-1,)), ops.reshape(kept, (-1,)), columns * num_embeddings)
-    return ops.reshape(counts, (columns, num_embeddings))
+    number = columns if codebooks is None else max(codebooks) + 1
+    owners = ops.arange(columns, dtype="int32") if codebooks is None else backend.constants(codebooks, indices)
+    # Each codebook in a range of its own.
+    indices = ops.maximum(indices, 0) + num_embeddings * owners
+    counts = count_codes(ops.reshape(indices, (-1,)), ops.reshape(kept, (-1,)), number * num_embeddings)
+    return ops.reshape(counts, (number, num_embeddings))
+
+
+def codebooks_in_turn(num_codebooks: int | Iterable[int]) -> tuple[int, ...]:
+    """Returns the codebook of each of a sample's indices, as a number from 0 on.
+
+    Args:
+        num_codebooks: The number of codebooks, which have one index each. Or how many indices in turn each of them has.
+    """
+    if hasattr(num_codebooks, "__iter__"):
+        sizes = arguments.positive_ints("num_codebooks", num_codebooks)
+        if not sizes:
+            raise ValueError(f"`num_codebooks` must not be empty. Received: num_codebooks={num_codebooks!r}")
+        return tuple(codebook for codebook, size in enumerate(sizes) for _ in range(size))
+    return tuple(range(arguments.positive_int("num_codebooks", num_codebooks)))
 
 
 def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:

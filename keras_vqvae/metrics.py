@@ -1,5 +1,7 @@
 """Keras metrics of how well a codebook is used, streamed over the indices of an epoch."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -12,42 +14,91 @@ DType: TypeAlias = str | keras.DTypePolicy | None
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """The exponential of the entropy of `counts / sum(counts)`, the mean over all codebooks: `[..., K]` -> a scalar."""
+    """The exponential of the entropy of `counts / sum(counts)`, of each codebook: `[..., K]` -> `[...]`."""
     counts = ops.cast(counts, "float32")
     total = ops.sum(counts, axis=-1, keepdims=True)
     shares = counts / ops.maximum(total, 1.0)
     # 0 log 0 is 0.
     entropy = -ops.sum(shares * ops.log(ops.where(shares > 0, shares, 1.0)), axis=-1)
-    return ops.mean(ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0))
+    return ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0)
 
 
 def usage(counts: Tensor) -> Tensor:
-    """The share of the codes with a count above 0: `[..., K]` -> a scalar."""
-    return ops.mean(ops.cast(ops.convert_to_tensor(counts) > 0, "float32"))
+    """The fraction of the codes with a count above 0, of each codebook: `[..., K]` -> `[...]`."""
+    return ops.mean(ops.cast(ops.convert_to_tensor(counts) > 0, "float32"), axis=-1)
+
+
+def summary(counts: Tensor) -> dict[str, Tensor]:
+    """The logs of codebooks with counts `[..., K]`: `perplexity` and `codebook_usage`.
+
+    Of several codebooks these are the means, and `min_perplexity` and `min_codebook_usage` are those of the worst.
+    """
+    each = {"perplexity": perplexity(counts), "codebook_usage": usage(counts)}
+    found = {name: ops.mean(values) for name, values in each.items()}
+    if math.prod(counts.shape[:-1]) > 1:
+        found |= {f"min_{name}": ops.min(values) for name, values in each.items()}
+    return found
+
+
+class CodebookSummary(keras.metrics.Metric):
+    """The logs of a quantizer's codebooks over an epoch: `summary` of their counts.
+
+    One metric with several results, so that codes are counted once.
+
+    Args:
+        shape: That of the counts, `[..., K]`.
+        name: Defaults to `"codebooks"`, which is in no log.
+    """
+
+    def __init__(self, shape: tuple[int, ...], name: str = "codebooks", dtype: DType = None):
+        super().__init__(name=name, dtype=dtype)
+        # Integers: a float32 count stands still at 2^24.
+        self.counts = self.add_variable(shape=shape, initializer="zeros", dtype="int32", name="counts")
+
+    def update_state(self, counts: Tensor) -> None:
+        self.counts.assign_add(counts)
+
+    def result(self) -> dict[str, Tensor]:
+        return summary(self.counts)
 
 
 class _CodeCounts(keras.metrics.Metric):
     """Counts the codes that `update_state` is given, but for negative indices."""
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str | None = None, dtype: DType = None):
+    def __init__(
+        self,
+        num_embeddings: int,
+        num_codebooks: int | Sequence[int] = 1,
+        reduction: str = "mean",
+        name: str | None = None,
+        dtype: DType = None,
+    ):
         super().__init__(name=name, dtype=dtype)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
-        self.num_codebooks = arguments.positive_int("num_codebooks", num_codebooks)
+        self._codebooks = codebook.codebooks_in_turn(num_codebooks)
+        self.num_codebooks = num_codebooks if isinstance(num_codebooks, int) else tuple(num_codebooks)
+        if reduction not in ("mean", "min"):
+            raise ValueError(f"`reduction` must be 'mean' or 'min'. Received: reduction={reduction!r}")
+        self.reduction = reduction
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(
-            shape=(self.num_codebooks, self.num_embeddings), initializer="zeros", dtype="int32", name="counts"
+            shape=(max(self._codebooks) + 1, self.num_embeddings), initializer="zeros", dtype="int32", name="counts"
         )
 
     def update_state(self, indices: Tensor) -> None:
-        # `[..., Q]` -> `[N, Q]` -> `[Q, K]`
-        indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, self.num_codebooks))
-        self.counts.assign_add(codebook.count_columns(indices, indices >= 0, self.num_embeddings))
+        # `[..., Q]` -> `[N, Q]` -> `[C, K]`
+        indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, len(self._codebooks)))
+        self.counts.assign_add(codebook.count_columns(indices, indices >= 0, self.num_embeddings, self._codebooks))
+
+    def _reduced(self, values: Tensor) -> Tensor:
+        return ops.min(values) if self.reduction == "min" else ops.mean(values)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_embeddings": self.num_embeddings,
             "num_codebooks": self.num_codebooks,
+            "reduction": self.reduction,
         }
 
 
@@ -59,9 +110,11 @@ class CodebookPerplexity(_CodeCounts):
 
     Args:
         num_embeddings: Number of codes, of each codebook.
-        num_codebooks: How many codebooks, of which the mean is taken; the last axes of the indices have this size.
-            Defaults to `1`.
-        name: Defaults to `"perplexity"`.
+        num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
+            indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
+            `MultiScaleQuantizer`. Defaults to `1`.
+        reduction: `"mean"` over the codebooks, or `"min"`, the worst of them. Defaults to `"mean"`.
+        name: Defaults to `"perplexity"`, or `"min_perplexity"`.
 
     Example:
 
@@ -71,22 +124,32 @@ class CodebookPerplexity(_CodeCounts):
     4.0
     """
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "perplexity", dtype: DType = None):
-        super().__init__(num_embeddings, num_codebooks, name, dtype)
+    def __init__(
+        self,
+        num_embeddings: int,
+        num_codebooks: int | Sequence[int] = 1,
+        reduction: str = "mean",
+        name: str | None = None,
+        dtype: DType = None,
+    ):
+        default = "min_perplexity" if reduction == "min" else "perplexity"
+        super().__init__(num_embeddings, num_codebooks, reduction, name or default, dtype)
 
     def result(self) -> Tensor:
-        return perplexity(self.counts)
+        return self._reduced(perplexity(self.counts))
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class CodebookUsage(_CodeCounts):
-    """The share of the codes that were chosen at least once, between 0 and 1.
+    """The fraction of the codes that were chosen at least once, between 0 and 1.
 
     Args:
         num_embeddings: Number of codes, of each codebook.
-        num_codebooks: How many codebooks, of which the mean is taken; the last axes of the indices have this size.
-            Defaults to `1`.
-        name: Defaults to `"codebook_usage"`.
+        num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
+            indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
+            `MultiScaleQuantizer`. Defaults to `1`.
+        reduction: `"mean"` over the codebooks, or `"min"`, the worst of them. Defaults to `"mean"`.
+        name: Defaults to `"codebook_usage"`, or `"min_codebook_usage"`.
 
     Example:
 
@@ -96,8 +159,16 @@ class CodebookUsage(_CodeCounts):
     0.375
     """
 
-    def __init__(self, num_embeddings: int, num_codebooks: int = 1, name: str = "codebook_usage", dtype: DType = None):
-        super().__init__(num_embeddings, num_codebooks, name, dtype)
+    def __init__(
+        self,
+        num_embeddings: int,
+        num_codebooks: int | Sequence[int] = 1,
+        reduction: str = "mean",
+        name: str | None = None,
+        dtype: DType = None,
+    ):
+        default = "min_codebook_usage" if reduction == "min" else "codebook_usage"
+        super().__init__(num_embeddings, num_codebooks, reduction, name or default, dtype)
 
     def result(self) -> Tensor:
-        return usage(self.counts)
+        return self._reduced(usage(self.counts))

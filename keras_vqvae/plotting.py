@@ -1,12 +1,13 @@
 """Pictures of a quantizer at work, as matplotlib figures: `figure.savefig("name.png")`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, codebook, metrics
 
 
 def _strips(rows: list[tuple[str, np.ndarray, dict[str, Any]]], max_images: int, title: str) -> Figure:
@@ -90,27 +91,40 @@ def plot_code_maps(images: np.ndarray, codes: np.ndarray, num_embeddings: int, m
     )
 
 
-def plot_code_use(codes: np.ndarray, num_embeddings: int) -> Figure:
+def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | Sequence[int] = 1) -> Figure:
     """Draws how often each code is used, most used first, beside uniform use.
 
     Args:
-        codes: Integers of any shape.
-        num_embeddings: Number of codes.
+        codes: Integers of any shape. Negative ones do not count.
+        num_embeddings: Number of codes of each codebook.
+        num_codebooks: Number of codebooks, each drawn as a curve; the last axes of `codes` have this size. Or the
+            numbers of a sample's codes that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the
+            scales of a `MultiScaleQuantizer`. Defaults to `1`.
     """
-    counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]
-    shares = counts / counts.sum()
-    used = shares[shares > 0]
+    codebooks = np.array(codebook.codebooks_in_turn(num_codebooks))
+    codes = np.reshape(codes, (-1, len(codebooks)))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
-    # In steps: bars narrower than a pixel vanish in large codebooks.
-    axis.stairs(shares, fill=True)
+    several, used, perplexities = max(codebooks) > 0, [], []
+    for number in range(max(codebooks) + 1):
+        chosen = codes[:, codebooks == number]
+        counts = np.sort(np.bincount(chosen[chosen >= 0], minlength=num_embeddings))[::-1]
+        # A codebook that was never used has no fractions.
+        fractions = counts / max(counts.sum(), 1)
+        used.append(np.count_nonzero(fractions))
+        perplexities.append(float(metrics.perplexity(counts)))
+        # In steps: bars narrower than a pixel vanish in large codebooks.
+        axis.stairs(fractions, fill=not several, label=f"codebook {number}" if several else None)
     axis.axhline(1 / num_embeddings, color="black", linestyle="dashed", linewidth=1, label="uniform use")
     axis.set(xlabel="code, by rank", ylabel="share of positions", xlim=(0, num_embeddings))
-    axis.set_title(
-        f"Use of the codebook: {len(used)} of {num_embeddings} codes, "
-        f"perplexity {np.exp(-np.sum(used * np.log(used))):.0f}"
-    )
-    axis.legend()
+    title = f"Use of the codebook: {used[0]} of {num_embeddings} codes, perplexity {perplexities[0]:.0f}"
+    if several:
+        title = (
+            f"Use of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes in the mean, at least "
+            f"{min(used)}, perplexity {np.mean(perplexities):.0f}, at least {min(perplexities):.0f}"
+        )
+    axis.set_title(title)
+    axis.legend(ncols=1 + len(used) // 8)
     return figure
 
 

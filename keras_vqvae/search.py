@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae import backend, geometry
 from keras_vqvae.arguments import Tensor
 
 
@@ -22,7 +22,8 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
     Args:
         vectors: `[..., D]`, with any leading dimensions.
         codebook: `[K, D]`.
-        distance: `"euclidean"`, or `"cosine"`, which compares directions. Defaults to `"euclidean"`.
+        distance: `"euclidean"`, or `"cosine"` or `"direction"`, which both compare directions. Defaults to
+            `"euclidean"`.
 
     Returns:
         Int32 indices `[...]` from 0 to `K - 1`.
@@ -43,9 +44,9 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
             "`vectors` must have shape [..., D] and `codebook` [K, D]. "
             f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
         )
-    if check_distance(distance) == "cosine":
+    if check_distance(distance) != "euclidean":
         # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
-        vectors, codebook = ops.normalize(vectors, axis=-1), ops.normalize(codebook, axis=-1)
+        vectors, codebook = geometry.unit(vectors)[0], geometry.unit(codebook)[0]
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
@@ -54,9 +55,9 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
 
 
 def check_distance(distance: str) -> str:
-    """Returns `distance`, one of the two."""
-    if not isinstance(distance, str) or distance not in ("euclidean", "cosine"):
-        raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}")
+    """Returns `distance`, which must be the name of one."""
+    if not isinstance(distance, str) or distance not in ("euclidean", "cosine", "direction"):
+        raise ValueError(f"`distance` must be 'euclidean', 'cosine' or 'direction'. Received: distance={distance!r}")
     return distance
 
 

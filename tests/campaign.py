@@ -61,7 +61,7 @@ def vector(rng: np.random.Generator) -> tuple[type, dict]:
         "commitment_weight": rng.choice([0, 0.25, 1.0]).item(),
         "codebook_weight": rng.choice([0, 1.0]).item(),
         "ema_decay": rng.choice([None, 0.5, 0.99]),
-        "distance": rng.choice(["euclidean", "cosine"]).item(),
+        "distance": rng.choice(["euclidean", "cosine", "direction"]).item(),
         "estimator": rng.choice(["straight_through", "rotation", "diveq", "nsvq"]).item(),
         "dead_code_threshold": rng.choice([0.0, 0.1, 1.0]).item(),
         "seed": rng.integers(100).item(),
@@ -100,7 +100,8 @@ def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, 
     if kind == "residual":
         inner = made(*layer_of(rng, dim, depth - 1))
         shared, dropout = rng.random() < 0.3 and not inner.bounded, rng.random() < 0.3
-        keywords = {"num_quantizers": rng.choice([1, 3]).item(), "shared": shared, "dropout": dropout, "seed": 1}
+        stages = rng.choice([1, 3]).item() if inner.refines else 1
+        keywords = {"num_quantizers": stages, "shared": shared, "dropout": dropout, "seed": 1}
         return keras_vqvae.ResidualQuantizer, {"quantizer": inner, **keywords}
     if kind == "grouped":
         groups = rng.choice([n for n in (1, 2, 4) if dim % n == 0]).item()

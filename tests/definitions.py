@@ -62,9 +62,10 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
         assert ((bits == (z > 0)) | (np.abs(z) <= slack)).all()
     else:
         codes = numpy(layer.codebook).astype("float64")
-        if layer.distance == "cosine":
+        if layer.distance != "euclidean":
             length = np.linalg.norm(z, axis=-1, keepdims=True)
             z, slack = z / np.where(length > 0, length, 1), slack / np.where(length > 0, length, 1)
+            codes = codes / np.linalg.norm(codes, axis=-1, keepdims=True)
         centre = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else codes.mean(0)
         z, codes = z - centre, codes - centre
         bias = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else np.square(codes).sum(-1) / 2

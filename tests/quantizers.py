@@ -24,6 +24,7 @@ QUANTIZERS = {
     "cosine": lambda **keywords: keras_vqvae.VectorQuantizer(
         16, ema_decay=0.9, distance="cosine", estimator="rotation", seed=7, **keywords
     ),
+    "direction": lambda **keywords: keras_vqvae.VectorQuantizer(16, distance="direction", seed=7, **keywords),
     "fsq": lambda **keywords: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), noise=0.5, seed=7, **keywords),
     "fsq_symmetric": lambda **keywords: keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), symmetric=True, **keywords),
     "lfq": lambda **keywords: keras_vqvae.LookupFreeQuantizer(4, **keywords),

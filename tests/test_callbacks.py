@@ -186,10 +186,11 @@ def test_the_monitor_reports_training_and_validation(x, tmp_path):
     assert numpy(quantizer.code_counts).sum() == 3 * len(train)
 
 
-@pytest.mark.each_backend
-def test_the_monitor_agrees_with_the_models_own_metrics(x):
+@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.each_backend)])
+def test_the_monitor_agrees_with_the_models_own_metrics(x, stages):
     encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
-    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, ema_decay=0.9), decoder)
+    quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, ema_decay=0.9), stages)
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.compile()
     own = []
     spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: own.append(dict(logs)))
@@ -199,6 +200,7 @@ def test_the_monitor_agrees_with_the_models_own_metrics(x):
     for epoch, logs in enumerate(own):
         for name, value in logs.items():
             np.testing.assert_allclose(monitored[name][epoch], value, rtol=1e-5, err_msg=name)
+        assert ("min_perplexity" in logs) == (stages > 1)
 
 
 def test_the_monitor_names_several_quantizers(x):

@@ -126,17 +126,28 @@ def test_losses_are_means(layer, name):
     np.testing.assert_allclose(losses_of(layer, np.concatenate([x, x])), once, rtol=1e-5)
 
 
+def counted(layer, indices):
+    """How often each code of each codebook occurs in `[samples, ..., *index_shape]`."""
+    if not layer.of_grids:
+        each = indices.reshape(-1, *layer.index_shape)
+        counts = [np.sum(each == code, axis=0) for code in range(layer.num_embeddings)]
+        return np.stack(counts, axis=-1)
+    cells = np.cumsum([np.prod(scale) for scale in layer.scales])[:-1]
+    return np.stack([counted(layer.quantizers[0], scale) for scale in np.split(indices, cells, axis=1)])
+
+
 def test_code_counts_count_the_choices_of_training(layer, name):
     if name in DRAW_RESIDUALS:
         pytest.skip("its losses and indices are drawn")
     x, more = draw(4, *SHAPE), draw(4, *SHAPE, seed=1)
-    expected = np.zeros((books(layer), layer.num_embeddings), int)
+    expected = np.zeros((*layer.codebook_shape, layer.num_embeddings), int)
     for inputs in (x, more):
-        for column, indices in enumerate(numpy(layer.encode(inputs)).reshape(-1, books(layer)).T):
-            np.add.at(expected[column], indices, 1)
+        indices = numpy(layer.encode(inputs))
+        expected += counted(layer, indices)
+        np.testing.assert_array_equal(numpy(layer.count_codes(indices)), counted(layer, indices))
         layer(inputs, training=True)
     layer(x)
-    np.testing.assert_array_equal(numpy(layer.code_counts).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(numpy(layer.code_counts), expected)
     layer.reset_code_counts()
     np.testing.assert_array_equal(numpy(layer.code_counts), 0)
 

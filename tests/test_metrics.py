@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import oracle
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_vqvae
+from keras_vqvae import metrics
 
 METRICS = [keras_vqvae.CodebookPerplexity, keras_vqvae.CodebookUsage]
 
@@ -22,17 +25,32 @@ def test_results_are_those_of_all_batches_together(batches):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_of_several_codebooks_it_is_the_mean(metric, rng):
-    indices = rng.integers(-1, 5, size=(4, 6, 3))
-    several = metric(5, num_codebooks=3)
-    several.update_state(indices)
+@pytest.mark.parametrize("cells", [3, (1, 4, 2)])
+def test_of_several_codebooks_it_is_the_mean_or_the_worst(metric, cells, rng):
+    ids = np.arange(3) if cells == 3 else np.repeat(np.arange(3), cells)
+    indices = rng.integers(-1, 5, size=(4, len(ids)))
     each = []
-    for column in range(3):
+    for book in range(3):
         one = metric(5)
-        one.update_state(indices[..., column])
+        one.update_state(indices[:, ids == book])
         each.append(float(one.result()))
-    np.testing.assert_allclose(several.result(), np.mean(each), rtol=1e-6)
-    assert several.from_config(several.get_config()).num_codebooks == 3
+    for reduction, expected in (("mean", np.mean(each)), ("min", min(each))):
+        several = metric(5, num_codebooks=cells, reduction=reduction)
+        several.update_state(indices)
+        np.testing.assert_allclose(several.result(), expected, rtol=1e-6)
+        assert several.name == ("min_" if reduction == "min" else "") + metric(5).name
+        again = metric.from_config(json.loads(json.dumps(several.get_config())))
+        again.update_state(indices)
+        assert float(again.result()) == float(several.result())
+
+
+def test_the_worst_of_several_codebooks_stands_beside_the_mean():
+    counts = np.array([[[4, 4, 0, 0], [8, 0, 0, 0]], [[2, 2, 2, 2], [0, 0, 0, 0]]])
+    found = {name: float(value) for name, value in metrics.summary(counts).items()}
+    expected = {"perplexity": 1.75, "codebook_usage": 7 / 16, "min_perplexity": 0, "min_codebook_usage": 0}
+    assert found == pytest.approx(expected)
+    assert sorted(metrics.summary(counts[0, 0])) == ["codebook_usage", "perplexity"]
+    assert sorted(metrics.summary(counts[0, :1])) == ["codebook_usage", "perplexity"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -64,6 +82,11 @@ def test_the_config_comes_back(metric):
 def test_wrong_sizes_are_named(metric):
     with pytest.raises(ValueError, match="Received: num_embeddings=0"):
         metric(0)
+    for wrong in (0, (), (1, 0), "12"):
+        with pytest.raises(ValueError, match="Received: num_codebooks="):
+            metric(5, num_codebooks=wrong)
+    with pytest.raises(ValueError, match="Received: reduction='max'"):
+        metric(5, reduction="max")
 
 
 def test_trap_float32_counts_stand_still_at_2_to_the_24():

@@ -91,7 +91,9 @@ def test_values_indices_losses_and_counts_are_those_of_the_formulas(grid, scales
     losses = losses_of(layer, x, kept)
     np.testing.assert_allclose(losses, np.multiply(0.25, squares), rtol=1e-4, atol=1e-6)
     areas = [resized(kept[..., None].astype("float64"), size) > 1e-9 for size in sizes]
-    assert numpy(layer.code_counts).sum() == sum(area.sum() for area in areas)
+    np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1), [area.sum() for area in areas])
+    for counts, quantizer in zip(numpy(layer.code_counts), layer.quantizers, strict=True):
+        np.testing.assert_array_equal(counts, numpy(quantizer.code_counts))
 
 
 def test_the_first_scales_alone_are_the_coarse_picture():
@@ -149,9 +151,9 @@ def test_the_gradient_is_copied_and_trains_the_convolution():
         lambda: keras_vqvae.BinarySphericalQuantizer(4),
         lambda: keras_vqvae.ResidualQuantizer(vector(), 2),
         lambda: keras_vqvae.ProjectedQuantizer(vector(), 2),
-        lambda: vector(distance="cosine"),
+        lambda: vector(distance="direction"),
     ],
-    ids=["fsq", "bsq", "residual", "projected", "cosine"],
+    ids=["fsq", "bsq", "residual", "projected", "direction"],
 )
 def test_any_quantizer_of_vectors_fits(inner):
     shared = not isinstance(inner(), keras_vqvae.ProjectedQuantizer)
@@ -161,7 +163,8 @@ def test_any_quantizer_of_vectors_fits(inner):
     assert tuple(indices.shape) == (2, 21, *layer.index_shape)
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
     assert len({id(quantizer) for quantizer in layer.quantizers}) == (1 if shared else 3)
-    assert numpy(layer.code_counts).sum() == 2 * 21 * books(layer)
+    assert numpy(layer.code_counts).shape == (3, *layer.index_shape, layer.num_embeddings)
+    np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1).reshape(3, -1).T, [[2, 8, 32]] * books(layer))
 
 
 def test_all_cells_of_a_sample_use_as_many_levels():
@@ -208,6 +211,28 @@ def test_a_model_trains_saves_and_decodes(tmp_path):
     before = weights(again.quantizer)
     again.quantizer(draw(2, 4, 4, 4), training=True)
     assert_same_weights(before, weights(again.quantizer))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_collapsed_scale_is_visible(shared):
+    """The mean of each sample is 0, so all samples have one code of the first scale in common."""
+    z = draw(64, 4, 4)
+    z -= z.mean(1, keepdims=True)
+    quantizer = keras_vqvae.MultiScaleQuantizer(vector(16, dead_code_threshold=0), (1, 4), shared=shared)
+    encoder = keras.Sequential([keras.Input((4, 4)), keras.layers.Identity()])
+    model = keras_vqvae.VQVAE(encoder, quantizer, keras.layers.Identity())
+    model.compile("sgd")
+    monitor = keras_vqvae.CodebookMonitor(per_codebook=True)
+    logs = model.evaluate(z, verbose=0, return_dict=True, callbacks=[monitor])
+    assert logs["min_perplexity"] == pytest.approx(1)
+    assert logs["min_codebook_usage"] == pytest.approx(1 / 16)
+    fine = oracle.perplexity(model.encode(z, verbose=0)[:, 1:], 16)
+    assert logs["perplexity"] == pytest.approx((1 + fine) / 2, rel=1e-4)
+    for name, value in logs.items():
+        if "loss" not in name:
+            assert monitor.validation[f"val_{name}"] == pytest.approx(value, rel=1e-4)
+    assert monitor.validation["val_perplexity_0"] == pytest.approx(1)
+    assert monitor.validation["val_perplexity_1"] == pytest.approx(fine, rel=1e-4)
 
 
 def test_low_precision_computes_in_float32():

@@ -63,6 +63,19 @@ def test_use_is_counted():
     assert figure.axes[0].get_title() == "Use of the codebook: 2 of 4 codes, perplexity 2"
 
 
+@pytest.mark.parametrize("cells", [2, (1, 3)])
+def test_use_is_counted_by_codebook(cells):
+    codes = (
+        np.array([[0, 1], [0, 2], [0, 3]]) if cells == 2 else np.array([[0, 1, 2, 3], [0, 3, -1, -1], [0, 2, 1, -1]])
+    )
+    figure = plotting.plot_code_use(codes, 4, cells)
+    first, second = figure.axes[0].patches
+    np.testing.assert_allclose(first.get_data().values, [1, 0, 0, 0])
+    assert second.get_data().values[3] == 0
+    assert np.count_nonzero(second.get_data().values) == 3
+    assert "2 codebooks: 2 of 4 codes in the mean, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
+
+
 def test_an_atlas_has_the_most_used_codes_first(images):
     figure = plotting.plot_code_atlas(2 * images, counts=[3, 9, 0, 5, 4], max_images=4)
     drawn = [np.squeeze(axis.images[0].get_array()) for axis in figure.axes if axis.images]

@@ -213,6 +213,10 @@ def test_a_model_trains_measures_and_decodes_several_codebooks(x):
     result = model.evaluate(x, verbose=0, return_dict=True)
     each = [oracle.perplexity(codes[:, level], 8) for level in range(3)]
     np.testing.assert_allclose(result["perplexity"], np.mean(each), rtol=1e-4)
+    np.testing.assert_allclose(result["min_perplexity"], min(each), rtol=1e-4)
+    used = [len(np.unique(codes[:, level])) / 8 for level in range(3)]
+    np.testing.assert_allclose(result["codebook_usage"], np.mean(used), rtol=1e-4)
+    np.testing.assert_allclose(result["min_codebook_usage"], min(used), rtol=1e-4)
     with pytest.raises(ValueError, match="Received: codes of shape"):
         model.decode(codes[:, :2], verbose=0)
 

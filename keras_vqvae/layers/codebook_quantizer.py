@@ -41,8 +41,9 @@ class CodebookQuantizer(Quantizer):
     Args:
         num_embeddings: Number of codes, `K`.
         embedding_dim: Size of a code, `D`, or `None`: the size of the input's last axis.
-        distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1, in the search, the losses and the
-            output.
+        distance: How a vector finds its code. `"euclidean"`: the nearest one. `"direction"`: the one with the most
+            similar direction, which is returned as it is. `"cosine"`: the same among vectors and codes that are scaled
+            to length 1, also in the losses and the output.
         estimator: How the gradient passes the assignment: a name, or a function of vectors and codes.
         embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
             `1 / sqrt(D)`; for the rotation uniform within `sqrt(3 / (16 K))`.
@@ -74,6 +75,10 @@ class CodebookQuantizer(Quantizer):
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
         self.distance = search.check_distance(distance)
+        # Codes of length 1 do not get smaller from stage to stage.
+        self.refines = distance != "cosine"
+        # A beam ranks sums of codes by their squared error.
+        self.listed = self.listed and distance != "direction"
         self.estimator = estimators.get(estimator)
         if embeddings_initializer is None:
             embeddings_initializer = default_initializer(self.estimator, seed)
@@ -128,7 +133,7 @@ class CodebookQuantizer(Quantizer):
 
     def set_codebook(self, values: Tensor) -> None:
         """Assigns the codebook, `[K, D]`, under its constraint."""
-        values = ops.convert_to_tensor(values)
+        values = ops.convert_to_tensor(values, dtype="float32")
         if self.codebook.constraint is not None:
             # A code that stays does so to the last bit.
             moved = ops.any(values != ops.convert_to_tensor(self.codebook), axis=-1, keepdims=True)
@@ -157,8 +162,15 @@ class CodebookQuantizer(Quantizer):
     def project(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors
 
+    def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the vectors and codes that `distance` compares, `[N, D]` and `[K, D]`."""
+        codes = ops.convert_to_tensor(self.codebook)
+        if self.distance == "direction":
+            return geometry.unit(vectors)[0], geometry.unit(codes)[0]
+        return vectors, codes
+
     def assign(self, vectors: Tensor) -> Tensor:
-        return search.nearest_code(vectors, self.codebook)
+        return search.nearest_code(*self.compared(vectors))
 
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)
@@ -175,7 +187,8 @@ class CodebookQuantizer(Quantizer):
         Args:
             vectors: Outputs of the encoder, `[..., D]`; 256 a code are plenty.
             seed: Integer. Defaults to `None`: the layer's own.
-            **keywords: `init`, `epochs`, `batch_size` and `verbose` of `keras_vqvae.kmeans`.
+            **keywords: `init`, `epochs`, `batch_size` and `verbose` of `keras_vqvae.kmeans`. `init="codebook"` starts
+                from the codes that the layer has.
 
         Returns:
             How many vectors chose each code, int64 `[K]`.
@@ -183,6 +196,9 @@ class CodebookQuantizer(Quantizer):
         if not self.built:
             self.build(tuple(vectors.shape))
         seed = self.seed if seed is None else seed
+        init = keywords.get("init")
+        if isinstance(init, str) and init == "codebook":
+            keywords["init"] = ops.convert_to_tensor(self.codebook)
         codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
         # One vector a code on average: the first batches weigh more.

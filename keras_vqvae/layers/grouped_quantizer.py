@@ -70,6 +70,7 @@ class GroupedQuantizer(Quantizer):
         self.dropout = wrappers.dropout_share(dropout)
         self.seed = arguments.seed(seed)
         self.bounded = self.quantizers[0].bounded
+        self.refines = self.quantizers[0].refines
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)

@@ -17,9 +17,10 @@ class GumbelQuantizer(CodebookQuantizer):
     """Draws a code in training, near ones more often, and takes the nearest in inference: Gumbel-softmax.
 
     A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`; the gradient is that of
-    `softmax((a + g) / temperature) E`. It adds `kl_weight` times the divergence of `softmax(a)` from uniform use. The
-    weight `temperature` can be annealed by the callback `TemperatureScheduler`. In training, memory grows with
-    `N x K`, and what is returned and counted as indices are the nearest codes.
+    `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to length 1. The
+    layer adds `kl_weight` times the divergence of `softmax(a)` from uniform use. The weight `temperature` can be
+    annealed by the callback `TemperatureScheduler`. In training, memory grows with `N x K`, and what is returned and
+    counted as indices are the nearest codes.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
@@ -73,8 +74,7 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        vectors = geometry.finite(vectors)
-        vectors, embeddings = geometry.distance_factors(vectors, ops.convert_to_tensor(self.codebook))
+        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.finite(vectors)))
         return 2 * ops.matmul(vectors, ops.transpose(embeddings))
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:

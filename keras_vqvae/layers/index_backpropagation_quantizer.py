@@ -63,6 +63,11 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
         self._refuse_estimator()
+        if self.distance == "direction":
+            raise ValueError(
+                "`distance` must be 'euclidean' or 'cosine': codes are chosen by their inner products. "
+                "Received: distance='direction'"
+            )
         self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
         self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
         self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)

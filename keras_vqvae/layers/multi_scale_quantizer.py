@@ -50,8 +50,8 @@ class MultiScaleQuantizer(Quantizer):
         decodes the coarse scales alone.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer of vectors or built already, `scales` do not increase, do not fit
-            the grid's number of axes or exceed it.
+        ValueError: If `quantizer` is not a quantizer of vectors or built already, if its `distance` is `"cosine"`, or
+            if `scales` do not increase, do not fit the grid's number of axes or exceed it.
 
     Example:
 
@@ -86,6 +86,8 @@ class MultiScaleQuantizer(Quantizer):
         for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
             each.set_depth(0)
+        if len(self.scales) > 1:
+            wrappers.check_refines(self.quantizers[0])
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = self.quantizers[0].index_shape
 
@@ -101,6 +103,14 @@ class MultiScaleQuantizer(Quantizer):
                 f"it. Received: scales={self.scales}, input_shape={tuple(input_shape)}"
             )
         self._grid, self._cells = grid, tuple(map(math.prod, self._sizes))
+        # A cell of scale `s` has the codebooks of `s`, one for each of its indices.
+        inner = math.prod(self.index_shape)
+        self.codebooks = tuple(
+            scale * inner + book
+            for scale, cells in enumerate(self._cells)
+            for _ in range(cells)
+            for book in range(inner)
+        )
         for quantizer in self.quantizers:
             if not quantizer.built:
                 quantizer.build((None, dim))
@@ -109,6 +119,10 @@ class MultiScaleQuantizer(Quantizer):
                 shape=(3,) * rank + (dim, dim), initializer="zeros", dtype="float32", autocast=False, name="kernel"
             )
         super().build(input_shape)
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]:
+        return (len(self.scales), *self.index_shape)
 
     def index_axes(self, axes: Sizes) -> Sizes:
         if tuple(axes[1:]) != self._grid:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, codebook, estimators
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
@@ -56,8 +56,12 @@ class Quantizer(LazyLosses, OwnWeights):
     """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
     listed: bool = False
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
+    refines: bool = True
+    """Whether its codes can have any length, so that it can quantize what other stages leave."""
     of_grids: bool = False
     """Whether it quantizes grids rather than vectors, and so never within another one."""
+    codebooks: tuple[int, ...] | None = None
+    """The codebook of each of a sample's indices, as its place in `codebook_shape`; `None` where each has its own."""
     depth: int | None = None
     """How many levels of a residual lie before this quantizer; `None` outside of a residual."""
     count_in_inference: bool = False
@@ -70,7 +74,7 @@ class Quantizer(LazyLosses, OwnWeights):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        shape = (*self.index_shape, self.num_embeddings)
+        shape = (*self.codebook_shape, self.num_embeddings)
         if math.prod(shape) <= MOST_COUNTED:
             self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
         self._dim = input_shape[-1]
@@ -168,6 +172,28 @@ class Quantizer(LazyLosses, OwnWeights):
     def bound(self, vectors: Tensor) -> Tensor:
         """What vectors become, once, before the first level of a residual."""
         return vectors
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]:
+        """The shape of the codebooks that `code_counts` tells apart: `()`, or an axis for each wrapper."""
+        return self.index_shape
+
+    def count_codes(self, indices: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Returns how often each code of each codebook was chosen, int32 `[*codebook_shape, num_embeddings]`.
+
+        Args:
+            indices: Integers `[..., *index_shape]`. Negative ones do not count.
+            kept: Booleans `[N]`, which vectors count. Defaults to `None`: all of them.
+        """
+        if kept is not None and not self.index_shape and self.codebooks is None:
+            return codebook.count_codes(indices, kept, self.num_embeddings)
+        # `[..., *index_shape]` -> `[N, Q]`
+        indices = ops.reshape(indices, (-1, math.prod(self.index_shape)))
+        counted = indices >= 0 if kept is None else ops.logical_and(ops.expand_dims(kept, -1), indices >= 0)
+        if self.codebooks is not None:
+            indices, counted = (ops.reshape(x, (-1, len(self.codebooks))) for x in (indices, counted))
+        counts = codebook.count_columns(indices, counted, self.num_embeddings, self.codebooks)
+        return ops.reshape(counts, (*self.codebook_shape, self.num_embeddings))
 
     def set_depth(self, depth: int) -> None:
         """Makes this quantizer one of what so many levels of a residual left."""

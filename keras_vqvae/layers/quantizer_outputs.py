@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from keras import ops
 
-from keras_vqvae import backend, codebook
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 
 Lazy: TypeAlias = Callable[[], Tensor]
@@ -59,7 +59,7 @@ def apply_updates(updates: list[Update], training: bool, within_call: bool = Tru
         vectors, indices, kept = map(_joined, parts)
         counts = None
         if quantizer.code_counts is not None:
-            counts = backend.sum_over_replicas(_count(quantizer, indices, kept))
+            counts = backend.sum_over_replicas(quantizer.count_codes(indices, kept))
             quantizer.code_counts.assign_add(counts)
         if updated:
             quantizer.update(vectors, indices, kept, counts)
@@ -77,14 +77,3 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     samples, rest = math.gcd(*rows), parts[0].shape[1:]
     parts = [ops.reshape(part, (samples, -1, *rest)) for part in parts]
     return ops.reshape(ops.concatenate(parts, axis=1), (-1, *rest))
-
-
-def _count(quantizer: Any, indices: Tensor, kept: Tensor) -> Tensor:
-    """How often each code was chosen, in the shape of `code_counts`."""
-    if not quantizer.index_shape:
-        return codebook.count_codes(indices, kept, quantizer.num_embeddings)
-    # `[N, *index_shape]` -> `[N, Q]` -> `[Q, K]`, one column a codebook
-    columns = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))
-    counted = ops.logical_and(ops.expand_dims(kept, -1), columns >= 0)
-    counts = codebook.count_columns(columns, counted, quantizer.num_embeddings)
-    return ops.reshape(counts, quantizer.code_counts.shape)

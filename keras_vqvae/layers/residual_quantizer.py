@@ -15,7 +15,11 @@ from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 from keras_vqvae.layers.stage_sum import StageSum
 
 ADAPTED_SUMS = 4
-"""How many of a beam's sums `adapt` goes on from: of 1, 2, 4 and 8 that with the least error on other vectors."""
+"""With a beam, `adapt` clusters what up to this many of a vector's best sums leave."""
+ADAPTED_ERROR = 2.0
+"""Of them, only sums whose squared error is at most this many times that of the best one."""
+ADAPTED_ROUNDS = 5
+"""How often `adapt` then moves the codes of every stage along the sums that the beam finds."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -51,8 +55,9 @@ class ResidualQuantizer(Quantizer):
         takes -1 for no code: with the last columns so, it decodes to fewer levels.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer or built already, `num_quantizers` is not positive, levels are to
-            share codes that get finer, or several sums are to go on where codes stand in no codebook.
+        ValueError: If `quantizer` is not a quantizer or built already, if its `distance` is `"cosine"`, if
+            `num_quantizers` is not positive, if levels are to share codes that get finer, or if `beam_width > 1` and
+            the codes stand in no codebook or are compared by direction.
 
     Example:
 
@@ -99,9 +104,13 @@ class ResidualQuantizer(Quantizer):
             )
         if self.beam_width > 1 and not first.listed:
             raise ValueError(
-                "`beam_width` must be 1 where codes stand in no codebook of which any may be taken. "
+                "`beam_width > 1` ranks sums of codes by their squared error. It needs a quantizer with an explicit "
+                "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
                 f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
             )
+        if self.num_quantizers > 1:
+            wrappers.check_refines(first)
+        self.refines = first.refines
         self._set_depths(0)
 
     def _set_depths(self, first: int) -> None:
@@ -171,33 +180,61 @@ class ResidualQuantizer(Quantizer):
         )
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the codebooks level by level, each by k-means of what the levels before it left; see `kmeans`.
+        """Fills the codebooks stage by stage, each by k-means of what the stages before it left; see `kmeans`.
 
-        With a beam that is what each of the best sums left, of four at most: so many times as many vectors.
+        With a beam, a stage clusters what up to four of the best sums of the stages before it leave. Afterwards the
+        stages are refined in turn: the codes of one move to the means of what the others leave, along the sums that the
+        beam finds.
         """
         if self.shared:
             raise ValueError("`adapt` needs a codebook for each level. Received: shared=True")
         vectors = ops.convert_to_numpy(vectors)
-        vectors = vectors.reshape(-1, vectors.shape[-1])
+        # A copy, which may be changed.
+        vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32")
         if not self.built:
             self.build(vectors.shape)
-        rest = vectors.astype("float32")
+        rest = vectors
         for depth, quantizer in enumerate(self.quantizers, start=1):
             quantizer.adapt(rest, **keywords)
-            if self.beam_width > 1:
-                rest = np.concatenate([self._rests(vectors[chunk], depth) for chunk in clustering.chunks(vectors)])
-                continue
-            # In place: large data is in memory twice, and no more.
-            for chunk in clustering.chunks(rest):
-                rest[chunk] -= ops.convert_to_numpy(wrappers.nearest(quantizer, backend.spread_rows(rest[chunk])))
+            if depth < self.num_quantizers:
+                rest = self._rests(vectors, rest, depth)
+        if self.beam_width > 1:
+            self._refine(vectors, {**keywords, "init": "codebook", "epochs": 1, "verbose": 0})
 
-    def _rests(self, vectors: np.ndarray, depth: int) -> np.ndarray:
-        """What each of the best sums of the first levels' codes leaves: `[n, D]` -> `[n S, D]`."""
-        vectors = backend.spread_rows(vectors.astype("float32"))
-        # `[n, B]` a level -> `[n, S, levels]`
-        indices = ops.stack(self._search(vectors, depth), axis=-1)[:, :ADAPTED_SUMS]
-        sums = self.lookup(ops.reshape(indices, (-1, depth)))
-        return ops.convert_to_numpy(ops.repeat(vectors, indices.shape[1], axis=0) - sums)
+    def _rests(self, vectors: np.ndarray, rest: np.ndarray, depth: int) -> np.ndarray:
+        """What the first stages leave, given what those before the last of them left: `[N, D]` -> `[M, D]`."""
+        if self.beam_width > 1:
+            return np.concatenate([self._near_rests(vectors[chunk], depth) for chunk in clustering.chunks(vectors)])
+        # In place: large data is in memory twice, and no more. Without a beam `vectors` are not needed again.
+        for chunk in clustering.chunks(rest):
+            nearest = wrappers.nearest(self.quantizers[depth - 1], backend.spread_rows(rest[chunk]))
+            rest[chunk] -= ops.convert_to_numpy(nearest)
+        return rest
+
+    def _near_rests(self, vectors: np.ndarray, depth: int) -> np.ndarray:
+        """What the best sums of the first stages' codes leave, and those that are nearly as good: `[n, D]` -> `[m, D]`.
+
+        The best sums alone show the next stage too little of what a beam will leave. All of a fixed number show it too
+        much: of clusters, the second best sum is a code of another cluster, which no vector will use.
+        """
+        # `[n, S, depth]`
+        indices = ops.stack(self._search(backend.spread_rows(vectors), depth), axis=-1)[:, :ADAPTED_SUMS]
+        sums = ops.convert_to_numpy(self.lookup(ops.reshape(indices, (-1, depth))))
+        rests = vectors[:, None] - sums.reshape(len(vectors), -1, vectors.shape[-1])
+        errors = np.einsum("nsd,nsd->ns", rests, rests)
+        return rests[errors <= ADAPTED_ERROR * errors[:, :1]]
+
+    def _refine(self, vectors: np.ndarray, keywords: dict[str, Any]) -> None:
+        """Moves the codes of each stage in turn, with those of the others as they are."""
+        parts = list(clustering.chunks(vectors))
+        for _ in range(ADAPTED_ROUNDS):
+            best = [self._search(backend.spread_rows(vectors[part]), self.num_quantizers) for part in parts]
+            # `[n, Q]` each
+            indices = [np.stack([ops.convert_to_numpy(sums[:, 0]) for sums in found], axis=1) for found in best]
+            for stage, quantizer in enumerate(self.quantizers):
+                others = [np.where(np.arange(self.num_quantizers) == stage, -1, each) for each in indices]
+                sums = [ops.convert_to_numpy(self.lookup(backend.spread_rows(each))) for each in others]
+                quantizer.adapt(vectors - np.concatenate(sums), **keywords)
 
     def get_config(self) -> dict[str, Any]:
         return {

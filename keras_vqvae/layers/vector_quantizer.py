@@ -28,8 +28,10 @@ class VectorQuantizer(CodebookQuantizer):
         codebook_weight: Weight of the codebook loss, at least 0. There is none under `ema_decay`. Defaults to `1.0`.
         ema_decay: Decay of the moving average, between 0 and 1 (`0.99` is usual), or `None` to leave the codebook to
             the optimizer. Defaults to `None`.
-        distance: `"euclidean"`, or `"cosine"`: vectors and codes have length 1, in the search, the losses and the
-            output. Defaults to `"euclidean"`.
+        distance: How a vector finds its code. `"euclidean"`: the nearest one. `"direction"`: the one with the most
+            similar direction, which is returned as it is; losses and output are those of vectors and codes as they are.
+            `"cosine"`: the same among vectors and codes that are scaled to length 1, also in the losses and the output.
+            Defaults to `"euclidean"`.
         estimator: How the gradient passes the assignment: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or
             a function of vectors and codes, and of a `seed` if it draws. Defaults to `"straight_through"`.
         dead_code_threshold: Under `ema_decay`, a code is dead when it is chosen less often than this share of uniform
@@ -39,8 +41,9 @@ class VectorQuantizer(CodebookQuantizer):
             `"rotation"`, which needs short ones, uniform within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
-        assignment_regularizer: A function of vectors `[N, D]`, codebook and which vectors are kept, `[N]`, that returns
-            a loss, such as `EntropyRegularizer`. Defaults to `None`.
+        assignment_regularizer: A function of vectors `[N, D]`, codebook `[K, D]` and which vectors are kept, `[N]`,
+            that returns a loss, such as `EntropyRegularizer`. With `distance="direction"` it gets vectors and codes
+            scaled to length 1. Defaults to `None`.
         seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
             Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer. `trainable=False` freezes the codebook and all
@@ -148,7 +151,7 @@ class VectorQuantizer(CodebookQuantizer):
         if self.codebook_weight and self.ema_decay is None:
             added.append(self.codebook_weight * losses.codebook_loss(vectors, codes, kept))
         if self.assignment_regularizer is not None:
-            added.append(self.assignment_regularizer(vectors, self.codebook, kept))
+            added.append(self.assignment_regularizer(*self.compared(vectors), kept))
         return added
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:

@@ -67,6 +67,16 @@ def copies(wrapper: Quantizer, number: int, shared: bool = False) -> list[Quanti
     return made * number if shared else made
 
 
+def check_refines(quantizer: Quantizer) -> None:
+    """Raises if a residual of quantizers like this one would not get smaller from stage to stage."""
+    if not quantizer.refines:
+        raise ValueError(
+            "Codes of `distance='cosine'` have length 1, so they cannot quantize what the codes before them leave. Use "
+            "`distance='direction'`, which also compares directions and returns the codes as they are, or 'euclidean'. "
+            "Received: distance='cosine'"
+        )
+
+
 def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
     """What float32 vectors `[N, D]` become in inference, whatever the quantizer's dtype: `[N, D]`."""
     rows = vectors.shape[0]

@@ -11,7 +11,7 @@ from keras import ops
 from keras_vqvae import backend
 from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
-from keras_vqvae.metrics import CodebookPerplexity, CodebookUsage
+from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models.autoencoder import CodeAutoencoder, inputs_like
 
 
@@ -30,7 +30,8 @@ class VQVAE(CodeAutoencoder):
 
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report `loss` and its
     parts, `reconstruction_loss` and `quantizer_loss`, and how the codebook is used over the epoch: `perplexity` and
-    `codebook_usage`.
+    `codebook_usage`. For a quantizer with several codebooks, one for each stage, group or scale, these are means, and
+    `min_perplexity` and `min_codebook_usage` are those of the worst codebook.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
@@ -73,10 +74,8 @@ class VQVAE(CodeAutoencoder):
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         # The codes of a vast implicit codebook are not counted.
-        num_codebooks = math.prod(quantizer.index_shape)
-        counted = quantizer.num_embeddings * num_codebooks <= MOST_COUNTED
-        self._perplexity = CodebookPerplexity(quantizer.num_embeddings, num_codebooks) if counted else None
-        self._usage = CodebookUsage(quantizer.num_embeddings, num_codebooks) if counted else None
+        shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
+        self._codebooks = CodebookSummary(shape) if math.prod(shape) <= MOST_COUNTED else None
         self._stepping = False
         if getattr(encoder, "inputs", None):
             self(inputs_like(encoder))
@@ -136,9 +135,8 @@ class VQVAE(CodeAutoencoder):
         reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
         self._reconstruction_loss.update_state(reconstruction_loss, sample_weight=size)
         self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=size)
-        for metric in (self._perplexity, self._usage):
-            if metric is not None:
-                metric.update_state(y_pred.indices)
+        if self._codebooks is not None:
+            self._codebooks.update_state(self.quantizer.count_codes(y_pred.indices))
         # Other replicas take their turn here, which must find no loss of this one.
         for update in y_pred.updates:
             update()
