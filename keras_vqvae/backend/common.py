@@ -1,5 +1,6 @@
 """What holds on every backend that does not say otherwise."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -49,14 +50,24 @@ def compile_draws(model: keras.Model) -> None:
     """Compiles what a model predicts as a whole, where Keras would not and it is quicker."""
 
 
-def on_accelerator() -> bool:
-    """Whether there is a device beside the processor. Not asked at import: JAX must not look for devices so early."""
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which float32 products on the device of `like` are computed in float32."""
+    return contextlib.nullcontext()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices in float32, forward and backward. Of more axes only `b` has a gradient."""
+    return ops.matmul(a, b)
+
+
+def on_accelerator(x: Tensor) -> bool:
+    """Whether `x` lies on another device than the processor."""
     return False
 
 
-def block_scores() -> int:
-    """How many scores are held at a time, on a device."""
-    return ACCELERATOR_SCORES if backend.on_accelerator() else backend.BLOCK_SCORES
+def block_scores(like: Tensor) -> int:
+    """How many scores are held at a time on the device of `like`."""
+    return ACCELERATOR_SCORES if backend.on_accelerator(like) else backend.BLOCK_SCORES
 
 
 def block_codes(num_embeddings: int) -> int:
@@ -66,7 +77,7 @@ def block_codes(num_embeddings: int) -> int:
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The best of the scores `vectors codes^T + bias` and its first place: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
-    scores = ops.matmul(vectors, ops.transpose(codes)) + bias
+    scores = backend.matmul(vectors, ops.transpose(codes)) + bias
     best = ops.max(scores, axis=-1, keepdims=True)
     places = ops.arange(codes.shape[0], dtype="int32")
     # The comparison is this way round so that a NaN finds code 0 rather than none.

@@ -12,8 +12,12 @@ from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
 
-def on_accelerator() -> bool:
-    return jax.default_backend() != "cpu"
+def on_accelerator(x: Tensor) -> bool:
+    if isinstance(x, jax.Array) and not is_traced(x):
+        return any(device.platform != "cpu" for device in x.devices())
+    # A program runs on the device that `keras.device` names, or else on JAX's first.
+    device = jax.config.jax_default_device
+    return (jax.default_backend() if device is None else getattr(device, "platform", device)) != "cpu"
 
 
 def is_traced(x: Tensor) -> bool:

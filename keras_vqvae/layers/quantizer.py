@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators
+from keras_vqvae import arguments, backend, estimators
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
@@ -104,10 +104,11 @@ class Quantizer(LazyLosses, OwnWeights):
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = kept_vectors(vectors, shape[:-1], mask)
-        outputs = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        self.add_losses(vectors, outputs.losses, bool(training))
-        self.apply_updates(outputs.updates, bool(training))
-        quantized = ops.reshape(ops.cast(outputs.quantized(), self.compute_dtype), shape)
+        with backend.full_precision(vectors):
+            outputs = self.quantize_vectors(vectors, kept, bool(training), shape[0])
+            self.add_losses(vectors, outputs.losses, bool(training))
+            self.apply_updates(outputs.updates, bool(training))
+            quantized = ops.reshape(ops.cast(outputs.quantized(), self.compute_dtype), shape)
         indices = ops.reshape(outputs.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
@@ -189,7 +190,8 @@ class Quantizer(LazyLosses, OwnWeights):
     def _decode(self, indices: Tensor) -> Tensor:
         indices = self.check_indices("indices", indices)
         axes = self.vector_axes(ops.shape(indices)[: len(indices.shape) - len(self.index_shape)])
-        codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
+        with backend.full_precision(indices):
+            codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
         return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import keras
 from keras import ops
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
@@ -70,7 +70,8 @@ def copies(wrapper: Quantizer, number: int, shared: bool = False) -> list[Quanti
 def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
     """What float32 vectors `[N, D]` become in inference, whatever the quantizer's dtype: `[N, D]`."""
     rows = vectors.shape[0]
-    return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
+    with backend.full_precision(vectors):
+        return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
 
 
 def dropout_share(dropout: bool | float) -> float:
