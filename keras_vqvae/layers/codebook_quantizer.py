@@ -80,6 +80,12 @@ class CodebookQuantizer(Quantizer):
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
+        if embeddings_regularizer is not None and not arguments.takes(self.embeddings_regularizer, 1):
+            raise ValueError(
+                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook and "
+                "which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
+                f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
+            )
         if distance == "cosine" and embeddings_constraint is not None:
             raise ValueError(
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
