@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, codebook
+from keras_vqvae import arguments, backend, codebook
 from keras_vqvae.arguments import Tensor
 
 DType: TypeAlias = str | keras.DTypePolicy | None
@@ -35,13 +35,13 @@ class _CodeCounts(keras.metrics.Metric):
         self.num_codebooks = arguments.positive_int("num_codebooks", num_codebooks)
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(
-            shape=(self.num_codebooks, self.num_embeddings), initializer="zeros", dtype="int32", name="counts"
+            shape=(self.num_codebooks, self.num_embeddings), initializer="zeros", dtype=backend.COUNTER, name="counts"
         )
 
     def update_state(self, indices: Tensor) -> None:
         # `[..., Q]` -> `[N, Q]` -> `[Q, K]`
         indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, self.num_codebooks))
-        self.counts.assign_add(codebook.count_columns(indices, indices >= 0, self.num_embeddings))
+        backend.add_counts(self.counts, codebook.count_columns(indices, indices >= 0, self.num_embeddings))
 
     def get_config(self) -> dict[str, Any]:
         return {

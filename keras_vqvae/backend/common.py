@@ -24,6 +24,12 @@ ACCELERATOR_SCORES = 1 << 26
 BLOCK_CODES = 4096
 """How many codes they go over. The fastest of 1024 to 8192: XLA's products want more at once than oneDNN's."""
 
+MOST_BLOCKS = 64
+"""Blocks of codes in one program, which contains each of them. XLA compiles 256 ten times as long as 64."""
+
+COUNTER = "int64"
+"""Dtype of counts that go on for a whole training: int32 ends after 2^31 vectors."""
+
 
 def is_traced(x: Tensor) -> bool:
     """Whether `x` has no value yet, because a program is being made of what happens to it."""
@@ -72,7 +78,7 @@ def block_scores(like: Tensor) -> int:
 
 def block_codes(num_embeddings: int) -> int:
     """How many of so many codes are searched at a time."""
-    return backend.BLOCK_CODES
+    return max(backend.BLOCK_CODES, -(-num_embeddings // MOST_BLOCKS))
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +179,11 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
 def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     """The sums of the rows of `data` that share an index: `[N, ...]`, `[N]` -> `[num_segments, ...]`."""
     return ops.segment_sum(data, indices, num_segments=num_segments)
+
+
+def add_counts(counter: keras.Variable, counts: Tensor) -> None:
+    """Adds int32 `counts` to a counter of dtype `COUNTER`."""
+    counter.assign_add(counts)
 
 
 def replicas_in_turns() -> int:

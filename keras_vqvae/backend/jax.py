@@ -12,6 +12,11 @@ from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
 
+# JAX has no int64 unless it is started otherwise.
+COUNTER = "int32"
+_LARGEST = 2**31 - 1
+
+
 def on_accelerator(x: Tensor) -> bool:
     if isinstance(x, jax.Array) and not is_traced(x):
         return any(device.platform != "cpu" for device in x.devices())
@@ -57,6 +62,11 @@ def spread_rows(x: Tensor) -> Tensor:
     if parts_of_rows(x.shape[0]) == 1:
         return common.spread_rows(x)
     return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
+
+
+def add_counts(counter: keras.Variable, counts: Tensor) -> None:
+    # A count that is full stays so, as it would go on from below 0.
+    counter.assign(jax.numpy.minimum(counter.value, _LARGEST - counts) + counts)
 
 
 def _on_each_device(

@@ -10,6 +10,7 @@ from keras import ops
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
+from keras_vqvae import backend
 from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
@@ -86,6 +87,11 @@ def refuse_updates_in_call() -> None:
 def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
     # Keras goes through a tuple several times before PyTorch does: as long as a quantizer takes for 4,000 vectors.
     return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def block_codes(num_embeddings: int) -> int:
+    # Nothing is compiled.
+    return backend.BLOCK_CODES
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

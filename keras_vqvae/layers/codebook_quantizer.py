@@ -52,6 +52,7 @@ class CodebookQuantizer(Quantizer):
     """
 
     listed = True
+    has_codebook = True
     codebook_trainable = True
     revivable = True
     """Whether a vector's place is a good one for a code, as `ReviveDeadCodes` presumes."""
@@ -82,8 +83,8 @@ class CodebookQuantizer(Quantizer):
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
         if embeddings_regularizer is not None and not arguments.takes(self.embeddings_regularizer, 1):
             raise ValueError(
-                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook and "
-                "which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
+                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
+                "and which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
                 f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
         if distance == "cosine" and embeddings_constraint is not None:

@@ -15,7 +15,7 @@ from keras_vqvae.layers.own_weights import OwnWeights
 from keras_vqvae.layers.quantizer_outputs import Lazy, QuantizerOutputs, once
 
 MOST_COUNTED = 1 << 24
-"""Beyond so many codes a quantizer keeps no `code_counts`."""
+"""A quantizer of more codes than this keeps no `code_counts`, unless its codes are weights."""
 
 
 class Quantizer(LazyLosses, OwnWeights):
@@ -56,6 +56,8 @@ class Quantizer(LazyLosses, OwnWeights):
     """Whether codes lie at fixed places within bounds, and so must get finer from level to level of a residual."""
     listed: bool = False
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
+    has_codebook: bool = False
+    """Whether its codes are weights. They take more memory than `code_counts` do, so there are always some."""
     of_grids: bool = False
     """Whether it quantizes grids rather than vectors, and so never within another one."""
     depth: int | None = None
@@ -71,8 +73,8 @@ class Quantizer(LazyLosses, OwnWeights):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         shape = (*self.index_shape, self.num_embeddings)
-        if math.prod(shape) <= MOST_COUNTED:
-            self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
+        if self.has_codebook or math.prod(shape) <= MOST_COUNTED:
+            self.code_counts = self.add_weight(shape, "zeros", backend.COUNTER, trainable=False, name="code_counts")
         self._dim = input_shape[-1]
 
     def _check_input_shape(self, input_shape: tuple[int | None, ...], name: str = "", dim: int | None = None) -> int:
@@ -211,9 +213,12 @@ class Quantizer(LazyLosses, OwnWeights):
         return tuple(shape[:leading])
 
     def reset_code_counts(self) -> None:
-        """Sets `code_counts` to zero, if there are any: not before the layer is built, nor of more than 2^24 codes."""
+        """Sets `code_counts` to zero.
+
+        There are none before the layer is built, nor of more than 2^24 codes that are not weights.
+        """
         if self.code_counts is not None:
-            self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))
+            self.code_counts.assign(ops.zeros(self.code_counts.shape, self.code_counts.dtype))
 
     @property
     def output(self) -> Any:
