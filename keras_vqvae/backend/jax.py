@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec
 from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
-
 # JAX has no int64 unless it is started otherwise.
 COUNTER = "int32"
 _LARGEST = 2**31 - 1

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators, losses, resizing
+from keras_vqvae import arguments, backend, estimators, losses, resizing, serialization
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
@@ -197,7 +197,7 @@ class MultiScaleQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "quantizer": serialization.saved(self.template.quantizer),
             "scales": self.scales,
             "shared": self.shared,
             "convolution": self.convolution,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, geometry
+from keras_vqvae import arguments, backend, geometry, serialization
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
@@ -97,6 +97,6 @@ class ProjectedQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "quantizer": serialization.saved(self.template.quantizer),
             "dim": self.dim,
         }

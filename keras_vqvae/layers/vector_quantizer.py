@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators, losses
+from keras_vqvae import arguments, backend, codebook, estimators, losses, serialization
 from keras_vqvae.arguments import FromKeras, Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 from keras_vqvae.layers.quantizer_outputs import Lazy
@@ -180,5 +180,5 @@ class VectorQuantizer(CodebookQuantizer):
             "codebook_weight": self.codebook_weight,
             "ema_decay": self.ema_decay,
             "dead_code_threshold": self.dead_code_threshold,
-            "assignment_regularizer": keras.saving.serialize_keras_object(self.assignment_regularizer),
+            "assignment_regularizer": serialization.saved(self.assignment_regularizer),
         }
