@@ -39,8 +39,8 @@ def compiled(function: Callable, *arrays: np.ndarray) -> Callable[[], None]:
 
     def run() -> None:
         function(*tensors)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
     return torch.no_grad()(run)
 

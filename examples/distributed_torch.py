@@ -31,7 +31,8 @@ parser.add_argument("--ema-decay", type=float, default=0.99, help="0: the optimi
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
 
-cuda = torch.cuda.is_available()
+# Keras's device, and not any that the machine has.
+cuda = torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").startswith("cuda")
 if cuda:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 distributed.init_process_group("nccl" if cuda else "gloo")

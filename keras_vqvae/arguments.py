@@ -1,5 +1,6 @@
 """Checks of arguments, one message for all: the argument's name and the value received."""
 
+import inspect
 import itertools
 import numbers
 from collections.abc import Callable, Iterable
@@ -104,6 +105,20 @@ def open_fraction(name: str, value: object) -> float:
     if not _is_real(value) or not 0 < value < 1:
         raise ValueError(f"`{name}` must lie strictly between 0 and 1. Received: {name}={value!r}")
     return float(value)
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with `count` arguments, as far as its signature says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Some functions that are not Python's have none.
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, geometry
+from keras_vqvae import arguments, geometry, serialization
 from keras_vqvae.arguments import Seed, Tensor
 
 Estimator: TypeAlias = Callable[..., Tensor]
@@ -180,9 +180,9 @@ def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
     return _BY_NAME[identifier]
 
 
-def serialize(estimator: Estimator) -> str | dict[str, Any]:
+def serialize(estimator: Estimator) -> str | dict[str, Any] | Estimator:
     """Returns the name of an estimator of this module, or what Keras saves of another function."""
     for name, function in _BY_NAME.items():
         if function is estimator:
             return name
-    return keras.saving.serialize_keras_object(estimator)
+    return serialization.saved(estimator)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, codebook
+from keras_vqvae import arguments, backend, codebook
 from keras_vqvae.arguments import Tensor
 
 DType: TypeAlias = str | keras.DTypePolicy | None
@@ -53,10 +53,10 @@ class CodebookSummary(keras.metrics.Metric):
     def __init__(self, shape: tuple[int, ...], name: str = "codebooks", dtype: DType = None):
         super().__init__(name=name, dtype=dtype)
         # Integers: a float32 count stands still at 2^24.
-        self.counts = self.add_variable(shape=shape, initializer="zeros", dtype="int32", name="counts")
+        self.counts = self.add_variable(shape=shape, initializer="zeros", dtype=backend.COUNTER, name="counts")
 
     def update_state(self, counts: Tensor) -> None:
-        self.counts.assign_add(counts)
+        backend.add_counts(self.counts, counts)
 
     def result(self) -> dict[str, Tensor]:
         return summary(self.counts)
@@ -82,13 +82,17 @@ class _CodeCounts(keras.metrics.Metric):
         self.reduction = reduction
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(
-            shape=(max(self._codebooks) + 1, self.num_embeddings), initializer="zeros", dtype="int32", name="counts"
+            shape=(max(self._codebooks) + 1, self.num_embeddings),
+            initializer="zeros",
+            dtype=backend.COUNTER,
+            name="counts",
         )
 
     def update_state(self, indices: Tensor) -> None:
         # `[..., Q]` -> `[N, Q]` -> `[C, K]`
         indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, len(self._codebooks)))
-        self.counts.assign_add(codebook.count_columns(indices, indices >= 0, self.num_embeddings, self._codebooks))
+        counts = codebook.count_columns(indices, indices >= 0, self.num_embeddings, self._codebooks)
+        backend.add_counts(self.counts, counts)
 
     def _reduced(self, values: Tensor) -> Tensor:
         return ops.min(values) if self.reduction == "min" else ops.mean(values)

@@ -81,7 +81,7 @@ def entropy_loss(
         kept / ops.maximum(ops.sum(kept), 1.0),
         inverse_temperature,
         diversity_weight,
-        backend.block_scores(),
+        backend.block_scores(vectors),
     )
     # The value of the loss with the gradient of this, which is linear in vectors and codes: the backward pass needs
     # nothing of the blocks.
@@ -104,7 +104,7 @@ def _entropies(
 
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
         # `[n, D]` -> `[n, K]` twice
-        log_p = ops.log_softmax(ops.matmul(z, factors), axis=-1)
+        log_p = ops.log_softmax(backend.matmul(z, factors), axis=-1)
         # Processors are slow where numbers underflow, here three times as slow. And XLA, which makes one operation of a
         # product of one axis and the difference to its maximum, finds infinity for vectors of 1e9.
         log_p = ops.clip(log_p, -60.0, 0.0)
@@ -114,7 +114,7 @@ def _entropies(
         share = ops.take(shares, i, axis=1)
         p, log_p = assignments(ops.take(vectors, i, axis=1))
         sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
-        return sums[0] - sure, sums[1] + ops.matmul(ops.transpose(share), p)[0]
+        return sums[0] - sure, sums[1] + backend.matmul(ops.transpose(share), p)[0]
 
     sure, mean = ops.fori_loop(
         0, blocks, first_pass, (ops.zeros((), "float32"), ops.zeros((num_embeddings,), "float32"))
@@ -132,12 +132,12 @@ def _entropies(
 
     def second_pass(i: Tensor, by_codebook: Tensor) -> Tensor:
         z = ops.take(vectors, i, axis=1)
-        return by_codebook + ops.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=1) * z)
+        return by_codebook + backend.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=1) * z)
 
     by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim), "float32"))
 
     def block_by_vectors(i: Tensor) -> Tensor:
-        return ops.take(shares, i, axis=1) * ops.matmul(by_logits(ops.take(vectors, i, axis=1)), codebook)
+        return ops.take(shares, i, axis=1) * backend.matmul(by_logits(ops.take(vectors, i, axis=1)), codebook)
 
     by_vectors = backend.join_rows(ops.map(block_by_vectors, ops.arange(blocks)), rows)
     return value, sharpness * by_vectors, sharpness * by_codebook

@@ -7,6 +7,7 @@ import math
 
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 
 
@@ -36,7 +37,7 @@ def resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         if size != old:
             weights = _means(old, size) if size < old else _lines(old, size)
             # `[N, ..., old, ..., D]` -> `[n, old, m]` -> `[n, size, m]`
-            x = ops.matmul(weights, ops.reshape(x, (-1, old, math.prod(shape[axis + 1 :]))))
+            x = backend.matmul(weights, ops.reshape(x, (-1, old, math.prod(shape[axis + 1 :]))))
             shape[axis] = size
             x = ops.reshape(x, (-1, *shape))
     return x

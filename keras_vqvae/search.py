@@ -51,7 +51,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
     # `[..., D]` -> `[N, D]` -> `[...]`
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
     block_codes = backend.block_codes(codebook.shape[0])
-    return ops.reshape(_search(vectors, codebook, backend.block_scores(), block_codes), leading)
+    return ops.reshape(_search(vectors, codebook, backend.block_scores(vectors), block_codes), leading)
 
 
 def check_distance(distance: str) -> str:
@@ -114,7 +114,7 @@ def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> Se
     - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, there for codes in any order
     """
     vectors, codebooks = ops.stop_gradient(vectors), [ops.stop_gradient(codes) for codes in codebooks]
-    return _beam_search(vectors, codebooks, beam_width, backend.block_scores())
+    return _beam_search(vectors, codebooks, beam_width, backend.block_scores(vectors))
 
 
 @functools.partial(backend.jit, static_argnums=(2, 3))
@@ -144,7 +144,7 @@ def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> lis
             ops.concatenate([rest, of_rest, ops.ones_like(of_rest)], axis=-1),
             ops.concatenate([codes, ops.ones_like(of_codes), of_codes], axis=-1),
         )
-        scores = ops.matmul(factors[0], ops.transpose(factors[1]))
+        scores = backend.matmul(factors[0], ops.transpose(factors[1]))
         # `[n, B, K]` -> `[n, B K]` -> `[n, B]`
         scores = ops.reshape(scores, (-1, scores.shape[1] * size))
         places = backend.best_places(scores, min(beam_width, scores.shape[1]))

@@ -84,6 +84,29 @@ def test_it_spreads_vectors_over_the_codes(rng):
     assert used(1.0) > 4
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rng, ema_decay):
+    """Also where the layer overwrites its codebook before the gradient is taken."""
+    layer = keras_vqvae.VectorQuantizer(
+        8,
+        commitment_weight=0,
+        codebook_weight=0,
+        ema_decay=ema_decay,
+        assignment_regularizer=lambda vectors, codebook, kept: ops.mean(ops.matmul(vectors, ops.transpose(codebook))),
+        seed=1,
+    )
+    dense = keras.layers.Dense(3, use_bias=False)
+    model = keras.Sequential([keras.Input((4,)), dense, layer])
+    compiled(model, keras.optimizers.SGD(1.0), lambda y, y_pred: 0.0 * ops.mean(y_pred), traced=False)
+    x = rng.normal(size=(12, 4)).astype("float32")
+    kernel, codebook = (ops.convert_to_numpy(variable).copy() for variable in (dense.kernel, layer.codebook))
+    model.train_on_batch(x, x[:, :3])
+    # The mean of all `z_n e_k` has, by each `z_n`, the gradient `mean(e_k) / N`.
+    expected = kernel - x.T @ np.tile(codebook.mean(0) / len(x), (len(x), 1))
+    np.testing.assert_allclose(ops.convert_to_numpy(dense.kernel), expected, atol=1e-6)
+    assert (ops.convert_to_numpy(layer.codebook) != codebook).any()
+
+
 def test_the_config_comes_back_within_the_layers():
     layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.EntropyRegularizer(0.3, 0.2, 0.1))
     # Numbers and names alone.

@@ -204,7 +204,7 @@ def test_trap_a_layer_called_twice_adds_its_losses_twice(x):
         "estimator": ["rotate", 3, None],
         "dead_code_threshold": [-1, float("nan"), None],
         "distance": ["l1", None],
-        "assignment_regularizer": ["l2", 3],
+        "assignment_regularizer": ["l2", 3, keras.regularizers.L2(), lambda codebook: 0.0],
     }.items(),
 )
 def test_wrong_arguments_are_named(name, values):

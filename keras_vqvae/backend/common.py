@@ -1,5 +1,6 @@
 """What holds on every backend that does not say otherwise."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,6 +23,12 @@ BLOCK_SCORES = 1 << 20
 ACCELERATOR_SCORES = 1 << 26
 BLOCK_CODES = 4096
 """How many codes they go over. The fastest of 1024 to 8192: XLA's products want more at once than oneDNN's."""
+
+MOST_BLOCKS = 64
+"""Blocks of codes in one program, which contains each of them. XLA compiles 256 ten times as long as 64."""
+
+COUNTER = "int64"
+"""Dtype of counts that go on for a whole training: int32 ends after 2^31 vectors."""
 
 
 def is_traced(x: Tensor) -> bool:
@@ -49,24 +56,34 @@ def compile_draws(model: keras.Model) -> None:
     """Compiles what a model predicts as a whole, where Keras would not and it is quicker."""
 
 
-def on_accelerator() -> bool:
-    """Whether there is a device beside the processor. Not asked at import: JAX must not look for devices so early."""
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which float32 products on the device of `like` are computed in float32."""
+    return contextlib.nullcontext()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices in float32, forward and backward. Of more axes only `b` has a gradient."""
+    return ops.matmul(a, b)
+
+
+def on_accelerator(x: Tensor) -> bool:
+    """Whether `x` lies on another device than the processor."""
     return False
 
 
-def block_scores() -> int:
-    """How many scores are held at a time, on a device."""
-    return ACCELERATOR_SCORES if backend.on_accelerator() else backend.BLOCK_SCORES
+def block_scores(like: Tensor) -> int:
+    """How many scores are held at a time on the device of `like`."""
+    return ACCELERATOR_SCORES if backend.on_accelerator(like) else backend.BLOCK_SCORES
 
 
 def block_codes(num_embeddings: int) -> int:
     """How many of so many codes are searched at a time."""
-    return backend.BLOCK_CODES
+    return max(backend.BLOCK_CODES, -(-num_embeddings // MOST_BLOCKS))
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The best of the scores `vectors codes^T + bias` and its first place: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
-    scores = ops.matmul(vectors, ops.transpose(codes)) + bias
+    scores = backend.matmul(vectors, ops.transpose(codes)) + bias
     best = ops.max(scores, axis=-1, keepdims=True)
     places = ops.arange(codes.shape[0], dtype="int32")
     # The comparison is this way round so that a NaN finds code 0 rather than none.
@@ -162,6 +179,11 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
 def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     """The sums of the rows of `data` that share an index: `[N, ...]`, `[N]` -> `[num_segments, ...]`."""
     return ops.segment_sum(data, indices, num_segments=num_segments)
+
+
+def add_counts(counter: keras.Variable, counts: Tensor) -> None:
+    """Adds int32 `counts` to a counter of dtype `COUNTER`."""
+    counter.assign_add(counts)
 
 
 def replicas_in_turns() -> int:

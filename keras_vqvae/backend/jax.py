@@ -11,9 +11,17 @@ from jax.sharding import PartitionSpec
 from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
+# JAX has no int64 unless it is started otherwise.
+COUNTER = "int32"
+_LARGEST = 2**31 - 1
 
-def on_accelerator() -> bool:
-    return jax.default_backend() != "cpu"
+
+def on_accelerator(x: Tensor) -> bool:
+    if isinstance(x, jax.Array) and not is_traced(x):
+        return any(device.platform != "cpu" for device in x.devices())
+    # A program runs on the device that `keras.device` names, or else on JAX's first.
+    device = jax.config.jax_default_device
+    return (jax.default_backend() if device is None else getattr(device, "platform", device)) != "cpu"
 
 
 def is_traced(x: Tensor) -> bool:
@@ -53,6 +61,11 @@ def spread_rows(x: Tensor) -> Tensor:
     if parts_of_rows(x.shape[0]) == 1:
         return common.spread_rows(x)
     return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
+
+
+def add_counts(counter: keras.Variable, counts: Tensor) -> None:
+    # A count that is full stays so, as it would go on from below 0.
+    counter.assign(jax.numpy.minimum(counter.value, _LARGEST - counts) + counts)
 
 
 def _on_each_device(

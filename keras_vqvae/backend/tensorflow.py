@@ -10,8 +10,11 @@ from keras import ops
 from keras_vqvae.backend.common import *
 
 
-def on_accelerator() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
+def on_accelerator(x: Tensor) -> bool:
+    # In a graph a tensor has a device only where `keras.device` named one.
+    if device := getattr(x, "device", ""):
+        return "CPU" not in device.upper()
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def compile_draws(model: keras.Model) -> None:

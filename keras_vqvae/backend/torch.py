@@ -1,19 +1,71 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import torch
+from keras import ops
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
+from keras_vqvae import backend
+from keras_vqvae.backend import common
 from keras_vqvae.backend.common import *
 
 BLOCK_CODES = 1024
 
 
-def on_accelerator() -> bool:
-    return torch.cuda.is_available()
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    kind = like.device.type
+    # Only where there is something to switch off, so that programs made outside of `torch.autocast` hold nothing of it.
+    # The device "meta" of symbolic calls has no mixed precision to ask for.
+    mixed = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext()
+
+
+class _Product(torch.autograd.Function):
+    """A product whose gradients are computed in full precision, too, if the backward pass runs in `torch.autocast`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        by_a, by_b = ctx.needs_input_grad
+        with full_precision(gradient):
+            return gradient @ b.mT if by_a else None, a.mT @ gradient if by_b else None
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
+    with full_precision(a):
+        # PyTorch makes the backward pass of a program that it compiles itself, and an exported one has none.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return a @ b
+        return _Product.apply(a, b)
+
+
+def on_accelerator(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
+def _on_mps(x: Tensor) -> bool:
+    """Whether `x` lies on Apple's device, where some operations have been wrong without a word.
+
+    Sums of integers so far (pytorch/pytorch#90635), places of maxima (#92311, #130295), and `index_add_` of transposed
+    tensors (#176159).
+    """
+    return x.device.type == "mps"
 
 
 def is_traced(x: Tensor) -> bool:
@@ -37,7 +89,19 @@ def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
+def block_codes(num_embeddings: int) -> int:
+    # Nothing is compiled.
+    return backend.BLOCK_CODES
+
+
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    if _on_mps(vectors):
+        return common.best_code(vectors, codes, bias)
+    with full_precision(vectors):
+        return _best_code(vectors, codes, bias)
+
+
+def _best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     # What is exported runs elsewhere, and litert-torch does not convert what follows.
     if vectors.device.type != "cpu" or torch.compiler.is_exporting():
         best, places = torch.addmm(bias, vectors, codes.T).max(-1)
@@ -68,6 +132,14 @@ def by_blocks(
     return [torch.cat(found) for found in zip(*map(function, vectors.split(block_rows)), strict=True)]
 
 
+def rows_of_ranks(kept: Tensor, ranks: Tensor) -> Tensor:
+    if not _on_mps(kept):
+        return common.rows_of_ranks(kept, ranks)
+    # Floats count rows up to 2^24.
+    counts = torch.cat([kept, kept.new_zeros(1)]).float().cumsum(0)
+    return searchsorted(counts, ranks.float() + 1)
+
+
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     # Keras looks for negative indices first, which takes time, and which litert-torch does not convert.
     return torch.nn.functional.embedding(indices, x)
@@ -76,7 +148,7 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
 def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     # Keras spreads the indices over the elements: thirty times the time, and twice the memory of `data`.
     sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
-    return sums.index_add_(0, indices.long(), data)
+    return sums.index_add_(0, indices.long(), data.contiguous())
 
 
 def _alone() -> bool:

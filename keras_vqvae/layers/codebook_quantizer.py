@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search
+from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search, serialization
 from keras_vqvae.arguments import FromKeras, Seed, Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
@@ -53,6 +53,7 @@ class CodebookQuantizer(Quantizer):
     """
 
     listed = True
+    has_codebook = True
     codebook_trainable = True
     revivable = True
     """Whether a vector's place is a good one for a code, as `ReviveDeadCodes` presumes."""
@@ -85,6 +86,12 @@ class CodebookQuantizer(Quantizer):
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
+        if embeddings_regularizer is not None and not arguments.takes(self.embeddings_regularizer, 1):
+            raise ValueError(
+                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
+                "and which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
+                f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
+            )
         if distance == "cosine" and embeddings_constraint is not None:
             raise ValueError(
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
@@ -253,7 +260,9 @@ class CodebookQuantizer(Quantizer):
         return self._with_codes(used, len(used))
 
     def _with_codes(self, rows: np.ndarray, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
-        layer = type(self).from_config({**self.get_config(), "num_embeddings": num_embeddings})
+        config = serialization.live_config(self)
+        config["embeddings_initializer"] = serialization.fresh_initializer(self.embeddings_initializer, 0)
+        layer = type(self).from_config({**config, "num_embeddings": num_embeddings})
         layer.build((None, self.embedding_dim))
         for old, new in zip(self.weights, layer.weights, strict=True):
             values, drawn = ops.convert_to_numpy(old), ops.convert_to_numpy(new)
@@ -270,8 +279,8 @@ class CodebookQuantizer(Quantizer):
             "embedding_dim": self.embedding_dim,
             "distance": self.distance,
             "estimator": estimators.serialize(self.estimator),
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
-            "embeddings_constraint": keras.constraints.serialize(self.embeddings_constraint),
+            "embeddings_initializer": serialization.saved(self.embeddings_initializer),
+            "embeddings_regularizer": serialization.saved(self.embeddings_regularizer),
+            "embeddings_constraint": serialization.saved(self.embeddings_constraint),
             "seed": self.seed,
         }

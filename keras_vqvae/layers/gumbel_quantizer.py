@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators, geometry
+from keras_vqvae import arguments, backend, estimators, geometry
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer_outputs import Lazy
@@ -75,7 +75,7 @@ class GumbelQuantizer(CodebookQuantizer):
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
         vectors, embeddings = geometry.distance_factors(*self.compared(geometry.finite(vectors)))
-        return 2 * ops.matmul(vectors, ops.transpose(embeddings))
+        return 2 * backend.matmul(vectors, ops.transpose(embeddings))
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         if not training:
@@ -87,7 +87,7 @@ class GumbelQuantizer(CodebookQuantizer):
         scores = scores - ops.log(-ops.log(uniform))
         p = ops.softmax(scores / ops.convert_to_tensor(self.temperature), axis=-1)
         drawn = self.lookup(ops.argmax(scores, axis=-1))
-        return drawn + ops.matmul(p - ops.stop_gradient(p), ops.convert_to_tensor(self.codebook))
+        return drawn + backend.matmul(p - ops.stop_gradient(p), ops.convert_to_tensor(self.codebook))
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         if not self.kl_weight:

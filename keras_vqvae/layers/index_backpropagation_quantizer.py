@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, estimators, geometry, losses, regularizers, search
+from keras_vqvae import arguments, backend, estimators, geometry, losses, regularizers, search
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer_outputs import Lazy
@@ -84,8 +84,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
             return estimators.straight_through(vectors, codes)
         vectors = geometry.finite(vectors)
         embeddings = ops.convert_to_tensor(self.codebook)
-        p = ops.softmax(ops.matmul(vectors, ops.transpose(embeddings)), axis=-1)
-        return codes + ops.matmul(p - ops.stop_gradient(p), embeddings)
+        p = ops.softmax(backend.matmul(vectors, ops.transpose(embeddings)), axis=-1)
+        return codes + backend.matmul(p - ops.stop_gradient(p), embeddings)
 
     def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
         added = [

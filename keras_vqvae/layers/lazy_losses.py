@@ -31,10 +31,10 @@ class LazyLosses(keras.layers.Layer):
         if scope is None:
             # In inference they wait for a reader: `predict` is none, and an entropy costs more than the search. A tuple
             # that is replaced, because `torch.compile` compiles anew whenever a list that Keras clears has changed.
-            added = [(loss, [loss]) for loss in _as_added(losses)] if training else [(vectors, losses)]
+            added = [(loss, [loss]) for loss in _as_added(vectors, losses)] if training else [(vectors, losses)]
             self._added_losses = (*self._added_losses, *added)
         elif scope.collect_losses:
-            for loss in _as_added(losses):
+            for loss in _as_added(vectors, losses):
                 self.add_loss(loss)
 
     @contextlib.contextmanager
@@ -63,7 +63,7 @@ class LazyLosses(keras.layers.Layer):
         tracing = backend.is_traced(ops.zeros(()))
         # What a program was made of that is ready has no value.
         added = [entry for entry in self._added_losses if tracing or not backend.is_traced(entry[0])]
-        self._added_losses = tuple((x, _as_added(losses) if callable(losses) else losses) for x, losses in added)
+        self._added_losses = tuple((x, _as_added(x, losses) if callable(losses) else losses) for x, losses in added)
         return [loss for _, losses in self._added_losses for loss in losses]
 
     def _clear_losses(self) -> None:
@@ -71,6 +71,7 @@ class LazyLosses(keras.layers.Layer):
         self._added_losses = ()
 
 
-def _as_added(losses: Callable[[], list[Tensor]]) -> list[Tensor]:
-    # Keras's own losses are of this dtype, and TensorFlow adds no others to them.
-    return [ops.cast(loss, keras.config.floatx()) for loss in losses()]
+def _as_added(vectors: Tensor, losses: Callable[[], list[Tensor]]) -> list[Tensor]:
+    with backend.full_precision(vectors):
+        # Keras's own losses are of this dtype, and TensorFlow adds no others to them.
+        return [ops.cast(loss, keras.config.floatx()) for loss in losses()]

@@ -55,7 +55,7 @@ class LookupFreeQuantizer(BinaryQuantizer):
         # of the others, and their mean is a product of matrices.
         half = self.num_bits // 2
         first, last = _assignments(log_odds[:, :half]), _assignments(log_odds[:, half:])
-        mean = backend.mean_over_replicas(ops.matmul(ops.transpose(first), shares * last))
+        mean = backend.mean_over_replicas(backend.matmul(ops.transpose(first), shares * last))
         return -ops.sum(mean * ops.log(ops.maximum(mean, 1e-30)))
 
 
@@ -63,4 +63,5 @@ def _assignments(log_odds: Tensor) -> Tensor:
     """The probability of each string of bits: `[N, b]` -> `[N, 2^b]`."""
     bits = log_odds.shape[-1]
     ones = (np.arange(2**bits) // 2 ** np.arange(bits)[:, None] % 2).astype("float32")
-    return ops.exp(ops.matmul(ops.log_sigmoid(log_odds), ones) + ops.matmul(ops.log_sigmoid(-log_odds), 1 - ones))
+    log_ones, log_zeros = ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds)
+    return ops.exp(backend.matmul(log_ones, ones) + backend.matmul(log_zeros, 1 - ones))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, losses, resizing
+from keras_vqvae import arguments, backend, losses, resizing, serialization
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
@@ -148,7 +148,8 @@ class MultiScaleQuantizer(Quantizer):
         x = resizing.resize(ops.reshape(codes, (-1, *sizes, self._dim)), self._grid)
         if self.convolution:
             kernel = ops.convert_to_tensor(self.kernel)
-            x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
+            with backend.full_precision(x):
+                x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
         return x
 
     def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
@@ -219,7 +220,7 @@ class MultiScaleQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "quantizer": serialization.saved(self.template.quantizer),
             "scales": self.scales,
             "shared": self.shared,
             "convolution": self.convolution,

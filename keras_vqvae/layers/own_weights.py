@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import backend
+
 
 class OwnWeights(keras.Layer):
     """Makes `seed_generator` of the layer's `seed`, if it has one, and saves it; names a weight that cannot be made."""
@@ -32,6 +34,11 @@ class OwnWeights(keras.Layer):
     def load_own_variables(self, store: Any) -> None:
         # Asked for its keys, because a store of Keras's has no other way to tell them.
         names = set(store.keys())
-        super().load_own_variables({name: store[name] for name in names - {"seed"}})
+        super().load_own_variables({name: _loaded(store[name]) for name in names - {"seed"}})
         if "seed" in names:
             self.seed_generator.state.assign(np.asarray(store["seed"]))
+
+
+def _loaded(value: Any) -> Any:
+    """A saved variable. A count from another backend stops at the largest number that this one has."""
+    return np.minimum(value, np.iinfo(backend.COUNTER).max) if value.dtype == "int64" else value

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, geometry
+from keras_vqvae import arguments, backend, geometry, serialization
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
@@ -68,11 +68,11 @@ class ProjectedQuantizer(Quantizer):
 
     def down(self, vectors: Tensor) -> Tensor:
         """`[N, D]` -> `[N, dim]`."""
-        return ops.matmul(vectors, ops.convert_to_tensor(self.down_kernel)) + self.down_bias
+        return backend.matmul(vectors, ops.convert_to_tensor(self.down_kernel)) + self.down_bias
 
     def up(self, codes: Tensor) -> Tensor:
         """`[N, dim]` -> `[N, D]`."""
-        return ops.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
+        return backend.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
         self,
@@ -107,6 +107,6 @@ class ProjectedQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "quantizer": serialization.saved(self.template.quantizer),
             "dim": self.dim,
         }

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, codebook, estimators
+from keras_vqvae import arguments, backend, codebook, estimators
 from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
@@ -15,7 +15,7 @@ from keras_vqvae.layers.own_weights import OwnWeights
 from keras_vqvae.layers.quantizer_outputs import Lazy, QuantizerOutputs, once
 
 MOST_COUNTED = 1 << 24
-"""Beyond so many codes a quantizer keeps no `code_counts`."""
+"""A quantizer of more codes than this keeps no `code_counts`, unless its codes are weights."""
 
 
 class Quantizer(LazyLosses, OwnWeights):
@@ -58,6 +58,8 @@ class Quantizer(LazyLosses, OwnWeights):
     """Whether its codes stand in a list of which any may be taken for a vector, as a beam search does."""
     refines: bool = True
     """Whether its codes can have any length, so that it can quantize what other stages leave."""
+    has_codebook: bool = False
+    """Whether its codes are weights. They take more memory than `code_counts` do, so there are always some."""
     of_grids: bool = False
     """Whether it quantizes grids rather than vectors, and so never within another one."""
     codebooks: tuple[int, ...] | None = None
@@ -75,8 +77,8 @@ class Quantizer(LazyLosses, OwnWeights):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         shape = (*self.codebook_shape, self.num_embeddings)
-        if math.prod(shape) <= MOST_COUNTED:
-            self.code_counts = self.add_weight(shape, "zeros", "int32", trainable=False, name="code_counts")
+        if self.has_codebook or math.prod(shape) <= MOST_COUNTED:
+            self.code_counts = self.add_weight(shape, "zeros", backend.COUNTER, trainable=False, name="code_counts")
         self._dim = input_shape[-1]
 
     def _check_input_shape(
@@ -116,10 +118,11 @@ class Quantizer(LazyLosses, OwnWeights):
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         kept = kept_vectors(vectors, shape[:-1], mask)
-        outputs = self.quantize_vectors(vectors, kept, bool(training), shape[0])
-        self.add_losses(vectors, outputs.losses, bool(training))
-        self.apply_updates(outputs.updates, bool(training))
-        quantized = ops.reshape(ops.cast(outputs.quantized(), self.compute_dtype), shape)
+        with backend.full_precision(vectors):
+            outputs = self.quantize_vectors(vectors, kept, bool(training), shape[0])
+            self.add_losses(vectors, outputs.losses, bool(training))
+            self.apply_updates(outputs.updates, bool(training))
+            quantized = ops.reshape(ops.cast(outputs.quantized(), self.compute_dtype), shape)
         indices = ops.reshape(outputs.indices, (*axes, *self.index_shape))
         return (quantized, indices) if return_indices else quantized
 
@@ -244,7 +247,8 @@ class Quantizer(LazyLosses, OwnWeights):
     def _decode(self, indices: Tensor) -> Tensor:
         indices = self.check_indices("indices", indices)
         axes = self.vector_axes(ops.shape(indices)[: len(indices.shape) - len(self.index_shape)])
-        codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
+        with backend.full_precision(indices):
+            codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
         return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
@@ -264,9 +268,12 @@ class Quantizer(LazyLosses, OwnWeights):
         return tuple(shape[:leading])
 
     def reset_code_counts(self) -> None:
-        """Sets `code_counts` to zero, if there are any: not before the layer is built, nor of more than 2^24 codes."""
+        """Sets `code_counts` to zero.
+
+        There are none before the layer is built, nor of more than 2^24 codes that are not weights.
+        """
         if self.code_counts is not None:
-            self.code_counts.assign(ops.zeros(self.code_counts.shape, "int32"))
+            self.code_counts.assign(ops.zeros(self.code_counts.shape, self.code_counts.dtype))
 
     @property
     def output(self) -> Any:

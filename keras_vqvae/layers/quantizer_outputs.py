@@ -60,7 +60,7 @@ def apply_updates(updates: list[Update], training: bool, within_call: bool = Tru
         counts = None
         if quantizer.code_counts is not None:
             counts = backend.sum_over_replicas(quantizer.count_codes(indices, kept))
-            quantizer.code_counts.assign_add(counts)
+            backend.add_counts(quantizer.code_counts, counts)
         if updated:
             quantizer.update(vectors, indices, kept, counts)
 

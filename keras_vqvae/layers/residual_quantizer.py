@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, clustering, search
+from keras_vqvae import arguments, backend, clustering, search, serialization
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
@@ -239,7 +239,7 @@ class ResidualQuantizer(Quantizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": keras.saving.serialize_keras_object(self.template.quantizer),
+            "quantizer": serialization.saved(self.template.quantizer),
             "num_quantizers": self.num_quantizers,
             "shared": self.shared,
             "dropout": self.dropout,

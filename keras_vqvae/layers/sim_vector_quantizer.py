@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.vector_quantizer import VectorQuantizer
 
@@ -75,7 +76,7 @@ class SimVectorQuantizer(VectorQuantizer):
     @property
     def codebook(self) -> Tensor:
         """The codes, `[K, D]`."""
-        return self.project(ops.matmul(ops.convert_to_tensor(self.frozen), ops.convert_to_tensor(self.projection)))
+        return self.project(backend.matmul(ops.convert_to_tensor(self.frozen), ops.convert_to_tensor(self.projection)))
 
     def set_codebook(self, values: Tensor) -> None:
         self.frozen.assign(values)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators, losses
+from keras_vqvae import arguments, backend, codebook, estimators, losses, serialization
 from keras_vqvae.arguments import FromKeras, Tensor
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 from keras_vqvae.layers.quantizer_outputs import Lazy
@@ -114,9 +114,12 @@ class VectorQuantizer(CodebookQuantizer):
         self.dead_code_threshold = arguments.non_negative("dead_code_threshold", dead_code_threshold)
         if isinstance(assignment_regularizer, dict):
             assignment_regularizer = keras.saving.deserialize_keras_object(assignment_regularizer)
-        if assignment_regularizer is not None and not callable(assignment_regularizer):
+        if assignment_regularizer is not None and not (
+            callable(assignment_regularizer) and arguments.takes(assignment_regularizer, 3)
+        ):
             raise ValueError(
-                "`assignment_regularizer` must be callable or None. "
+                "`assignment_regularizer` must be None or a function of vectors, codebook and which vectors are kept. "
+                "A function of the codebook alone is an `embeddings_regularizer`. "
                 f"Received: assignment_regularizer={assignment_regularizer!r}"
             )
         self.assignment_regularizer = assignment_regularizer
@@ -151,7 +154,11 @@ class VectorQuantizer(CodebookQuantizer):
         if self.codebook_weight and self.ema_decay is None:
             added.append(self.codebook_weight * losses.codebook_loss(vectors, codes, kept))
         if self.assignment_regularizer is not None:
-            added.append(self.assignment_regularizer(*self.compared(vectors), kept))
+            vectors, embeddings = self.compared(vectors)
+            if self.ema_decay is not None:
+                # A copy: PyTorch keeps what a loss was made of for its gradient, and `update` writes to the codebook.
+                embeddings = ops.copy(embeddings)
+            added.append(self.assignment_regularizer(vectors, embeddings, kept))
         return added
 
     def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
@@ -186,5 +193,5 @@ class VectorQuantizer(CodebookQuantizer):
             "codebook_weight": self.codebook_weight,
             "ema_decay": self.ema_decay,
             "dead_code_threshold": self.dead_code_threshold,
-            "assignment_regularizer": keras.saving.serialize_keras_object(self.assignment_regularizer),
+            "assignment_regularizer": serialization.saved(self.assignment_regularizer),
         }

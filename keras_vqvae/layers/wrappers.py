@@ -1,12 +1,14 @@
 """What the wrappers of quantizers share."""
 
 import dataclasses
+import inspect
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, backend, serialization
 from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
@@ -46,19 +48,40 @@ def template(quantizer: object) -> Template:
 
 def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer:
     """A new quantizer of the same configuration, with a seed of its own where the seed is fixed."""
-    config = quantizer.get_config()
+    config = serialization.live_config(quantizer)
+    _check_config(quantizer, config)
     # What is frozen from the start has no layers yet to hand it on to.
     config["trainable"] = trainable and quantizer.trainable
     config["name"] = f"{quantizer.name}_{number}"
     if config.get("seed") is not None:
         config["seed"] = (config["seed"] + number) % arguments.LARGEST_INT
-        initializer = config.get("embeddings_initializer")
-        # The default initializer has the layer's seed; equal draws in two levels would be equal codes.
-        if initializer is not None and initializer["config"].get("seed") is not None:
-            initializer["config"]["seed"] += number
-    if isinstance(config.get("quantizer"), dict):
-        config["quantizer"] = keras.saving.serialize_keras_object(copy(quantizer.template.quantizer, number))
+    if config.get("embeddings_initializer") is not None:
+        # Equal draws in two levels would be equal codes.
+        config["embeddings_initializer"] = serialization.fresh_initializer(config["embeddings_initializer"], number)
+    if isinstance(config.get("quantizer"), Quantizer):
+        config["quantizer"] = copy(config["quantizer"], number)
     return type(quantizer).from_config(config)
+
+
+def _check_config(quantizer: Quantizer, config: dict[str, Any]) -> None:
+    """Raises where a copy by `config` would not have the arguments that the quantizer was made with."""
+    kind = type(quantizer)
+    if kind.from_config.__func__ is not keras.Layer.from_config.__func__:
+        # It says itself what it makes of a configuration.
+        return
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    named = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    left_out, unknown = sorted(named - config.keys()), sorted(config.keys() - named)
+    if left_out:
+        wrong = f"`get_config` does not return {left_out}, which `__init__` takes"
+    elif unknown and not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        wrong = f"`__init__` does not take {unknown}, as it would by `**kwargs`"
+    else:
+        return
+    raise ValueError(
+        "`quantizer` must be made anew by its configuration, because a wrapper works with copies of it. "
+        f"In `{kind.__name__}`, {wrong}. Received: quantizer={quantizer!r}"
+    )
 
 
 def copies(wrapper: Quantizer, number: int, shared: bool = False) -> list[Quantizer]:
@@ -80,7 +103,8 @@ def check_refines(quantizer: Quantizer) -> None:
 def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
     """What float32 vectors `[N, D]` become in inference, whatever the quantizer's dtype: `[N, D]`."""
     rows = vectors.shape[0]
-    return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
+    with backend.full_precision(vectors):
+        return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
 
 
 def dropout_share(dropout: bool | float) -> float:

@@ -1,0 +1,103 @@
+"""The device is that of the tensor, whatever else the machine has. Devices that are not at hand are faked."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same_weights, draw, numpy, restore, weights
+from keras import ops
+from quantizers import DIM, EVERY
+
+from keras_vqvae import backend
+from keras_vqvae.backend import common
+
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """A machine that has an accelerator beside the processor that Keras computes on, as far as one can ask it."""
+    if BACKEND == "torch":
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    elif BACKEND == "jax":
+        import jax
+
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    else:
+        import tensorflow as tf
+
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["a GPU"])
+
+
+def test_blocks_are_those_of_the_processor_where_the_tensor_lies(accelerator):
+    assert backend.block_scores(ops.ones((2, 3))) == backend.BLOCK_SCORES
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch that has a device without memory")
+def test_blocks_are_those_of_an_accelerator_where_the_tensor_lies_there():
+    import torch
+
+    assert backend.block_scores(torch.ones(2, 3, device="meta")) == common.ACCELERATOR_SCORES
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="its tensors always have a device")
+def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
+    """Where none is, those of the device that a program gets by itself."""
+    found = {}
+
+    def look(x):
+        found["unnamed"] = backend.block_scores(x + 1)
+        with keras.device("cpu:0"):
+            found["named"] = backend.block_scores(x + 1)
+        return x
+
+    if BACKEND == "jax":
+        import jax
+
+        jax.jit(look)(ops.ones((2, 3)))
+    else:
+        import tensorflow as tf
+
+        tf.function(look)(tf.ones((2, 3)))
+    assert found == {"unnamed": common.ACCELERATOR_SCORES, "named": backend.BLOCK_SCORES}
+
+
+@pytest.fixture
+def mps(monkeypatch):
+    """Takes tensors for ones on Apple's device, where some of PyTorch's operations are avoided."""
+    if BACKEND != "torch":
+        pytest.skip("it is PyTorch's")
+    # By its whole name: of `backend` it is PyTorch itself.
+    monkeypatch.setattr(sys.modules["keras_vqvae.backend.torch"], "_on_mps", lambda x: True)
+
+
+@pytest.mark.parametrize("name", ["ema", "residual", "gumbel", "scales"])
+def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
+    layer = EVERY[name]()
+    layer.build((None, 3, DIM))
+    x, before = draw(32, 3, DIM), weights(layer)
+    # A mask, for the ranks among what is kept.
+    mask = ops.convert_to_tensor(draw(32, 3, seed=1) > 0)
+
+    def step():
+        restore(layer, before)
+        return [numpy(found) for found in layer(x, mask=mask, training=True, return_indices=True)], weights(layer)
+
+    expected, state = step()
+    request.getfixturevalue("mps")
+    found, again = step()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert_same_weights(*({path: np.round(value, 5) for path, value in each.items()} for each in (state, again)))
+
+
+def test_what_is_no_number_is_searched_on_mps(mps):
+    vectors, codes = draw(6, DIM), draw(8, DIM, seed=1)
+    vectors[2] = np.nan
+    _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, np.zeros(8, "float32"))))
+    expected = (vectors @ codes.T).argmax(-1)
+    np.testing.assert_array_equal(numpy(indices)[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
+    assert 0 <= numpy(indices)[2] < 8
