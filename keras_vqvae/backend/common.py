@@ -49,6 +49,16 @@ def compile_draws(model: keras.Model) -> None:
     """Compiles what a model predicts as a whole, where Keras would not and it is quicker."""
 
 
+def with_batch(
+    model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]
+) -> tuple[Any, ...]:
+    """The arguments of a model's `train_step` or `test_step`, with `change(batch)` in the place of the batch.
+
+    `change` may draw from the model's seed generators.
+    """
+    return (change(step_arguments[0]),)
+
+
 def on_accelerator() -> bool:
     """Whether there is a device beside the processor. Not asked at import: JAX must not look for devices so early."""
     return False

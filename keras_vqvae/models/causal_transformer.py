@@ -76,7 +76,9 @@ class CausalCodeTransformer(CodeTransformer):
             ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
         )
         x, caches = step(self.level_blocks, ops.expand_dims(x + levels, 1), caches, level)
-        return ops.cast(ops.matmul(self.norm(x), head) + bias, "float32"), caches
+        # Keras 3.16 normalizes inputs of the rank that the layer was built for.
+        x = self.norm(ops.expand_dims(x, 1))[:, 0]
+        return ops.cast(ops.matmul(x, head) + bias, "float32"), caches
 
 
 def step(

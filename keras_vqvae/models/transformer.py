@@ -132,7 +132,7 @@ class CodeTransformer(OwnWeights):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The logits of the blocks' outputs for all codes in order: `[..., H]` -> float32 `[batch, L, K]`."""
-        x = ops.reshape(x, (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
-        logits = ops.einsum("btqh,qhk->btqk", self.norm(x), self.head) + self.bias
+        """The logits of the blocks' outputs for all codes in order: `[a, b, H]` -> float32 `[batch, L, K]`."""
+        x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
+        logits = ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias
         return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))
