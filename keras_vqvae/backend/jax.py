@@ -35,9 +35,7 @@ def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ())
     return call
 
 
-def with_batch(
-    model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]
-) -> tuple[Any, ...]:
+def with_batch(model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
     # Keras hands the values of variables to a step. Those of seed generators are among the second.
     (trainable, others, *rest), batch = step_arguments
     mapping = list(zip(model.non_trainable_variables, others, strict=True))

@@ -1,6 +1,8 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import torch
@@ -14,6 +16,26 @@ BLOCK_CODES = 1024
 
 def on_accelerator() -> bool:
     return torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def local_predict(model: keras.Model) -> Iterator[None]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+
+    def predict_batches(batches: Sequence[Any]) -> Any:
+        with torch.no_grad():
+            outputs = [model.predict_step(batch) for batch in batches]
+        return keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
+
+    # Runs the model as it is. Keras 3.16 first wraps it in `DistributedDataParallel`, which waits for all processes and
+    # takes no model without trainable weights.
+    made, model.predict_function = model.predict_function, predict_batches
+    try:
+        yield
+    finally:
+        model.predict_function = made
 
 
 def is_traced(x: Tensor) -> bool:

@@ -22,6 +22,11 @@ class Perplexity(keras.metrics.Mean):
         return ops.exp(super().result())
 
 
+def holds_classes(labels: Data) -> bool:
+    """Whether there are labels: neither `None` nor of shape `[samples, 0]`."""
+    return labels is not None and tuple(getattr(labels, "shape", ())[1:]) != (0,)
+
+
 class CodesModel(keras.Model):
     """Training of a distribution over codes `[*shape]`, with `num_classes` classes of samples or none.
 
@@ -57,9 +62,7 @@ class CodesModel(keras.Model):
     def _prepare(self, batch: Any, training: bool) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
         """Returns `(inputs, codes, weights)` for a batch of `fit`, in which the classes are the targets."""
         codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if labels is not None and tuple(labels.shape[1:]) == (0,):
-            labels = None
-        if labels is None and training and self.num_classes:
+        if not holds_classes(labels) and training and self.num_classes:
             raise ValueError(f"`fit` needs labels of {self.num_classes} classes. Received: y=None")
         codes = self._check_codes(codes)
         labels = self._check_labels(labels, ops.shape(codes)[0])
@@ -94,9 +97,7 @@ class CodesModel(keras.Model):
         # TensorFlow sums gradients over replicas.
         return loss / backend.replicas_in_turns()
 
-    def compute_metrics(
-        self, x: Data, y: Data, y_pred: Tensor, sample_weight: Tensor | None = None
-    ) -> dict[str, Any]:
+    def compute_metrics(self, x: Data, y: Data, y_pred: Tensor, sample_weight: Tensor | None = None) -> dict[str, Any]:
         if y is None or tuple(y.shape[1:]) != tuple(y_pred.shape[1:-1]):
             # Keras builds the metrics from the shapes of a batch as `fit` takes it, where `x` are the codes.
             y = x
@@ -136,8 +137,8 @@ class CodesModel(keras.Model):
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`: `x` are codes `[samples, *shape]`, `y` their classes `[samples]`, if there are any.
 
-        `sample_weight` weighs samples, `[samples]`, or codes: any first axes of `[samples, *shape]`. A data set gives it
-        as `(codes, labels, weights)`; where there are no classes, `labels` are of shape `[samples, 0]`.
+        `sample_weight` weighs samples, `[samples]`, or codes: any first axes of `[samples, *shape]`. A data set gives
+        it as `(codes, labels, weights)`; without classes, `labels` have shape `[samples, 0]`.
 
         Raises:
             ValueError: If codes, classes or weights do not fit the model.
@@ -199,7 +200,7 @@ class CodesModel(keras.Model):
     def _check_labels(self, labels: Tensor | None, samples: Tensor, or_none: bool = False) -> Tensor:
         """Returns int32 classes `[samples]`. The class `num_classes`, which `or_none` allows, stands for none."""
         none = self.num_classes or 0
-        if labels is None:
+        if not holds_classes(labels):
             return ops.full((samples,), none, dtype="int32")
         if not none:
             raise ValueError(f"`labels` need a prior with `num_classes`. Received: labels={labels!r}, num_classes=None")

@@ -27,8 +27,8 @@ class Prior(CodesModel):
     - optionally `corrupt(codes)`: what the network sees in training and evaluation instead of `codes`, and the weights
       of the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
 
-    It may add layers, metrics and weights of its own after `super().__init__()`, as any Keras model may. A subclass with
-    a constructor of its own is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
+    A subclass may add layers, metrics and weights after `super().__init__()`, as with any Keras model. If it has a
+    constructor of its own, it is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
 
     Args:
         num_embeddings: Number of codes, `K`.
