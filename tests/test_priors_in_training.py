@@ -59,7 +59,7 @@ class Batches(keras.utils.PyDataset):
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
-    """The loss is divided by the number of codes, as by Keras's losses; perplexity by the weights, as by its metrics."""
+    """Keras divides losses by the number of codes, and metrics, such as perplexity, by the sum of the weights."""
     prior, logits = constant("autoregressive", num_classes=num_classes)
     compiled(prior, "sgd", traced=False)
     weights = rng.random(codes.shape[:axes]).astype("float32")
