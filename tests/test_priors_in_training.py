@@ -167,6 +167,21 @@ def test_compute_loss_sees_codes_and_logits(kind, codes, labels):
         np.testing.assert_allclose(weights.sum((1, 2)), math.prod(SHAPE), rtol=1e-5)
 
 
+def test_equal_seeds_train_alike(kind, codes):
+    start = PRIORS[kind](K, SHAPE, **SIZES).get_weights()
+
+    def trained(seed, global_seed):
+        keras.utils.set_random_seed(global_seed)
+        prior = PRIORS[kind](K, SHAPE, **{**SIZES, "seed": seed}, dropout=0.5)
+        prior.set_weights(start)
+        compiled(prior, "sgd", traced=False).train_on_batch(codes)
+        return np.concatenate([weight.ravel() for weight in prior.get_weights()])
+
+    weights = trained(7, 1)
+    np.testing.assert_array_equal(trained(7, 2), weights)
+    assert np.abs(trained(8, 1) - weights).max() > 1e-5
+
+
 def test_losses_that_layers_add_count(kind, codes):
     prior, _ = constant(kind)
 

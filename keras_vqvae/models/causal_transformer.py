@@ -23,7 +23,8 @@ class CausalCodeTransformer(CodeTransformer):
 
     def __init__(self, num_codebooks: int, num_layers: int, **kwargs: Any):
         super().__init__(num_codebooks=num_codebooks, num_layers=num_layers, **kwargs)
-        self.level_blocks = self.make_blocks("level_block", -(-num_layers // 2) if num_codebooks > 1 else 0)
+        count = -(-num_layers // 2) if num_codebooks > 1 else 0
+        self.level_blocks = self.make_blocks("level_block", count, first=2 + num_layers)
 
     @property
     def num_positions(self) -> int:

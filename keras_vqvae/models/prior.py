@@ -40,7 +40,8 @@ class Prior(CodesModel):
         num_heads: Heads of their attention. Defaults to `4`.
         hidden_dim: Their width, which `num_heads` divides. Defaults to `128`.
         dropout: Share of what each of them adds that is dropped in training. Defaults to `0.1`.
-        seed: Integer, for what is drawn in training beside dropout. Defaults to `None`.
+        seed: Integer, for all that is drawn in training: dropout, masks, and samples without their class. Defaults to
+            `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Input shape:
