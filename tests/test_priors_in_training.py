@@ -94,6 +94,14 @@ def test_weights_of_the_masked_codes_that_count(codes):
     assert loss == pytest.approx(expected * counted.mean(), rel=0.1)
 
 
+def test_each_step_masks_other_codes(codes):
+    prior, _ = constant("masked")
+    compiled(prior, keras.optimizers.SGD(0.0), traced=False)
+    for step in (prior.train_on_batch, prior.test_on_batch):
+        losses = [float(step(codes, return_dict=True)["loss"]) for _ in range(3)]
+        assert len(set(losses)) == 3
+
+
 def test_validation_counts_weights_too(codes):
     prior, _ = constant("autoregressive")
     prior.compile(keras.optimizers.SGD(0.0))
@@ -152,19 +160,18 @@ def test_compute_loss_sees_codes_and_logits(kind, codes, labels):
 
     prior = Watched(K, SHAPE, num_classes=CLASSES, **SIZES)
     prior.compile("sgd", run_eagerly=True)
-    prior.test_on_batch(codes, labels)
+    prior.test_on_batch(codes, labels, sample_weight=np.full(6, 2.0))
     (inputs, classes), targets, logits, weights = seen[-1]
-    inputs, classes, targets, logits = map(numpy, (inputs, classes, targets, logits))
+    inputs, classes, targets, logits, weights = map(numpy, (inputs, classes, targets, logits, weights))
     np.testing.assert_array_equal(targets, codes)
     np.testing.assert_array_equal(classes, labels)
     np.testing.assert_allclose(logits, prior.predict((inputs, labels), verbose=0), atol=1e-5)
     if kind == "autoregressive":
         np.testing.assert_array_equal(inputs, codes)
-        assert weights is None
+        np.testing.assert_array_equal(weights, np.full(codes.shape, 2.0))
     else:
-        weights = numpy(weights)
         np.testing.assert_array_equal(inputs, np.where(weights > 0, K, codes))
-        np.testing.assert_allclose(weights.sum((1, 2)), math.prod(SHAPE), rtol=1e-5)
+        np.testing.assert_allclose(weights.sum((1, 2)), 2 * math.prod(SHAPE), rtol=1e-5)
 
 
 def test_equal_seeds_train_alike(kind, codes):
