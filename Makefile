@@ -65,7 +65,23 @@ $(BACKENDS:%=test-oldest-%): test-oldest-%: .venv-oldest/done
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CONTRACT) \
 	    -W "ignore:Using a non-tuple sequence:UserWarning"
 
-CONTRACT := tests/test_contract*.py tests/test_vqvae.py tests/test_priors.py
+# The next Keras, from a clone of its repository: make test-next KERAS_SOURCE=FOLDER
+test-next: $(BACKENDS:%=test-next-%) test-next-across
+.PHONY: test-next $(BACKENDS:%=test-next-%) test-next-across
+$(BACKENDS:%=test-next-%) test-next-across: export PYTHONPATH := $(KERAS_SOURCE):$(CURDIR)
+$(BACKENDS:%=test-next-%) test-next-across: export OMP_NUM_THREADS := 1
+$(BACKENDS:%=test-next-%): test-next-%: .venv/keras-source
+	KERAS_BACKEND=$* XLA_FLAGS="$$(cat .venv/xla-flags)" .venv/bin/python -m pytest $(CONTRACT)
+
+test-next-across: .venv/keras-source
+	.venv/bin/python -m pytest tests/across/test_replicas.py
+
+.PHONY: .venv/keras-source
+.venv/keras-source: .venv/done .venv/xla-flags
+	test -d "$(KERAS_SOURCE)/keras" || { echo "KERAS_SOURCE must be a clone of Keras. Received: '$(KERAS_SOURCE)'"; exit 1; }
+	.venv/bin/python -c "import keras; print(keras.__version__, keras.__file__)"
+
+CONTRACT := tests/test_contract*.py tests/test_vqvae.py tests/test_priors*.py
 
 .venv-oldest/done: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

@@ -9,14 +9,15 @@ from typing import Any
 
 import keras
 
-from keras_vqvae import arguments
+from keras_vqvae import arguments, backend
 
 
 class FigureWriter(keras.callbacks.Callback):
     """Writes figures after each epoch, as PNG files, and to TensorBoard where the package `tensorboard` is installed.
 
     Figures are what functions of the model return: of reconstructions while a `VQVAE` trains, of samples while a prior
-    does, or of anything else.
+    does, or of anything else. In several processes of `torch.distributed`, give the callback to one of them: within the
+    functions, the model's `predict` does not wait for the others.
 
     ```python
     def reconstructions(model):
@@ -80,7 +81,8 @@ class FigureWriter(keras.callbacks.Callback):
         model = self.model
         for name, draw in self.figures.items():
             content = io.BytesIO()
-            figure = draw(model)
+            with backend.local_predict(model):
+                figure = draw(model)
             figure.savefig(content, format="png", dpi=self.dpi)
             (self.directory / f"{name}_{epoch + 1:04}.png").write_bytes(content.getvalue())
             if self._events is not None:

@@ -74,6 +74,7 @@ def test_losses_of_a_program_that_is_ready_are_not_handed_out():
 
 @pytest.mark.parametrize("name", ["ema", "residual", "grouped_residual", "projected"])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize:UserWarning")
+@pytest.mark.filterwarnings("ignore:.model.quantize.*1 layer.* skipped:UserWarning")  # Keras 3.16
 def test_trap_int8_leaves_a_quantizer_as_it_was(name):
     quantizer = EVERY[name]()
     model = around(quantizer)
@@ -83,6 +84,20 @@ def test_trap_int8_leaves_a_quantizer_as_it_was(name):
     assert_same_weights(before, weights(quantizer))
     assert model.layers[0].quantization_mode == "int8"
     assert model.predict(x, verbose=0).shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize("how", ["training=False", "predict"])
+def test_trap_resizing_does_not_train_what_is_behind_it(how):
+    """Up to Keras 3.15.1 it asks the layers after it to train, where nobody says otherwise."""
+    quantizer = EVERY["ema"]()
+    model = keras.Sequential([keras.Input((4, 4, DIM)), keras.layers.Resizing(4, 4), quantizer])
+    before = weights(quantizer)
+    x = draw(2, 4, 4, DIM)
+    if how == "predict":
+        model.predict(x, verbose=0)
+    else:
+        model(x, training=False)
+    assert_same_weights(before, weights(quantizer))
 
 
 def whole_recomputations():

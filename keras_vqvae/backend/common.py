@@ -1,7 +1,7 @@
 """What holds on every backend that does not say otherwise."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import keras
@@ -54,6 +54,20 @@ def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ())
 
 def compile_draws(model: keras.Model) -> None:
     """Compiles what a model predicts as a whole, where Keras would not and it is quicker."""
+
+
+def with_batch(model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """The arguments of a model's `train_step` or `test_step`, with `change(batch)` in the place of the batch.
+
+    `change` may draw from the model's seed generators.
+    """
+    return (change(step_arguments[0]),)
+
+
+@contextlib.contextmanager
+def local_predict(model: keras.Model) -> Iterator[None]:
+    """Within it, `model.predict` needs no other process."""
+    yield
 
 
 def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:

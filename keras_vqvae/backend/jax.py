@@ -43,6 +43,16 @@ def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ())
     return call
 
 
+def with_batch(model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
+    # Keras hands the values of variables to a step. Those of seed generators are among the second.
+    (trainable, others, *rest), batch = step_arguments
+    mapping = list(zip(model.non_trainable_variables, others, strict=True))
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        batch = change(batch)
+    others = [scope.get_current_value(variable) for variable, _ in mapping]
+    return (trainable, others, *rest), batch
+
+
 def block_codes(num_embeddings: int) -> int:
     # The codebook may be spread over devices, and each is to search its own part all the time.
     spread = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)

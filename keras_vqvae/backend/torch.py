@@ -1,7 +1,7 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -66,6 +66,26 @@ def _on_mps(x: Tensor) -> bool:
     tensors (#176159).
     """
     return x.device.type == "mps"
+
+
+@contextlib.contextmanager
+def local_predict(model: keras.Model) -> Iterator[None]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+
+    def predict_batches(batches: Sequence[Any]) -> Any:
+        with torch.no_grad():
+            outputs = [model.predict_step(batch) for batch in batches]
+        return keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
+
+    # Runs the model as it is. Keras 3.16 first wraps it in `DistributedDataParallel`, which waits for all processes and
+    # takes no model without trainable weights.
+    made, model.predict_function = model.predict_function, predict_batches
+    try:
+        yield
+    finally:
+        model.predict_function = made
 
 
 def is_traced(x: Tensor) -> bool:

@@ -11,6 +11,7 @@ from keras import ops
 from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
 
 
@@ -65,7 +66,7 @@ class CodeAutoencoder(keras.Model):
     def _parts_for(self, x: Data) -> types.SimpleNamespace:
         """The parts, built by the first samples of `x` if the model never saw any."""
         if self._parts.tokenizer is None and not isinstance(x, Iterator):
-            self.predict(x, steps=1, verbose=0)
+            predict(self, x, steps=1, verbose=0)
         return self._built_parts()
 
     def encode(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
@@ -79,7 +80,7 @@ class CodeAutoencoder(keras.Model):
         Returns:
             An int32 array `[samples, ...]`.
         """
-        return self._parts_for(x).tokenizer.predict(x, batch_size=batch_size, verbose=verbose)
+        return predict(self._parts_for(x).tokenizer, x, batch_size=batch_size, verbose=verbose)
 
     def adapt(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
         """Fills the quantizer's codebook by k-means of the encoder's outputs.
@@ -91,7 +92,7 @@ class CodeAutoencoder(keras.Model):
             verbose: As in `predict`. Defaults to `"auto"`.
             **keywords: Of the quantizer's `adapt`, such as `epochs` and `seed`.
         """
-        vectors = self._parts_for(x).vectors.predict(x, batch_size=batch_size, verbose=verbose)
+        vectors = predict(self._parts_for(x).vectors, x, batch_size=batch_size, verbose=verbose)
         self.quantizer.adapt(vectors, verbose=verbose, **keywords)
 
     def decode(self, codes: Tensor, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
@@ -110,7 +111,7 @@ class CodeAutoencoder(keras.Model):
         """
         codes = ops.convert_to_numpy(codes)
         self.quantizer.check_indices("codes", codes)
-        return self.detokenizer.predict(codes, batch_size=batch_size, verbose=verbose)
+        return predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
 
     def sample(
         self, prior: Prior, n: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any

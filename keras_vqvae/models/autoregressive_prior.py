@@ -51,10 +51,6 @@ class AutoregressivePrior(Prior):
     def logits(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
         return self.transformer(codes, labels, training=training)
 
-    def nats(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
-        logits = self.logits(codes, labels, training)
-        return ops.sparse_categorical_crossentropy(codes, logits, from_logits=True)
-
     def bits_shape(self, **options: Any) -> tuple[int, ...]:
         return (self.length,)
 

@@ -23,7 +23,8 @@ class CausalCodeTransformer(CodeTransformer):
 
     def __init__(self, num_codebooks: int, num_layers: int, **kwargs: Any):
         super().__init__(num_codebooks=num_codebooks, num_layers=num_layers, **kwargs)
-        self.level_blocks = self.make_blocks("level_block", -(-num_layers // 2) if num_codebooks > 1 else 0)
+        count = -(-num_layers // 2) if num_codebooks > 1 else 0
+        self.level_blocks = self.make_blocks("level_block", count, first=2 + num_layers)
 
     @property
     def num_positions(self) -> int:
@@ -76,7 +77,9 @@ class CausalCodeTransformer(CodeTransformer):
             ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
         )
         x, caches = step(self.level_blocks, ops.expand_dims(x + levels, 1), caches, level)
-        return ops.cast(ops.matmul(self.norm(x), head) + bias, "float32"), caches
+        # Keras 3.16 normalizes inputs of the rank that the layer was built for.
+        x = self.norm(ops.expand_dims(x, 1))[:, 0]
+        return ops.cast(ops.matmul(x, head) + bias, "float32"), caches
 
 
 def step(

@@ -1,6 +1,8 @@
 """What models over codes do in `fit` and `evaluate`."""
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,60 +12,70 @@ from keras_vqvae import arguments, backend
 from keras_vqvae.arguments import Data, Tensor
 
 LABEL_DROPOUT = 0.1
-"""The share of samples whose class is left out in training, so that `guidance` can go without."""
-
-
-class _Step(NamedTuple):
-    codes: Tensor
-    labels: Tensor
+"""Fraction of samples that are trained without their class, so that `guidance` can compare with and without."""
 
 
 class Perplexity(keras.metrics.Mean):
-    """The exponential of the mean nats a code: of how many equally likely codes it is a choice."""
+    """The exponential of the mean nats per code: the number of equally likely codes with the same entropy."""
 
     def result(self) -> Tensor:
         return ops.exp(super().result())
 
 
-class CodesModel(keras.Model):
-    """The training of a distribution over codes `[*shape]`, of samples of `num_classes` classes or none.
+def holds_classes(labels: Data) -> bool:
+    """Whether there are labels: neither `None` nor of shape `[samples, 0]`."""
+    return labels is not None and tuple(getattr(labels, "shape", ())[1:]) != (0,)
 
-    A subclass has these three, a `transformer` with a `seed_generator`, and `logits` and `nats` as in `Prior`.
+
+class CodesModel(keras.Model):
+    """Training of a distribution over codes `[*shape]`, with `num_classes` classes of samples or none.
+
+    A step of `fit` or `evaluate` replaces the batch by `(inputs, codes, weights)`, so that `call`, `compute_loss` and
+    `compute_metrics` are those of a Keras classifier: `inputs` are what `call` takes, `codes` are the targets, and
+    `y_pred` are the logits.
+
+    A subclass has these attributes, a `transformer` with a `seed_generator`, and `logits` and `corrupt` as in `Prior`.
     """
 
     takes_masked: bool = False
-    """Whether codes may be `num_embeddings`, for those that are to be filled in."""
+    """Whether `call` takes the code `num_embeddings`, which marks a code to fill in."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._perplexity = Perplexity(name="perplexity")
 
-    def call(self, inputs: Tensor | tuple[Tensor, Tensor | None], training: bool | None = None) -> Tensor:
-        step = isinstance(inputs, _Step)
+    def call(self, inputs: Tensor | Sequence[Tensor | None], training: bool | None = None) -> Tensor:
         codes, labels = inputs if isinstance(inputs, tuple | list) else (inputs, None)
-        codes = self._check_codes(codes)
-        if not step:
-            labels = self._check_labels(labels, ops.shape(codes)[0])
-        # `[batch, *shape]` -> `[batch, L]`
-        codes = ops.reshape(codes, (-1, self.length))
-        if step:
-            return self.nats(codes, self._drop_labels(labels) if training else labels, bool(training))
-        logits = self.logits(codes, labels, bool(training))
+        codes = self._check_codes(codes, masked=self.takes_masked)
+        labels = self._check_labels(labels, ops.shape(codes)[0], or_none=True)
+        # `[batch, *shape]` -> `[batch, L]` and back
+        logits = self.logits(ops.reshape(codes, (-1, self.length)), labels, bool(training))
         return ops.reshape(logits, (-1, *self.shape, self.num_embeddings))
 
     def train_step(self, *args: Any) -> Any:
         backend.refuse_separate_training(self)
-        return super().train_step(*args[:-1], self._as_step(args[-1], training=True))
+        return super().train_step(*backend.with_batch(self, args, lambda batch: self._prepare(batch, training=True)))
 
     def test_step(self, *args: Any) -> Any:
-        return super().test_step(*args[:-1], self._as_step(args[-1], training=False))
+        return super().test_step(*backend.with_batch(self, args, lambda batch: self._prepare(batch, training=False)))
 
-    def _as_step(self, data: Any, training: bool) -> tuple[_Step, None, Tensor | None]:
-        """A batch of `fit` with the classes, which are its targets, among the inputs."""
-        codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if labels is None and training and self.num_classes:
+    def _prepare(self, batch: Any, training: bool) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
+        """Returns `(inputs, codes, weights)` for a batch of `fit`, in which the classes are the targets."""
+        codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if not holds_classes(labels) and training and self.num_classes:
             raise ValueError(f"`fit` needs labels of {self.num_classes} classes. Received: y=None")
-        return _Step(codes, self._check_labels(labels, ops.shape(codes)[0])), None, sample_weight
+        codes = self._check_codes(codes)
+        labels = self._check_labels(labels, ops.shape(codes)[0])
+        inputs, weights = self.corrupt(ops.reshape(codes, (-1, self.length)))
+        inputs = ops.reshape(inputs, (-1, *self.shape))
+        if weights is not None:
+            weights = ops.reshape(weights, (-1, *self.shape))
+        if sample_weight is not None:
+            sample_weight = self._check_sample_weight(sample_weight, codes)
+            weights = sample_weight if weights is None else sample_weight * weights
+        if self.num_classes:
+            return (inputs, self._drop_labels(labels) if training else labels), codes, weights
+        return inputs, codes, weights
 
     def compute_loss(
         self,
@@ -73,38 +85,110 @@ class CodesModel(keras.Model):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        nats = ops.reshape(y_pred, (-1, *self.shape))
-        if sample_weight is not None:
-            weights = ops.cast(sample_weight, "float32")
-            nats = nats * ops.reshape(weights, (*ops.shape(weights), *(1,) * (len(nats.shape) - len(weights.shape))))
-        loss = ops.mean(nats)
-        self._perplexity.update_state(loss, sample_weight=ops.shape(nats)[0])
+        """Returns the mean nats per code, plus the losses that layers add.
+
+        As with Keras's own losses (`reduction="sum_over_batch_size"`), weights multiply the nats of each code, and the
+        sum is divided by the number of codes, not by the sum of the weights. `perplexity` is divided by the sum of the
+        weights, as Keras's metrics are: it is that of the codes that count.
+        """
+        nats = ops.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        self._perplexity.update_state(nats, sample_weight=sample_weight)
+        loss = ops.mean(nats if sample_weight is None else nats * sample_weight) + sum(self.losses)
         # TensorFlow sums gradients over replicas.
         return loss / backend.replicas_in_turns()
+
+    def compute_metrics(self, x: Data, y: Data, y_pred: Tensor, sample_weight: Tensor | None = None) -> dict[str, Any]:
+        if y is None or tuple(y.shape[1:]) != tuple(y_pred.shape[1:-1]):
+            # Keras builds the metrics from the shapes of a batch as `fit` takes it, where `x` are the codes.
+            y = x
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`, without a loss: a prior is trained by the nats of its codes.
+
+        `metrics` and `weighted_metrics` compare the codes with the logits, as `"sparse_categorical_accuracy"` does.
+
+        Raises:
+            ValueError: If `loss` or `loss_weights` is given.
+        """
+        for name, value in {"loss": loss, "loss_weights": loss_weights}.items():
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` must be None: the loss of a prior is its nats per code. To train by another loss, "
+                    f"override `compute_loss`. Received: {name}={value!r}"
+                )
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras leaves this to every model with a `compile` of its own. Files of earlier versions may name a loss, which
+        # had no effect.
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**{**config, "loss": None, "loss_weights": None})
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`: `x` are codes `[samples, *shape]`, `y` their classes `[samples]`, if there are any.
 
+        `sample_weight` weighs samples, `[samples]`, or codes: any first axes of `[samples, *shape]`. A data set gives
+        it as `(codes, labels, weights)`; without classes, `labels` have shape `[samples, 0]`.
+
         Raises:
-            ValueError: If codes or classes in arrays are none of the model's, or of another shape.
+            ValueError: If codes, classes or weights do not fit the model.
         """
-        self._check_arrays(x, y)
-        return super().fit(x, y, *args, **kwargs)
+        bound = self._bind(super().fit, x, y, *args, **kwargs)
+        given = bound.arguments
+        if given.get("validation_data") is not None:
+            given["validation_data"] = self._check_arrays(
+                *keras.utils.unpack_x_y_sample_weight(given["validation_data"])
+            )
+        if given.get("class_weight") is not None and not self.num_classes:
+            raise ValueError(
+                "`class_weight` needs a prior with `num_classes`. "
+                f"Received: class_weight={given['class_weight']!r}, num_classes=None"
+            )
+        return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`: `loss` is in nats a code. Without classes, those of codes of any class."""
-        self._check_arrays(x, y)
-        return super().evaluate(x, y, *args, **kwargs)
+        """As `keras.Model.evaluate`: `loss` is in nats per code. Without `y`, codes are evaluated without a class.
 
-    def _check_arrays(self, codes: Data, labels: Data) -> None:
-        # What a compiled step cannot see. Data sets of other kinds come batch by batch.
+        Raises:
+            ValueError: If codes, classes or weights do not fit the model.
+        """
+        bound = self._bind(super().evaluate, x, y, *args, **kwargs)
+        return super().evaluate(*bound.args, **bound.kwargs)
+
+    def _bind(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        """The arguments of Keras's `fit` or `evaluate`, checked; the model is built."""
+        bound = inspect.signature(method).bind(*args, **kwargs)
+        given = bound.arguments
+        _, given["y"], _ = self._check_arrays(given["x"], given["y"], given.get("sample_weight"))
+        if not self.built:
+            self.build((None, *self.shape))
+        return bound
+
+    def _check_arrays(self, codes: Data, labels: Data, sample_weight: Data) -> tuple[Data, Data, Data]:
+        # A compiled step cannot see values. Data sets of other kinds come batch by batch.
         if isinstance(codes, np.ndarray) or ops.is_tensor(codes):
             self._check_codes(codes)
             if labels is not None:
                 self._check_labels(labels, len(codes))
+            if sample_weight is not None:
+                self._check_sample_weight(sample_weight, codes)
+                if labels is None:
+                    # Keras drops the weights of data without targets. These hold no class.
+                    labels = np.empty((len(codes), 0), "int32")
+        return codes, labels, sample_weight
 
-    def _check_codes(self, codes: Tensor) -> Tensor:
-        codes = arguments.code_indices("codes", codes, self.num_embeddings + self.takes_masked)
+    def _check_codes(self, codes: Tensor, masked: bool = False) -> Tensor:
+        codes = arguments.code_indices("codes", codes, self.num_embeddings + masked)
         if len(codes.shape) != 1 + len(self.shape) or any(
             size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
         ):
@@ -113,14 +197,14 @@ class CodesModel(keras.Model):
             )
         return codes
 
-    def _check_labels(self, labels: Tensor | None, samples: Tensor) -> Tensor:
-        """Returns int32 classes `[samples]`, the number of classes where there is none."""
+    def _check_labels(self, labels: Tensor | None, samples: Tensor, or_none: bool = False) -> Tensor:
+        """Returns int32 classes `[samples]`. The class `num_classes`, which `or_none` allows, stands for none."""
         none = self.num_classes or 0
-        if labels is None:
+        if not holds_classes(labels):
             return ops.full((samples,), none, dtype="int32")
         if not none:
             raise ValueError(f"`labels` need a prior with `num_classes`. Received: labels={labels!r}, num_classes=None")
-        labels = arguments.code_indices("labels", labels, none)
+        labels = arguments.code_indices("labels", labels, none + or_none)
         if len(labels.shape) == 0:
             labels = ops.broadcast_to(labels, (samples,))
         if len(labels.shape) != 1 or (isinstance(samples, int) and labels.shape[0] not in (None, samples)):
@@ -129,6 +213,18 @@ class CodesModel(keras.Model):
                 f"Received: labels of shape {tuple(labels.shape)} for {samples} samples"
             )
         return labels
+
+    def _check_sample_weight(self, sample_weight: Tensor, codes: Tensor) -> Tensor:
+        """Returns float32 weights of the shape of `codes`."""
+        weights = ops.cast(sample_weight, "float32")
+        sizes = zip(weights.shape, codes.shape, strict=False)
+        if len(weights.shape) > len(codes.shape) or any(a not in (None, 1, b) and b is not None for a, b in sizes):
+            raise ValueError(
+                f"`sample_weight` must have the first axes of {('samples', *self.shape)}. "
+                f"Received: sample_weight of shape {tuple(weights.shape)}"
+            )
+        axes = len(codes.shape) - len(weights.shape)
+        return ops.broadcast_to(ops.reshape(weights, (*ops.shape(weights), *(1,) * axes)), ops.shape(codes))
 
     def _drop_labels(self, labels: Tensor) -> Tensor:
         drawn = keras.random.uniform(ops.shape(labels), seed=self.transformer.seed_generator)

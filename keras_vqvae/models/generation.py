@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_vqvae import backend
 from keras_vqvae.arguments import Tensor
-from keras_vqvae.models import sampling
+from keras_vqvae.models import local_predict, sampling
 
 
 class Sampler(keras.Model):
@@ -52,8 +52,8 @@ class Sampler(keras.Model):
 
         if steps == 1:
             # On TensorFlow each generator that `predict` is given leaves some 20 kB behind.
-            return self.predict(*next(batches()), batch_size=size, verbose=verbose)
-        return self.predict(batches(), steps=steps, verbose=verbose)[:n]
+            return local_predict.predict(self, *next(batches()), batch_size=size, verbose=verbose)
+        return local_predict.predict(self, batches(), steps=steps, verbose=verbose)[:n]
 
 
 def paired(labels: Tensor, none: int | None, guidance: float | None) -> tuple[Tensor, int]:

@@ -43,22 +43,22 @@ class MaskedPrior(Prior):
     """
 
     takes_masked = True
+    generate_options = ("num_steps", "choice_temperature")
 
     def logits(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
         return self.transformer(codes, labels, training=training)
 
-    def nats(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
+    def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         seed = self.transformer.seed_generator
-        # Counts spread evenly over the batch, each as likely as the others: less noise than draws one by one.
-        places = ops.cumsum(ops.ones_like(labels, "float32")) / ops.cast(ops.shape(labels)[0], "float32")
+        samples = ops.shape(codes)[0]
+        # Counts spread evenly over the batch, each as likely as the others: less noise than independent draws.
+        places = ops.cumsum(ops.ones((samples,), "float32")) / ops.cast(samples, "float32")
         shares = (places + keras.random.uniform((), seed=seed)) % 1.0
-        counts = ops.minimum(ops.floor(shares * self.length) + 1.0, self.length)
+        counts = ops.expand_dims(ops.minimum(ops.floor(shares * self.length) + 1.0, self.length), 1)
         ranks = ops.argsort(ops.argsort(keras.random.uniform(ops.shape(codes), seed=seed)))
-        masked = ops.cast(ranks, "float32") < ops.expand_dims(counts, 1)
-        logits = self.logits(ops.where(masked, self.num_embeddings, codes), labels, training)
-        nats = ops.sparse_categorical_crossentropy(codes, logits, from_logits=True)
-        # So that the mean over all is that over the masked.
-        return ops.where(masked, nats * (self.length / ops.expand_dims(counts, 1)), 0.0)
+        masked = ops.cast(ranks, "float32") < counts
+        # With these weights the mean over all codes is the mean over the masked ones.
+        return ops.where(masked, self.num_embeddings, codes), ops.where(masked, self.length / counts, 0.0)
 
     def generate(  # type: ignore[override]  # `Prior`'s further arguments are by name here.
         self,
@@ -85,7 +85,7 @@ class MaskedPrior(Prior):
             An int32 array `[n, *shape]`.
 
         Raises:
-            ValueError: If a class or a code is none of the model's, or a number makes no sense.
+            ValueError: If a label or a code is out of range, or a sampling argument is invalid.
         """
         return super().generate(
             n,

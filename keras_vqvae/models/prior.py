@@ -5,6 +5,7 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -20,10 +21,14 @@ class Prior(CodesModel):
 
     A subclass defines, for codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
 
-    - `logits(codes, labels, training)`: of each code, `[batch, L, K]`;
-    - `nats(codes, labels, training)`: `[batch, L]`, whose mean is the loss;
+    - `logits(codes, labels, training)`: the logits of each code, `[batch, L, K]`;
     - `sample_codes(known, labels, bits, **options)`: `known`, with codes in the place of -1, drawn by random bits, of
-      which each sample needs `bits_shape(**options)`.
+      which each sample needs `bits_shape(**options)`;
+    - optionally `corrupt(codes)`: what the network sees in training and evaluation instead of `codes`, and the weights
+      of the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
+
+    A subclass may add layers, metrics and weights after `super().__init__()`, as with any Keras model. If it has a
+    constructor of its own, it is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
 
     Args:
         num_embeddings: Number of codes, `K`.
@@ -35,7 +40,8 @@ class Prior(CodesModel):
         num_heads: Heads of their attention. Defaults to `4`.
         hidden_dim: Their width, which `num_heads` divides. Defaults to `128`.
         dropout: Share of what each of them adds that is dropped in training. Defaults to `0.1`.
-        seed: Integer, for what is drawn in training beside dropout. Defaults to `None`.
+        seed: Integer, for all that is drawn in training: dropout, masks, and samples without their class. Defaults to
+            `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Input shape:
@@ -49,7 +55,9 @@ class Prior(CodesModel):
     """
 
     transformer_class: type[CodeTransformer] = CodeTransformer
-    """Of the network."""
+    """Class of the network."""
+    generate_options: tuple[str, ...] = ()
+    """Names of the further arguments of `generate`, which `bits_shape` and `sample_codes` take."""
 
     def __init__(
         self,
@@ -98,11 +106,19 @@ class Prior(CodesModel):
         )
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model, as it is of them.
         self._parts = types.SimpleNamespace(samplers={})
-        self.build((None, *self.shape))
+        # Keras locks a model once it is built. A constructor of a subclass may still have to add layers to it.
+        if type(self).__init__ is Prior.__init__:
+            self.build((None, *self.shape))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        if not self.transformer.built:
-            self.transformer.build((None, self.length))
+        self.transformer.build((None, self.length))
+        # Keras builds the layers of a model by a symbolic call, unless the model has a `build` of its own.
+        if type(self).build is Prior.build and not all(layer.built for layer in self.layers):
+            codes = keras.Input(self.shape, dtype="int32")
+            self.compute_output_spec((codes, keras.Input((), dtype="int32")) if self.num_classes else codes)
+
+    def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
+        return codes, None
 
     def bits_shape(self, **options: Any) -> tuple[int, ...]:
         raise NotImplementedError
@@ -132,26 +148,32 @@ class Prior(CodesModel):
             temperature: What logits are divided by: below 1 draws what is likely more often. Defaults to `1.0`.
             top_k: Draws among so many of the likeliest codes. Defaults to `None`, all.
             top_p: Draws among the fewest codes that are so likely together, from 0 to 1. Defaults to `None`, all.
-            guidance: How far to go from what is likely without the class to what is likely with it: logits are
-                `u + guidance * (c - u)`, at twice the cost. Defaults to `None`, as 1.
+            guidance: Scale of classifier-free guidance, at twice the cost: logits are `u + guidance * (c - u)`, of
+                logits `u` without and `c` with the class. It needs `labels`. Defaults to `None`, as 1.
             prefix: Codes that are given, `[n, p, *shape[1:]]`: the first `p` along the first axis. Defaults to `None`.
             seed: Integer; equal seeds draw equal codes, whatever the batch size, and up to the rounding of logits on
                 every backend. Defaults to `None`, drawn from NumPy's state, which `keras.utils.set_random_seed` sets.
             batch_size: How many samples to draw at a time. Defaults to `128`.
             verbose: As in `predict`. Defaults to `"auto"`.
-            **options: Of the subclass.
+            **options: Further arguments that a subclass names in `generate_options`.
 
         Returns:
             An int32 array `[n, *shape]`.
 
         Raises:
-            ValueError: If a class or a code is none of the model's, or a number makes no sense.
+            ValueError: If a label or a code is out of range, or a sampling argument is invalid.
         """
         n, batch_size = arguments.positive_int("n", n), arguments.positive_int("batch_size", batch_size)
+        for name in options.keys() - set(self.generate_options):
+            raise ValueError(
+                f"`{type(self).__name__}.generate` has no argument `{name}`. Received: {name}={options[name]!r}"
+            )
         options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
         if guidance is not None and self.num_classes is None:
             raise ValueError(f"`guidance` needs a prior with `num_classes`. Received: guidance={guidance!r}")
         options["guidance"] = None if guidance is None else arguments.non_negative("guidance", guidance)
+        if guidance is not None and labels is None:
+            raise ValueError(f"`guidance` needs `labels`. Received: guidance={guidance!r}, labels=None")
         labels = ops.convert_to_numpy(self._check_labels(labels, n))
         known = np.full((n, self.length), -1, "int32")
         if prefix is not None:
@@ -163,6 +185,8 @@ class Prior(CodesModel):
         if key not in self._parts.samplers:
             self._parts.samplers[key] = generation.Sampler(self, options)
         shape = self.bits_shape(**options)
+        if not self.built:
+            self.build((None, *self.shape))
         codes = self._parts.samplers[key].generate(known, labels, shape, seed, batch_size, verbose)
         return codes.reshape(n, *self.shape)
 

@@ -13,7 +13,7 @@ from keras_vqvae.layers.own_weights import OwnWeights
 class TransformerBlock(keras.Layer):
     """Attention and a perceptron of four times the width, each normalized before it and added to its input."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, dropout: float, **kwargs: Any):
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float, seed: int | None, **kwargs: Any):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.num_heads = num_heads
@@ -23,7 +23,7 @@ class TransformerBlock(keras.Layer):
         self.mlp_norm = layers.LayerNormalization(dtype=policy, name="mlp_norm")
         self.mlp_hidden = layers.Dense(4 * hidden_dim, activation="gelu", dtype=policy, name="mlp_hidden")
         self.mlp_output = layers.Dense(hidden_dim, dtype=policy, name="mlp_output")
-        self.dropout = layers.Dropout(dropout, dtype=policy, name="dropout")
+        self.dropout = layers.Dropout(dropout, seed=seed, dtype=policy, name="dropout")
 
     def build(self, input_shape: Sizes) -> None:
         for layer in (self.attention_norm, self.queries_keys_values, self.attention_output, self.mlp_norm):
@@ -83,8 +83,8 @@ class CodeTransformer(OwnWeights):
         super().__init__(**kwargs)
         self.num_embeddings, self.length, self.num_codebooks = num_embeddings, length, num_codebooks
         self.num_classes, self.num_heads, self.hidden_dim, self.seed = num_classes, num_heads, hidden_dim, seed
-        self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-        self.blocks = self.make_blocks("block", num_layers)
+        self.dropout = layers.Dropout(dropout, seed=self.seed_of(1), dtype=self.dtype_policy, name="dropout")
+        self.blocks = self.make_blocks("block", num_layers, first=2)
         self.norm = layers.LayerNormalization(dtype=self.dtype_policy, name="norm")
 
     @property
@@ -92,9 +92,17 @@ class CodeTransformer(OwnWeights):
         """How many positions its blocks go over."""
         return self.length
 
-    def make_blocks(self, name: str, count: int) -> list[TransformerBlock]:
+    def seed_of(self, part: int) -> int | None:
+        """A seed for the dropout of the part with this number: parts with equal seeds would drop alike."""
+        return None if self.seed is None else self.seed + part
+
+    def make_blocks(self, name: str, count: int, first: int) -> list[TransformerBlock]:
+        """Returns `count` blocks, the parts from number `first` on."""
         sizes = self.hidden_dim, self.num_heads, self.dropout.rate
-        return [TransformerBlock(*sizes, dtype=self.dtype_policy, name=f"{name}_{i}") for i in range(count)]
+        return [
+            TransformerBlock(*sizes, seed=self.seed_of(first + i), dtype=self.dtype_policy, name=f"{name}_{i}")
+            for i in range(count)
+        ]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
@@ -132,7 +140,7 @@ class CodeTransformer(OwnWeights):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The logits of the blocks' outputs for all codes in order: `[..., H]` -> float32 `[batch, L, K]`."""
-        x = ops.reshape(x, (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
-        logits = ops.einsum("btqh,qhk->btqk", self.norm(x), self.head) + self.bias
+        """The logits of the blocks' outputs for all codes in order: `[a, b, H]` -> float32 `[batch, L, K]`."""
+        x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
+        logits = ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias
         return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))

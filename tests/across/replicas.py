@@ -52,12 +52,19 @@ for name, quantizer in {
     (quantized.square().mean() + sum(model.losses)).backward()
     results[f"gradient-{name}"] = dense.kernel.value.grad.numpy()
 
+keras.utils.set_random_seed(0)
 encoder, decoder = keras_vqvae.build(4, embedding_dim=2, encoder_sizes=(4,), decoder_sizes=(4,))
 model = keras_vqvae.VQVAE(encoder, keras_vqvae.FiniteScalarQuantizer((3, 3)), decoder)
-model.compile()
-apart = replica and not hasattr(model, "ddp_model")
-with pytest.raises(NotImplementedError, match="2 processes with Keras") if apart else contextlib.nullcontext():
-    model.fit(x, verbose=0)
+prior = keras_vqvae.AutoregressivePrior(3, (4,), num_layers=1, num_heads=1, hidden_dim=4, dropout=0.0)
+for trained, data in ((model, x), (prior, np.digitize(x, (-0.5, 0.5)))):
+    trained.compile(keras.optimizers.SGD(0.1))
+    apart = replica and not hasattr(trained, "ddp_model")
+    with pytest.raises(NotImplementedError, match="2 processes with Keras") if apart else contextlib.nullcontext():
+        trained.fit(data, batch_size=8 if replica else 16, shuffle=False, verbose=0)
+    # From Keras 3.16 on.
+    if hasattr(trained, "ddp_model"):
+        weights = [ops.convert_to_numpy(weight).ravel() for weight in trained.trainable_variables]
+        results[f"trained-{trained.name}"] = np.concatenate(weights)
 
 np.savez(output, **results)
 if replica:

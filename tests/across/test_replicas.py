@@ -34,6 +34,16 @@ def test_trap_replicas_do_not_drift_apart(tmp_path):
     assert (first["codebook-0.1"][3:6] < 50).all()
 
 
+def test_trap_inference_in_one_process_needs_no_other(tmp_path):
+    arguments = [tmp_path / "store", tmp_path]
+    script = [sys.executable, SCRIPT.with_name("alone.py")]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    with subprocess.Popen([*script, "1", *arguments], env=environment, stdin=subprocess.PIPE) as other:
+        alone = subprocess.run([*script, "0", *arguments], env=environment, timeout=120, check=False)
+        other.communicate()
+    assert alone.returncode == other.returncode == 0
+
+
 def test_trap_tensorflow_replicas_take_turns_where_they_exchange():
     subprocess.run(
         [sys.executable, SCRIPT.with_name("mirrored.py")], env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True
