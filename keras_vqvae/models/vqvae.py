@@ -133,20 +133,25 @@ class VQVAE(CodeAutoencoder):
         return reconstruction, latents, indices
 
     @contextlib.contextmanager
-    def _recorded(self) -> Iterator[None]:
-        self._step.passes = []
+    def _recording(self, passes: list[_Pass] | None) -> Iterator[None]:
+        before, self._step.passes = self._step.passes, passes
         try:
             yield
         finally:
-            self._step.passes = None
+            self._step.passes = before
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # What a symbolic call within a step computes has no value in that step.
+        with self._recording(None):
+            return super().compute_output_spec(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         backend.refuse_separate_training(self)
-        with self._recorded():
+        with self._recording([]):
             return super().train_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._recorded():
+        with self._recording([]):
             return super().test_step(*args, **kwargs)
 
     def compute_loss(
