@@ -95,12 +95,17 @@ class CodeAutoencoder(keras.Model):
 
     @property
     def tokenizer(self) -> keras.Model:
-        """The functional model from inputs to codes, over this model's layers; there once it is built."""
+        """The functional model from inputs to codes, over this model's layers. It exists once the model is built.
+
+        It follows this model's weights, and always runs in inference: a model that holds it changes no weight and no
+        statistic of it, and gets no loss from it, whatever `training` is. Its weights are not among the `weights` of
+        that model, but are saved with it.
+        """
         return self._built_parts().tokenizer
 
     @property
     def detokenizer(self) -> keras.Model:
-        """The functional model from codes to reconstructions, over this model's layers; there once it is built."""
+        """The functional model from codes to reconstructions, over this model's layers. It exists once it is built."""
         return self._built_parts().detokenizer
 
     def _built_parts(self) -> types.SimpleNamespace:

@@ -20,7 +20,7 @@ class FrozenVariable(keras.Variable):
 
     def __init__(self, source: keras.Variable):
         # Not `super().__init__`, which would allocate a value.
-        vars(self).update({name: value for name, value in vars(source).items() if name != "_value"})
+        self.__dict__.update({name: value for name, value in vars(source).items() if name != "_value"})
         self.source = source
         # Read as it is: the layer that it belongs to casts it by its own policy.
         self._autocast = False

@@ -37,15 +37,18 @@ class VQVAE(CodeAutoencoder):
 
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report `loss` and its
     parts, `reconstruction_loss` and `quantizer_loss`, and how the codebook is used over the epoch: `perplexity` and
-    `codebook_usage`.
+    `codebook_usage`. The decoder may have several outputs, in a dict or a list; then `fit` needs `y` in this structure.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
-    decodes what a prior draws.
+    decodes what a prior draws. A model that holds the tokenizer cannot train it.
+
+    A subclass adds layers, metrics and weights after `super().__init__()`, and overrides `call`, `compute_loss` and
+    `compute_metrics`, as that of any Keras model. `autoencode` gives it the latents and the indices of a call.
 
     Args:
         encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`. If its input shape is known, the model
-            is built at once.
+            is built as soon as its constructor, and that of a subclass, has returned.
         quantizer: A quantizer, such as `VectorQuantizer`.
         decoder: A Keras model or layer from those vectors to reconstructions.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
@@ -123,9 +126,13 @@ class VQVAE(CodeAutoencoder):
             with the encoder's gradient; and their int32 indices, -1 at masked positions.
         """
         vectors = self.encoder(inputs, training=training)
-        deferring = self._step.passes is not None and backend.replicas_in_turns() > 1
-        with self.quantizer.deferred_updates() if deferring else contextlib.nullcontext(()) as updates:
-            latents, indices = self.quantizer(vectors, training=training, return_indices=True)
+        keywords = {"training": training, "return_indices": True}
+        updates: Sequence[Callable[[], None]] = ()
+        if self._step.passes is not None and backend.replicas_in_turns() > 1:
+            with self.quantizer.deferred_updates() as updates:
+                latents, indices = self.quantizer(vectors, **keywords)
+        else:
+            latents, indices = self.quantizer(vectors, **keywords)
         reconstruction = self.decoder(latents, training=training)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
