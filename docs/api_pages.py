@@ -16,7 +16,10 @@ GROUPS = {
 }
 BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""
-USED = "adapt decode detokenizer encode generate prune_unused reset_code_counts resize sample set_codebook tokenizer"
+USED = (
+    "adapt autoencode decode detokenizer encode generate prune_unused reset_code_counts resize sample set_codebook "
+    "tokenizer"
+)
 
 
 def _public_names() -> dict[str, griffe.Object]:

@@ -28,6 +28,11 @@ def is_traced(x: Tensor) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
+def undonated(x: Tensor) -> Tensor:
+    # Keras's trainer donates its state, in which the same array must not be twice, nor one that others still read.
+    return jax.numpy.copy(x)
+
+
 def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
     # What is compiled depends on the distribution, too.
     compiled = jax.jit(

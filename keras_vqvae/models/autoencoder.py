@@ -1,5 +1,8 @@
 """What an autoencoder with codes in between is: its parts, and what they do without training."""
 
+import contextlib
+import functools
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +14,33 @@ from keras import ops
 from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
 
 
 class CodeAutoencoder(keras.Model):
     """An encoder, a quantizer and a decoder. A subclass, `VQVAE`, has their `call` and their training."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Builds models of the class once their constructor has returned, where the encoder knows its input.
+
+        Not within the constructor of this class: Keras locks a model that is built, and what a subclass adds after
+        `super().__init__()` would be refused.
+        """
+        super().__init_subclass__(**kwargs)
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def init_and_build(self: CodeAutoencoder, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            # The constructor of a base class runs within that of the model's own class.
+            if type(self).__init__ is init_and_build:
+                self._build_if_known()
+
+        # Keras reads the arguments of the constructor by `inspect`, in part without regard to `functools.wraps`.
+        vars(init_and_build)["__signature__"] = inspect.signature(init)
+        setattr(cls, "__init__", init_and_build)  # noqa: B010
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
         super().__init__(**kwargs)
@@ -26,7 +50,15 @@ class CodeAutoencoder(keras.Model):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
-        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None)
+        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=[])
+
+    def _build_if_known(self) -> None:
+        if not self.built and getattr(self.encoder, "inputs", None):
+            inputs = inputs_like(self.encoder)
+            self.build(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
+            # Keras exports no model that was never called. A subclass's `call` may take other inputs than the encoder.
+            with contextlib.suppress(Exception):
+                self(inputs)
 
     def build(self, input_shape: Any) -> None:
         if self._parts.tokenizer is not None:
@@ -38,22 +70,43 @@ class CodeAutoencoder(keras.Model):
         vectors = self.encoder(inputs)
         _, indices = self.quantizer(vectors, return_indices=True)
         codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
-        self._parts.tokenizer = keras.Model(inputs, indices, name="tokenizer")
+        frozen = FrozenTokenizer(self.encoder, self.quantizer)
+        self._parts.tokenizer = keras.Model(inputs, frozen(inputs), name="tokenizer")
         self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
         # Keras exports no model that was never called.
         self._parts.tokenizer(inputs)
         self._parts.detokenizer(codes)
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
+        self._build_added(inputs)
+
+    def _added_layers(self) -> list[keras.Layer]:
+        """The layers that a subclass has added."""
+        return [layer for layer in self.layers if layer not in (self.encoder, self.quantizer, self.decoder)]
+
+    def _build_added(self, inputs: Any = None) -> None:
+        """Builds the layers that a subclass has added: those that its `call` uses, and those that a file tells of."""
+        if inputs is not None and not all(layer.built for layer in self._flatten_layers(include_self=False)):
+            # It may take other inputs than the encoder. Then they are built by the model's first call.
+            with contextlib.suppress(Exception):
+                self.compute_output_spec(inputs)
+        for layer, config in zip(self._added_layers(), self._parts.saved_builds, strict=False):
+            if config and not layer.built:
+                layer.build_from_config(config)
 
     @property
     def tokenizer(self) -> keras.Model:
-        """The functional model from inputs to codes, over this model's layers; there once it is built."""
+        """The functional model from inputs to codes, over this model's layers. It exists once the model is built.
+
+        It follows this model's weights, and always runs in inference: a model that holds it changes no weight and no
+        statistic of it, and gets no loss from it, whatever `training` is. Its weights are not among the `weights` of
+        that model, but are saved with it.
+        """
         return self._built_parts().tokenizer
 
     @property
     def detokenizer(self) -> keras.Model:
-        """The functional model from codes to reconstructions, over this model's layers; there once it is built."""
+        """The functional model from codes to reconstructions, over this model's layers. It exists once it is built."""
         return self._built_parts().detokenizer
 
     def _built_parts(self) -> types.SimpleNamespace:
@@ -144,9 +197,13 @@ class CodeAutoencoder(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}
+        builds = [layer.get_build_config() if layer.built else None for layer in self._added_layers()]
         return {
             **super().get_config(),
             **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
+            # The shapes that added layers were built for: Keras builds only what is part of the configuration, or what
+            # `call` uses, before it loads weights.
+            **({"added_builds": builds} if any(builds) else {}),
         }
 
     @classmethod
@@ -155,7 +212,12 @@ class CodeAutoencoder(keras.Model):
             name: keras.saving.deserialize_keras_object(config[name], custom_objects)
             for name in ("encoder", "quantizer", "decoder")
         }
-        return cls(**{**config, **parts})
+        builds = config.get("added_builds", [])
+        model = cls(**{**{name: value for name, value in config.items() if name != "added_builds"}, **parts})
+        model._parts.saved_builds = builds
+        if model.built:
+            model._build_added()
+        return model
 
 
 def inputs_like(encoder: keras.Model) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,16 +13,22 @@ from keras_vqvae import backend
 from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 from keras_vqvae.metrics import CodebookSummary
-from keras_vqvae.models.autoencoder import CodeAutoencoder, inputs_like
+from keras_vqvae.models.autoencoder import CodeAutoencoder
+from keras_vqvae.models.targets import check_targets
 
 
-# What `call` hands to `compute_loss` within a step of `fit` or `evaluate`. An output, because no other way from the
-# one to the other works on every backend: on JAX neither metrics nor a sublayer's losses can be reached in between.
-class _Step(NamedTuple):
-    reconstruction: Tensor
+class _Pass(NamedTuple):
+    """What a call of `autoencode` leaves for the logs: on JAX metrics cannot be updated within `call`."""
+
     indices: Tensor
     quantizer_loss: Tensor
     updates: Sequence[Callable[[], None]]
+
+
+class _Step(threading.local):
+    """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
+
+    passes: list[_Pass] | None = None
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -31,15 +38,19 @@ class VQVAE(CodeAutoencoder):
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report `loss` and its
     parts, `reconstruction_loss` and `quantizer_loss`, and how the codebook is used over the epoch: `perplexity` and
     `codebook_usage`. For a quantizer with several codebooks, one for each stage, group or scale, these are means, and
-    `min_perplexity` and `min_codebook_usage` are those of the worst codebook.
+    `min_perplexity` and `min_codebook_usage` are those of the worst codebook. The decoder may have several outputs, in a
+    dict or a list; then `fit` needs `y` in this structure.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
-    decodes what a prior draws.
+    decodes what a prior draws. A model that holds the tokenizer cannot train it.
+
+    A subclass adds layers, metrics and weights after `super().__init__()`, and overrides `call`, `compute_loss` and
+    `compute_metrics`, as that of any Keras model. `autoencode` gives it the latents and the indices of a call.
 
     Args:
         encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`. If its input shape is known, the model
-            is built at once.
+            is built as soon as its constructor, and that of a subclass, has returned.
         quantizer: A quantizer, such as `VectorQuantizer`.
         decoder: A Keras model or layer from those vectors to reconstructions.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
@@ -76,9 +87,8 @@ class VQVAE(CodeAutoencoder):
         # The codes of a vast implicit codebook are not counted.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
         self._codebooks = CodebookSummary(shape) if math.prod(shape) <= MOST_COUNTED else None
-        self._stepping = False
-        if getattr(encoder, "inputs", None):
-            self(inputs_like(encoder))
+        self._step = _Step()
+        self._parts.logged = set()
 
     def compile(self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = "mse", **kwargs: Any) -> None:
         """As `keras.Model.compile`; `loss` is the reconstruction's, by default the mean squared error."""
@@ -90,60 +100,125 @@ class VQVAE(CodeAutoencoder):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor | _Step:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Any:
+        return self.autoencode(inputs, training=training)[0]
+
+    def autoencode(self, inputs: Tensor, training: bool | None = None) -> tuple[Any, Tensor, Tensor]:
+        """Encodes, quantizes and decodes tensors: what `call` does, with what lies in between.
+
+        A subclass calls it within its own `call`, so that a further head or loss needs no second pass:
+
+        ```python
+        def call(self, inputs, training=None):
+            reconstruction, latents, indices = self.autoencode(inputs, training=training)
+            return {"image": reconstruction, "label": self.head(latents)}
+        ```
+
+        The metrics `quantizer_loss`, `perplexity` and `codebook_usage` are of these calls. They are not logged if a
+        `call` makes none.
+
+        Args:
+            inputs: Inputs of the encoder.
+            training: Whether to update statistics, as in `call`. Defaults to `None`, the mode of the outer layer.
+
+        Returns:
+            `(reconstruction, latents, indices)`: the decoder's outputs; the codes `[batch, ..., D]` that it decodes,
+            with the encoder's gradient; and their int32 indices, -1 at masked positions.
+        """
         vectors = self.encoder(inputs, training=training)
-        deferring = self._stepping and backend.replicas_in_turns() > 1
-        with self.quantizer.deferred_updates() if deferring else contextlib.nullcontext(()) as updates:
-            quantized, indices = self.quantizer(vectors, training=training, return_indices=True)
-        reconstruction = self.decoder(quantized, training=training)
-        if not self._stepping:
-            return reconstruction
-        quantizer_loss = sum(self.quantizer.losses, ops.zeros(()))
-        return _Step(reconstruction, self._parts.drop_masked(indices), quantizer_loss, updates)
+        keywords = {"training": training, "return_indices": True}
+        updates: Sequence[Callable[[], None]] = ()
+        if self._step.passes is not None and backend.replicas_in_turns() > 1:
+            with self.quantizer.deferred_updates() as updates:
+                latents, indices = self.quantizer(vectors, **keywords)
+        else:
+            latents, indices = self.quantizer(vectors, **keywords)
+        reconstruction = self.decoder(latents, training=training)
+        indices = self._parts.drop_masked(indices)
+        if self._step.passes is not None:
+            self._step.passes.append(_Pass(indices, sum(self.quantizer.losses, ops.zeros(())), updates))
+        return reconstruction, latents, indices
 
     @contextlib.contextmanager
-    def _step(self) -> Iterator[None]:
-        self._stepping = True
+    def _recording(self, passes: list[_Pass] | None) -> Iterator[None]:
+        before, self._step.passes = self._step.passes, passes
         try:
             yield
         finally:
-            self._stepping = False
+            self._step.passes = before
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # What a symbolic call within a step computes has no value in that step.
+        with self._recording(None):
+            return super().compute_output_spec(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         backend.refuse_separate_training(self)
-        with self._step():
+        with self._recording([]):
             return super().train_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._step():
+        with self._recording([]):
             return super().test_step(*args, **kwargs)
 
     def compute_loss(
         self,
         x: Data = None,
         y: Data = None,
-        y_pred: Tensor | _Step | None = None,
-        sample_weight: Tensor | None = None,
+        y_pred: Any = None,
+        sample_weight: Data = None,
         training: bool = True,
     ) -> Tensor:
-        y = x if y is None else y
-        if not isinstance(y_pred, _Step):
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        total = super().compute_loss(x, y, y_pred.reconstruction, sample_weight, training)
-        size = ops.shape(y_pred.reconstruction)[0]
-        # Keras has divided all of them, as TensorFlow will sum gradients over replicas.
-        reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
-        self._reconstruction_loss.update_state(reconstruction_loss, sample_weight=size)
-        self._quantizer_loss.update_state(y_pred.quantizer_loss, sample_weight=size)
+        """As `keras.Model.compute_loss`; without `y` the inputs `x` are the targets.
+
+        Raises:
+            ValueError: If a target has another shape than its prediction, and an elementwise loss would broadcast it.
+        """
+        check_targets(self.loss, x, y, y_pred)
+        total = super().compute_loss(x, x if y is None else y, y_pred, sample_weight, training)
+        if self._step.passes is not None:
+            # Keras has divided all losses by the number of replicas, as TensorFlow sums gradients over them.
+            reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
+            self._log(self._reconstruction_loss, reconstruction_loss, sample_weight=_batch_size(y_pred))
+        return total
+
+    def _compute_loss(
+        self,
+        x: Data = None,
+        y: Data = None,
+        y_pred: Any = None,
+        sample_weight: Data = None,
+        training: bool = True,
+    ) -> Tensor:
+        # Keras's steps call this one, and it calls `compute_loss`, which a subclass may override.
+        total = super()._compute_loss(x, y, y_pred, sample_weight, training)
+        if not self._step.passes:
+            return total
+        passes, self._step.passes = self._step.passes, []
+        # The quantizer's losses of all passes so far.
+        self._log(self._quantizer_loss, passes[-1].quantizer_loss, sample_weight=_batch_size(y_pred))
         if self._codebooks is not None:
-            self._codebooks.update_state(self.quantizer.count_codes(y_pred.indices))
-        # Other replicas take their turn here, which must find no loss of this one.
-        for update in y_pred.updates:
+            for each in passes:
+                self._log(self._codebooks, self.quantizer.count_codes(each.indices))
+        # These let other replicas take their turn, which must find no loss of this one.
+        for update in (update for each in passes for update in each.updates):
             update()
         return total
 
-    def compute_metrics(
-        self, x: Data, y: Data, y_pred: Tensor | _Step, sample_weight: Tensor | None = None
-    ) -> dict[str, Any]:
-        y_pred = y_pred.reconstruction if isinstance(y_pred, _Step) else y_pred
+    def _log(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:
+        metric.update_state(*args, **kwargs)
+        self._parts.logged.add(metric.name)
+
+    def compute_metrics(self, x: Data, y: Data, y_pred: Any, sample_weight: Data = None) -> dict[str, Any]:
+        """As `keras.Model.compute_metrics`; without `y` the inputs `x` are the targets."""
         return super().compute_metrics(x, x if y is None else y, y_pred, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        # A metric of this class that a subclass's `call` or `compute_loss` never updates is left out.
+        metrics = (self._reconstruction_loss, self._quantizer_loss, self._perplexity, self._usage)
+        silent = {metric.name for metric in metrics if metric is not None} - self._parts.logged
+        return {name: value for name, value in super().get_metrics_result().items() if name not in silent}
+
+
+def _batch_size(tensors: Any) -> Tensor:
+    return ops.shape(keras.tree.flatten(tensors)[0])[0]

@@ -1,0 +1,118 @@
+"""The tokenizer of a model, which another model may hold without training it."""
+
+import types
+from typing import Any
+
+import keras
+
+from keras_vqvae import backend
+from keras_vqvae.arguments import Tensor
+from keras_vqvae.layers.masks import ReplaceMasked
+from keras_vqvae.layers.quantizer import Quantizer
+
+
+class FrozenVariable(keras.Variable):
+    """The value of another variable, under an identity of its own: never trainable, and never assigned.
+
+    Whether a variable is trainable is a property of the variable, so that a layer cannot be trained in one model and
+    frozen in another one. This one stands for it in the other one.
+    """
+
+    def __init__(self, source: keras.Variable):
+        # Not `super().__init__`, which would allocate a value.
+        self.__dict__.update({name: value for name, value in vars(source).items() if name != "_value"})
+        self.source = source
+        # Read as it is: the layer that it belongs to casts it by its own policy.
+        self._autocast = False
+
+    @property
+    def trainable(self) -> bool:
+        return False
+
+    @property
+    def value(self) -> Tensor:
+        return backend.undonated(super().value)
+
+    @property
+    def _value(self) -> Tensor:
+        return self.source._value
+
+    @_value.setter
+    def _value(self, value: Tensor) -> None:
+        # Keras's JAX trainer drops the values of variables during an epoch, and assigns them afterwards.
+        pass
+
+    def _direct_assign(self, value: Tensor) -> None:
+        pass
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class FrozenTokenizer(keras.layers.Layer):
+    """Maps inputs to indices, by an encoder and a quantizer of another model that may go on training.
+
+    Whatever `training` is, it runs them in inference, changes no state and adds no loss, and it has no trainable
+    weights. It follows its encoder and quantizer when they are trained elsewhere.
+    """
+
+    def __init__(self, encoder: keras.Layer, quantizer: Quantizer, **kwargs: Any):
+        # The inputs are left as they are: the encoder casts them by its own policy.
+        super().__init__(**{**kwargs, "autocast": False})
+        self.supports_masking = True
+        # Within a namespace Keras does not see them: their weights would be trained, their losses added.
+        self._parts = types.SimpleNamespace(
+            encoder=encoder, quantizer=quantizer, drop_masked=ReplaceMasked(-1), variables={}
+        )
+
+    # Keras saves and loads the layers that it finds among the attributes.
+    @property
+    def encoder(self) -> keras.Layer:
+        """The encoder, shared with the other model."""
+        return self._parts.encoder
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer, shared with the other model."""
+        return self._parts.quantizer
+
+    @property
+    def variables(self) -> list[FrozenVariable]:
+        """A frozen variable for each one of the encoder and the quantizer, so that trainers and exports find them."""
+        found, known = {}, self._parts.variables
+        for variable in (*self.encoder.variables, *self.quantizer.variables):
+            found[id(variable)] = known[id(variable)] if id(variable) in known else FrozenVariable(variable)
+        self._parts.variables = found
+        return list(found.values())
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        values = [(variable.source, variable.value) for variable in self.variables]
+        # In a scope of its own Keras keeps updates and losses from the layers. Both are dropped.
+        with keras.StatelessScope(initialize_variables=False) as scope:
+            for value in values:
+                scope.add_update(value)
+            vectors = self.encoder(inputs, training=False)
+            _, indices = self.quantizer(vectors, training=False, return_indices=True)
+            # Keras hands the last layer's `training` to the layers that follow. They must get that of this call.
+            return self._parts.drop_masked(indices, training=training)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> None:
+        # The indices have the mask that the encoder made.
+        return None
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> keras.KerasTensor:
+        vectors = self.encoder.compute_output_spec(inputs)
+        return self.quantizer.compute_output_spec(vectors, return_indices=True)[1]
+
+    def get_config(self) -> dict[str, Any]:
+        parts = {"encoder": self.encoder, "quantizer": self.quantizer}
+        return {
+            **super().get_config(),
+            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "FrozenTokenizer":
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("encoder", "quantizer")
+        }
+        return cls(**{**config, **parts})

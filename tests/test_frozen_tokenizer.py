@@ -1,0 +1,166 @@
+"""A tokenizer that is part of a model that is trained stays as it is."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from helpers import numpy
+from keras import layers
+
+import keras_vqvae
+
+
+class Drifting(layers.Layer):
+    """A layer of an encoder that breaks every rule: it updates state and adds a loss whatever `training` is."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(20, 8)).astype("float32")
+
+
+def make(*more, **keywords):
+    encoder = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(6, kernel_regularizer=keras.regularizers.L2(0.1), activity_regularizer="l2"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5, seed=1),
+            *more,
+            layers.Dense(3),
+        ]
+    )
+    keywords = {"seed": 1, **keywords}
+    return keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, **keywords), layers.Dense(8))
+
+
+def classifier(tokenizer, sizes=(8,)):
+    inputs = keras.Input(sizes)
+    return keras.Model(inputs, layers.Dense(2)(layers.Embedding(16, 4)(tokenizer(inputs))))
+
+
+class Subclassed(keras.Model):
+    """Its own layers get `training` from Keras, also after the tokenizer."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer, self.embedding = tokenizer, layers.Embedding(16, 4, embeddings_initializer="ones")
+        self.dropout = layers.Dropout(0.5, seed=0)
+
+    def call(self, inputs):
+        return self.dropout(self.embedding(self.tokenizer(inputs)))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"ema_decay": 0.9}])
+def test_training_around_a_tokenizer_changes_nothing_of_it(x, keywords):
+    model = make(Drifting(), **keywords)
+    before = helpers.weights(model)
+    codes = model.encode(x, verbose=0)
+    outer = classifier(model.tokenizer)
+    # Decay moves each trainable weight, whatever its gradient is.
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+    own = outer.layers[-1].get_weights()
+    helpers.compiled(outer, optimizer, "mse").fit(x, x[:, :2], epochs=2, verbose=0)
+    assert (outer.layers[-1].get_weights()[0] != own[0]).any()
+    helpers.assert_same_weights(before, helpers.weights(model))
+    np.testing.assert_array_equal(model.encode(x, verbose=0), codes)
+    for training in (False, True):
+        np.testing.assert_array_equal(numpy(model.tokenizer(x, training=training)), codes)
+        outer(x, training=training)
+        assert outer.losses == []
+    helpers.assert_same_weights(before, helpers.weights(model))
+    assert len(outer.trainable_weights) == 3
+
+
+def test_the_model_goes_on_training_and_its_tokenizer_follows(x):
+    model = make(ema_decay=0.9)
+    tokenizer, outer = model.tokenizer, classifier(model.tokenizer)
+    helpers.compiled(outer, "sgd", "mse", traced=False).fit(x, x[:, :2], verbose=0)
+    codes, old = tokenizer.predict(x, verbose=0), outer.predict(x, verbose=0)
+    before = helpers.weights(model.encoder)
+    helpers.compiled(model, keras.optimizers.SGD(0.5), traced=False).fit(x, epochs=3, verbose=0)
+    trained = [weight.path for weight in model.encoder.trainable_weights]
+    assert all((helpers.weights(model.encoder)[path] != before[path]).any() for path in trained)
+    new = tokenizer.predict(x, verbose=0)
+    np.testing.assert_array_equal(new, model.encode(x, verbose=0))
+    assert (new != codes).any()
+    assert (outer.predict(x, verbose=0) != old).any()
+
+
+def test_layers_after_it_know_that_they_train(x):
+    outer = Subclassed(make().tokenizer)
+    assert (numpy(outer(x, training=True)) == 0).any()
+    assert (numpy(outer(x, training=False)) == 1).all()
+
+
+def test_both_halves_in_one_model(x):
+    """On JAX both would give away the same arrays."""
+    model = make(ema_decay=0.9)
+    inputs = keras.Input((8,))
+    outer = keras.Model(inputs, model.detokenizer(model.tokenizer(inputs)))
+    helpers.compiled(outer, keras.optimizers.SGD(0.1), "mse", traced=False).fit(x, x, verbose=0)
+    np.testing.assert_allclose(outer.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_a_model_that_holds_one_is_saved(x, tmp_path):
+    model = make(ema_decay=0.9)
+    helpers.compiled(model, "sgd", traced=False).fit(x, verbose=0)
+    outer = helpers.compiled(classifier(model.tokenizer), "sgd", "mse", traced=False)
+    outer.fit(x, x[:, :2], verbose=0)
+    expected = outer.predict(x, verbose=0)
+    outer.save(tmp_path / "outer.keras")
+    loaded = keras.models.load_model(tmp_path / "outer.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    # Still frozen.
+    frozen = loaded.layers[1].layers[1]
+    before = [numpy(variable) for variable in frozen.variables]
+    loaded.fit(x, x[:, :2], verbose=0)
+    for value, variable in zip(before, frozen.variables, strict=True):
+        np.testing.assert_array_equal(numpy(variable), value)
+    outer.save_weights(tmp_path / "outer.weights.h5")
+    other = classifier(make(ema_decay=0.9, seed=5).tokenizer)
+    other.load_weights(tmp_path / "outer.weights.h5")
+    np.testing.assert_allclose(other.predict(x, verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_its_codes_are_those_of_its_own_policy(x, policy):
+    model = make()
+    expected = model.encode(x, verbose=0)
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((8,))
+    outer = keras.Model(inputs, model.tokenizer(layers.Activation("linear", dtype="float32")(inputs)))
+    np.testing.assert_array_equal(outer.predict(x, verbose=0), expected)
+
+
+def test_masks_reach_it_and_leave_it(rng):
+    x = rng.normal(size=(4, 5, 3)).astype("float32")
+    x[:, 3:] = 0
+    encoder = keras.Sequential([keras.Input((5, 3)), layers.Masking(), layers.Dense(3)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(3))
+    inputs = keras.Input((5, 3))
+    outer = keras.Model(inputs, layers.ReLU()(model.tokenizer(inputs)))
+    assert (numpy(model.tokenizer(x))[:, 3:] == -1).all()
+    mask = getattr(outer(x), "_keras_mask", None)
+    np.testing.assert_array_equal(numpy(mask), np.arange(5)[None].repeat(4, 0) < 3)
+
+
+def test_a_frozen_quantizer_keeps_its_commitment_loss(x):
+    encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
+    quantizer = keras_vqvae.VectorQuantizer(16, seed=1, trainable=False)
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, quantizer(encoder(inputs)))
+    vectors = numpy(encoder(x))
+    codes = numpy(quantizer.decode(quantizer.encode(vectors)))
+    model(x, training=True)
+    losses = [numpy(loss) for loss in model.losses]
+    np.testing.assert_allclose(sum(losses), 1.25 * np.square(vectors - codes).mean(), rtol=1e-5)

@@ -1,0 +1,135 @@
+"""Targets that a loss would broadcast are refused, and those that it is made for are not."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from keras import layers, losses, ops
+
+import keras_vqvae
+from keras_vqvae.models.targets import check_targets
+
+LABELS = np.arange(6) % 3
+REFUSED = r"`y` must have the shape of the reconstruction.*ds.map\(lambda x, y: x\).*Received: y of shape"
+
+
+@pytest.fixture
+def x(rng):
+    return rng.random(size=(6, 4, 4, 1)).astype("float32")
+
+
+@pytest.fixture
+def model():
+    encoder = keras.Sequential([keras.Input((4, 4, 1)), layers.Dense(3)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(1))
+    return helpers.compiled(model, "sgd")
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return tuple(array[3 * index : 3 * index + 3] for array in self.arrays)
+
+
+def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
+    uses = (
+        lambda: model.fit(x, LABELS, verbose=0),
+        lambda: model.fit(Batches(x, LABELS.astype("float32")), verbose=0),
+        lambda: model.evaluate(x, LABELS[:, None], verbose=0),
+        lambda: model.train_on_batch(x, LABELS),
+        lambda: model.fit(x, verbose=0, validation_data=(x, LABELS)),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match=REFUSED):
+            use()
+    model.fit(Batches(x), verbose=0, validation_data=Batches(x, x))
+
+
+def test_what_the_input_cannot_be(x):
+    encoder = keras.Sequential([keras.Input((4, 4, 1)), layers.Dense(3)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(2))
+    model.compile()
+    with pytest.raises(ValueError, match="`x` must have the shape of the reconstruction.*Received: x of shape"):
+        model.fit(x, verbose=0)
+
+
+def mean_and_variance(y, y_pred):
+    mean, log_variance = ops.split(y_pred, 2, axis=-1)
+    return ops.square(y - mean) * ops.exp(-log_variance) + log_variance
+
+
+def absolute(y, y_pred):
+    return ops.abs(y - y_pred)
+
+
+SPARSE = losses.SparseCategoricalCrossentropy(from_logits=True)
+IMAGE, FLAT, CLASSES, LOGITS = (6, 4, 4, 1), (6, 4, 4), (6,), (6, 4, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "y_pred", "dtype"),
+    [
+        ("mse", IMAGE, IMAGE, "float32"),
+        # Keras drops an axis of size 1.
+        ("mse", FLAT, IMAGE, "float32"),
+        ("mse", (6,), (6, 1), "float32"),
+        ("mse", (6, 1), (6,), "float32"),
+        ("mse", (None, 4, 4, 1), (None, 4, None, 1), "float32"),
+        ("sparse_categorical_crossentropy", FLAT, LOGITS, "int32"),
+        (losses.sparse_categorical_crossentropy, IMAGE, LOGITS, "int32"),
+        (SPARSE, FLAT, LOGITS, "int32"),
+        (SPARSE, CLASSES, (6, 3), "float32"),
+        ("crossentropy", FLAT, LOGITS, "int32"),
+        (None, CLASSES, IMAGE, "int32"),
+        # A loss of the user's own may want other data, or classes, and is wrong of itself where nothing broadcasts.
+        (mean_and_variance, IMAGE, (6, 4, 4, 2), "float32"),
+        (absolute, FLAT, LOGITS, "int32"),
+        (absolute, (6, 5), IMAGE[:3], "float32"),
+    ],
+)
+def test_accepted(loss, y, y_pred, dtype):
+    check_targets(loss, keras.KerasTensor(IMAGE), keras.KerasTensor(y, dtype), keras.KerasTensor(y_pred))
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "y_pred", "dtype"),
+    [
+        ("mse", CLASSES, IMAGE, "int32"),
+        ("mae", (None,), (None, 4, 4, 1), "float32"),
+        (losses.MeanSquaredError(), (6, 1), (6, 8), "int32"),
+        (losses.huber, IMAGE, (6, 4, 4, 3), "float32"),
+        ("binary_crossentropy", CLASSES, IMAGE, "int32"),
+        ("crossentropy", CLASSES, IMAGE, "int32"),
+        (["mae", "mse"], CLASSES, IMAGE, "int32"),
+        (absolute, CLASSES, IMAGE, "float32"),
+        (absolute, CLASSES, IMAGE, "int32"),
+    ],
+)
+def test_refused(loss, y, y_pred, dtype):
+    with pytest.raises(ValueError, match=REFUSED):
+        check_targets(loss, keras.KerasTensor(IMAGE), keras.KerasTensor(y, dtype), keras.KerasTensor(y_pred))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [{"image": "mse", "label": SPARSE}, ["mse", SPARSE], {"image": "mse"}, {"image": ["mae", "mse"], "label": None}],
+)
+def test_each_of_several_outputs(loss):
+    x = keras.KerasTensor(IMAGE)
+    y_pred = {"image": keras.KerasTensor(IMAGE), "label": keras.KerasTensor((6, 3))}
+    labels = keras.KerasTensor(CLASSES, "int32")
+    check_targets(loss, x, {"image": x, "label": labels}, y_pred)
+    with pytest.raises(ValueError, match=REFUSED):
+        check_targets(loss, x, {"image": labels, "label": labels}, y_pred)
+    with pytest.raises(ValueError, match="`y` must be given"):
+        check_targets(loss, x, None, y_pred)
+    if not isinstance(loss, dict):
+        check_targets(loss, x, (x, labels), list(y_pred.values()))
+        with pytest.raises(ValueError, match=REFUSED):
+            check_targets(loss, x, [labels, labels], list(y_pred.values()))
