@@ -38,8 +38,8 @@ class VQVAE(CodeAutoencoder):
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report `loss` and its
     parts, `reconstruction_loss` and `quantizer_loss`, and how the codebook is used over the epoch: `perplexity` and
     `codebook_usage`. For a quantizer with several codebooks, one for each stage, group or scale, these are means, and
-    `min_perplexity` and `min_codebook_usage` are those of the worst codebook. The decoder may have several outputs, in a
-    dict or a list; then `fit` needs `y` in this structure.
+    `min_perplexity` and `min_codebook_usage` are those of the worst codebook. The decoder may have several outputs, in
+    a dict or a list; then `fit` needs `y` in this structure.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
@@ -215,8 +215,11 @@ class VQVAE(CodeAutoencoder):
 
     def get_metrics_result(self) -> dict[str, Any]:
         # A metric of this class that a subclass's `call` or `compute_loss` never updates is left out.
-        metrics = (self._reconstruction_loss, self._quantizer_loss, self._perplexity, self._usage)
-        silent = {metric.name for metric in metrics if metric is not None} - self._parts.logged
+        own = (self._reconstruction_loss, self._quantizer_loss, self._codebooks)
+        silent: set[str] = set()
+        for metric in own:
+            if metric is not None and metric.name not in self._parts.logged:
+                silent |= set(metric.result()) if isinstance(metric, CodebookSummary) else {metric.name}
         return {name: value for name, value in super().get_metrics_result().items() if name not in silent}
 
 
