@@ -78,6 +78,31 @@ def test_dropped_indices_decode_to_fewer_levels(x):
 
 
 @pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: keras_vqvae.ResidualQuantizer(vector(), 3), (slice(2),)),
+        (lambda: keras_vqvae.GroupedQuantizer(vector(), 4), (slice(1),)),
+        (lambda: keras_vqvae.ProjectedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 3), 3), (slice(0),)),
+        (
+            lambda: keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 3), 2),
+            (slice(None), slice(2)),
+        ),
+    ],
+    ids=["residual", "groups", "projected", "groups of residuals"],
+)
+def test_indices_of_the_first_stages_and_groups_decode_as_with_no_code_for_the_others(x, make, parts):
+    layer = built(make())
+    indices = numpy(layer.encode(x))
+    few = indices[(slice(None), *parts)]
+    cut = np.full_like(indices, -1)
+    cut[(slice(None), *parts)] = few
+    expected = numpy(layer.decode(cut))
+    np.testing.assert_array_equal(numpy(layer.decode(few)), expected)
+    codes = keras.Input(few.shape[1:], dtype="int32")
+    np.testing.assert_array_equal(numpy(keras.Model(codes, layer.decode(codes))(few)), expected)
+
+
+@pytest.mark.parametrize(
     "inner",
     [
         lambda: vector(32),
@@ -217,8 +242,10 @@ def test_a_model_trains_measures_and_decodes_several_codebooks(x):
     used = [len(np.unique(codes[:, level])) / 8 for level in range(3)]
     np.testing.assert_allclose(result["codebook_usage"], np.mean(used), rtol=1e-4)
     np.testing.assert_allclose(result["min_codebook_usage"], min(used), rtol=1e-4)
+    first = np.where(np.arange(3) < 2, codes, -1)
+    np.testing.assert_array_equal(model.decode(codes[:, :2], verbose=0), model.decode(first, verbose=0))
     with pytest.raises(ValueError, match="Received: codes of shape"):
-        model.decode(codes[:, :2], verbose=0)
+        model.decode(np.zeros((30, 4), "int32"), verbose=0)
 
 
 def test_freezing_a_wrapper_freezes_what_is_in_it(x):

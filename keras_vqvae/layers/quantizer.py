@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vqvae import arguments, backend, codebook, estimators
 from keras_vqvae.arguments import Sizes, Tensor
+from keras_vqvae.layers import index_shapes
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.own_weights import OwnWeights
@@ -233,6 +234,9 @@ class Quantizer(LazyLosses, OwnWeights):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the vectors `[..., D]` of indices `[..., *index_shape]`, in the compute dtype.
 
+        The indices of the first stages of a residual, or of the first groups, decode as if those that are missing were
+        -1, which is no code.
+
         On a symbolic tensor it is a call of this layer, so that `keras.Model(codes, decoder(quantizer.decode(codes)))`
         shares the layer with the model that made the codes, saves it and exports it.
 
@@ -252,20 +256,10 @@ class Quantizer(LazyLosses, OwnWeights):
         return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
-        """Returns `indices` as an int32 tensor, of the right shape and inside the codebook."""
+        """Returns `indices` as an int32 tensor inside the codebook, with -1 for stages or groups that are left out."""
         indices = arguments.code_indices(name, indices, self.num_embeddings, self.lowest_index)
-        self._check_index_shape(name, indices.shape)
-        return indices
-
-    def _check_index_shape(self, name: str, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the shape of indices without `index_shape`, in which it must end."""
-        leading = len(shape) - len(self.index_shape)
-        sizes = zip(shape[leading:], self.index_shape, strict=True)
-        if leading < 0 or any(size not in (None, own) for size, own in sizes):
-            raise ValueError(
-                f"`{name}` must have a shape that ends in {self.index_shape}. Received: {name} of shape {tuple(shape)}"
-            )
-        return tuple(shape[:leading])
+        index_shapes.leading_axes(name, indices.shape, self.index_shape)
+        return index_shapes.completed(indices, self.index_shape)
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero.
@@ -301,7 +295,7 @@ class Quantizer(LazyLosses, OwnWeights):
     ) -> keras.KerasTensor | tuple[keras.KerasTensor, keras.KerasTensor]:
         # Inferred from `compute_output_shape`, the indices would be floats.
         if reverse:
-            axes = self.vector_axes(self._check_index_shape("indices", inputs.shape))
+            axes = self.vector_axes(index_shapes.leading_axes("indices", inputs.shape, self.index_shape))
             return keras.KerasTensor((*axes, self._dim), dtype=self.compute_dtype)
         self._check_input_shape(inputs.shape, dim=self._dim)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)

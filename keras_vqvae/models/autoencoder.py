@@ -162,8 +162,7 @@ class CodeAutoencoder(keras.Model):
         Raises:
             ValueError: If a code lies outside the codebook.
         """
-        codes = ops.convert_to_numpy(codes)
-        self.quantizer.check_indices("codes", codes)
+        codes = ops.convert_to_numpy(self.quantizer.check_indices("codes", ops.convert_to_numpy(codes)))
         return predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
 
     def sample(
