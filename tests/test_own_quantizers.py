@@ -87,7 +87,7 @@ def test_a_subclass_in_two_wrappers_is_its_base_in_them(outside, inside):
 def test_a_quantizer_without_a_configuration_goes_into_wrappers():
     layer = keras_vqvae.MultiScaleQuantizer(WRAPPERS["residual"](WRAPPERS["projected"](Signs(DIM))), (1, 3))
     x = draw(4, 3, DIM)
-    quantized, indices = layer(x, training=True, return_indices=True)
+    _, indices = layer(x, training=True, return_indices=True)
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(layer(x)))
     assert type(innermost(layer)) is Signs
 
