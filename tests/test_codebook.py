@@ -117,7 +117,7 @@ def test_only_kept_rows_are_drawn_and_none_twice_while_they_suffice(kept, num_dr
 def test_every_kept_row_is_as_likely_in_every_draw():
     kept = np.array([True, False, True, True, False, True, True])
     trials, seed = 2000, keras.random.SeedGenerator(0)
-    draw = program(lambda: codebook.draw_kept(kept, 3, seed)[0], [seed.state])
+    draw = program(lambda: codebook.draw_kept(ops.convert_to_tensor(kept), 3, seed)[0], [seed.state])
     drawn = np.stack([ops.convert_to_numpy(draw()) for _ in range(trials)])
     for column in drawn.T:
         counts = np.bincount(column, minlength=len(kept))[kept]
