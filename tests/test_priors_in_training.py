@@ -187,6 +187,11 @@ def test_equal_seeds_train_alike(kind, codes):
     weights = trained(7, 1)
     np.testing.assert_array_equal(trained(7, 2), weights)
     assert np.abs(trained(8, 1) - weights).max() > 1e-5
+    # No two parts draw alike.
+    network = PRIORS[kind](K, SHAPE, **{**SIZES, "num_layers": 3}).transformer
+    parts = [network, *network.blocks, *getattr(network, "level_blocks", ())]
+    seeds = [SIZES["seed"], *(part.dropout.seed for part in parts)]
+    assert len(set(seeds)) == len(seeds) == 5 + 2 * (kind == "autoregressive")
 
 
 def test_losses_that_layers_add_count(kind, codes):
