@@ -107,6 +107,26 @@ def test_adapt_with_a_beam_leaves_less(make):
     assert error < 0.95 * beam(test, books, 4)[:, 0].mean() / test.shape[1]
 
 
+def test_a_stage_learns_from_sums_that_are_nearly_the_best(monkeypatch):
+    """Of the four best codes of each vector, those that leave at most twice the squared error of the best."""
+    x, seen = draw(50, 4), []
+    adapt = keras_vqvae.VectorQuantizer.adapt
+
+    def spy(self, vectors, *args, **keywords):
+        counts = adapt(self, vectors, *args, **keywords)
+        seen.append((np.array(vectors), numpy(self.codebook).copy()))
+        return counts
+
+    monkeypatch.setattr(keras_vqvae.VectorQuantizer, "adapt", spy)
+    residual(6, size=12).adapt(x, verbose=0)
+    (_, codes), (second, _) = seen[:2]
+    rests = x[:, None].astype("float64") - codes
+    errors = np.sort(np.square(rests).sum(-1), axis=1)[:, :4]
+    expected = np.sort(errors[errors <= 2 * errors[:, :1]])
+    assert len(x) < len(expected) < 4 * len(x)
+    np.testing.assert_allclose(np.sort(np.square(second).sum(-1)), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_adapt_with_a_beam_counts_each_vector_once():
     x = draw(200, 4)
     layer = residual(4)
