@@ -71,6 +71,13 @@ class HeadInBuild(HeadInLoss):
         self.head.build((None, 8))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class HeadInBoth(HeadInCall):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.head.build((None, 3))
+
+
 def assert_same_head(model, other):
     values, others = model.head.get_weights(), other.head.get_weights()
     assert len(values) == len(others) > 0
@@ -103,6 +110,17 @@ def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
         other.build((None, 8))
     other.load_weights(tmp_path / "model.weights.h5")
     assert_same_head(model, other)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_subclass_may_build_its_layers_itself(x, labels, tmp_path, known):
+    model = HeadInBoth(*parts(known, ema_decay=0.9))
+    if not known:
+        model.build((None, 8))
+    helpers.compiled(model, "sgd", LOSSES, traced=False)
+    model.fit(x, {"image": x, "label": labels}, verbose=0)
+    model.save(tmp_path / "model.keras")
+    assert_same_head(model, keras.models.load_model(tmp_path / "model.keras"))
 
 
 @pytest.mark.parametrize("known", [True, False])
