@@ -71,6 +71,13 @@ class HeadInBuild(HeadInLoss):
         self.head.build((None, 8))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class HeadInBoth(HeadInCall):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.head.build((None, 3))
+
+
 def assert_same_head(model, other):
     values, others = model.head.get_weights(), other.head.get_weights()
     assert len(values) == len(others) > 0
@@ -103,6 +110,17 @@ def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
         other.build((None, 8))
     other.load_weights(tmp_path / "model.weights.h5")
     assert_same_head(model, other)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_subclass_may_build_its_layers_itself(x, labels, tmp_path, known):
+    model = HeadInBoth(*parts(known, ema_decay=0.9))
+    if not known:
+        model.build((None, 8))
+    helpers.compiled(model, "sgd", LOSSES, traced=False)
+    model.fit(x, {"image": x, "label": labels}, verbose=0)
+    model.save(tmp_path / "model.keras")
+    assert_same_head(model, keras.models.load_model(tmp_path / "model.keras"))
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -211,11 +229,11 @@ def outputs_of(kind):
 
 
 @pytest.mark.parametrize("kind", ["dict", "list"])
-def test_decoders_of_several_outputs(x, labels, kind, tmp_path):
+def test_decoders_of_several_outputs(x, labels, kind):
     encoder, quantizer, _ = parts(ema_decay=0.9)
     model = keras_vqvae.VQVAE(encoder, quantizer, outputs_of(kind))
     loss, y = (LOSSES, {"image": x, "label": labels}) if kind == "dict" else (list(LOSSES.values()), [x, labels])
-    helpers.compiled(model, "adam", loss, traced=kind == "dict")
+    helpers.compiled(model, "sgd", loss, traced=False)
     codes = model.encode(x, verbose=0)
     decoded, predicted = (keras.tree.flatten(f) for f in (model.decode(codes, verbose=0), model.predict(x, verbose=0)))
     for one, other in zip(decoded, predicted, strict=True):
@@ -225,10 +243,17 @@ def test_decoders_of_several_outputs(x, labels, kind, tmp_path):
     shifted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = oracle.mean_square(image - x) - np.log(shifted[np.arange(20), labels]).mean()
     np.testing.assert_allclose(logs["reconstruction_loss"], expected, rtol=1e-4)
-    model.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match="`y` must be given.*Received: y=None"):
+        model.evaluate(x, verbose=0)
+
+
+def test_a_model_of_several_outputs_is_trained_and_saved(x, labels, tmp_path):
+    encoder, quantizer, _ = parts(ema_decay=0.9)
+    model = keras_vqvae.VQVAE(encoder, quantizer, outputs_of("dict"))
+    helpers.compiled(model, keras.optimizers.SGD(0.1), LOSSES)
+    history = model.fit(x, {"image": x, "label": labels}, batch_size=10, epochs=40, verbose=0).history
+    assert history["reconstruction_loss"][-1] < 0.9 * history["reconstruction_loss"][0]
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for one, other in zip(*(keras.tree.flatten(m.predict(x, verbose=0)) for m in (model, loaded)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    with pytest.raises(ValueError, match="`y` must be given.*Received: y=None"):
-        model.evaluate(x, verbose=0)

@@ -53,7 +53,8 @@ class CodeAutoencoder(keras.Model):
         self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=[])
 
     def _build_if_known(self) -> None:
-        if not self.built and getattr(self.encoder, "inputs", None):
+        # A subclass that forgets `super().__init__()` has no encoder: Keras says so at its first call.
+        if getattr(getattr(self, "encoder", None), "inputs", None) and not self.built:
             inputs = inputs_like(self.encoder)
             self.build(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
             # Keras exports no model that was never called. A subclass's `call` may take other inputs than the encoder.
@@ -78,18 +79,22 @@ class CodeAutoencoder(keras.Model):
         self._parts.detokenizer(codes)
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
-        self._build_added(inputs)
+        # A subclass that overrides `build` builds its layers itself, after this.
+        if type(self).build is CodeAutoencoder.build and not all(layer.built for layer in self._flatten_layers(False)):
+            # Builds those that `call` uses, unless it takes other inputs than the encoder: then its first call does.
+            with contextlib.suppress(Exception):
+                self.compute_output_spec(inputs)
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        super().build_from_config(config)
+        self._build_as_saved()
 
     def _added_layers(self) -> list[keras.Layer]:
         """The layers that a subclass has added."""
         return [layer for layer in self.layers if layer not in (self.encoder, self.quantizer, self.decoder)]
 
-    def _build_added(self, inputs: Any = None) -> None:
-        """Builds the layers that a subclass has added: those that its `call` uses, and those that a file tells of."""
-        if inputs is not None and not all(layer.built for layer in self._flatten_layers(include_self=False)):
-            # It may take other inputs than the encoder. Then they are built by the model's first call.
-            with contextlib.suppress(Exception):
-                self.compute_output_spec(inputs)
+    def _build_as_saved(self) -> None:
+        """Builds the added layers that `call` does not use for the shapes that a file tells of."""
         for layer, config in zip(self._added_layers(), self._parts.saved_builds, strict=False):
             if config and not layer.built:
                 layer.build_from_config(config)
@@ -214,8 +219,9 @@ class CodeAutoencoder(keras.Model):
         builds = config.get("added_builds", [])
         model = cls(**{**{name: value for name, value in config.items() if name != "added_builds"}, **parts})
         model._parts.saved_builds = builds
+        # Else Keras calls `build_from_config`.
         if model.built:
-            model._build_added()
+            model._build_as_saved()
         return model
 
 
