@@ -43,6 +43,8 @@ class CodeAutoencoder(keras.Model):
         setattr(cls, "__init__", init_and_build)  # noqa: B010
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
+        # Not an argument: `get_config` puts the shapes here that the layers of a subclass were built for.
+        saved_builds = kwargs.pop("added_builds", [])
         super().__init__(**kwargs)
         for name, part in {"encoder": encoder, "quantizer": quantizer, "decoder": decoder}.items():
             kind = Quantizer if name == "quantizer" else keras.Layer
@@ -50,7 +52,7 @@ class CodeAutoencoder(keras.Model):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
-        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=[])
+        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds)
 
     def _build_if_known(self) -> None:
         # A subclass that forgets `super().__init__()` has no encoder: Keras says so at its first call.
@@ -60,6 +62,7 @@ class CodeAutoencoder(keras.Model):
             # Keras exports no model that was never called. A subclass's `call` may take other inputs than the encoder.
             with contextlib.suppress(Exception):
                 self(inputs)
+            self._build_as_saved()
 
     def build(self, input_shape: Any) -> None:
         if self._parts.tokenizer is not None:
@@ -216,13 +219,7 @@ class CodeAutoencoder(keras.Model):
             name: keras.saving.deserialize_keras_object(config[name], custom_objects)
             for name in ("encoder", "quantizer", "decoder")
         }
-        builds = config.get("added_builds", [])
-        model = cls(**{**{name: value for name, value in config.items() if name != "added_builds"}, **parts})
-        model._parts.saved_builds = builds
-        # Else Keras calls `build_from_config`.
-        if model.built:
-            model._build_as_saved()
-        return model
+        return cls(**{**config, **parts})
 
 
 def inputs_like(encoder: keras.Model) -> Any:
