@@ -102,7 +102,7 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
             scales of a `MultiScaleQuantizer`. Defaults to `1`.
     """
     codebooks = np.array(codebook.codebooks_in_turn(num_codebooks))
-    codes = np.reshape(codes, (-1, len(codebooks)))
+    codes = np.reshape(ops.convert_to_numpy(codes), (-1, len(codebooks)))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
     several, used, perplexities = max(codebooks) > 0, [], []
