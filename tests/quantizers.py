@@ -111,5 +111,5 @@ DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "composed_gumbel"}
 DRAW_RESIDUALS = {"composed_gumbel"}
 """Those whose later stages quantize, in training, what a draw has left: so their losses and indices are drawn, too."""
 
-DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales"}
+DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales", "residual_projected"}
 """Those that draw where dead codes go."""

@@ -189,15 +189,21 @@ class Quantizer(LazyLosses, OwnWeights):
             indices: Integers `[..., *index_shape]`. Negative ones do not count.
             kept: Booleans `[N]`, which vectors count. Defaults to `None`: all of them.
         """
-        if kept is not None and not self.index_shape and self.codebooks is None:
-            return codebook.count_codes(indices, kept, self.num_embeddings)
+        shape = (*self.codebook_shape, self.num_embeddings)
+        if kept is not None and not self.index_shape:
+            # No index is negative.
+            if self.codebooks is not None:
+                # Each codebook in a range of its own.
+                starts = tuple(self.num_embeddings * number for number in self.codebooks)
+                indices = ops.reshape(indices, (-1, len(starts))) + backend.constants(starts, indices)
+                indices = ops.reshape(indices, (-1,))
+            return ops.reshape(codebook.count_codes(indices, kept, math.prod(shape)), shape)
         # `[..., *index_shape]` -> `[N, Q]`
         indices = ops.reshape(indices, (-1, math.prod(self.index_shape)))
         counted = indices >= 0 if kept is None else ops.logical_and(ops.expand_dims(kept, -1), indices >= 0)
         if self.codebooks is not None:
             indices, counted = (ops.reshape(x, (-1, len(self.codebooks))) for x in (indices, counted))
-        counts = codebook.count_columns(indices, counted, self.num_embeddings, self.codebooks)
-        return ops.reshape(counts, (*self.codebook_shape, self.num_embeddings))
+        return ops.reshape(codebook.count_columns(indices, counted, self.num_embeddings, self.codebooks), shape)
 
     def set_depth(self, depth: int) -> None:
         """Makes this quantizer one of what so many levels of a residual left."""

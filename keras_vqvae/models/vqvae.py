@@ -100,6 +100,14 @@ class VQVAE(CodeAutoencoder):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`; without `y` the inputs `x` are the targets."""
+        return super().fit(x, _weighed(x, y, kwargs), *args, **kwargs)
+
+    def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; without `y` the inputs `x` are the targets."""
+        return super().evaluate(x, _weighed(x, y, kwargs), *args, **kwargs)
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Any:
         return self.autoencode(inputs, training=training)[0]
 
@@ -225,3 +233,8 @@ class VQVAE(CodeAutoencoder):
 
 def _batch_size(tensors: Any) -> Tensor:
     return ops.shape(keras.tree.flatten(tensors)[0])[0]
+
+
+def _weighed(x: Data, y: Data, keywords: dict[str, Any]) -> Data:
+    """The targets. Keras drops `sample_weight` where there are none, so the inputs are given twice then."""
+    return x if y is None and keywords.get("sample_weight") is not None else y
