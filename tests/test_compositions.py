@@ -74,72 +74,95 @@ def test_every_weight_of_every_composition_learns_from_the_decoder(composition):
         assert bool(np.abs(gradient).max() > 0) == taught, weight.path
 
 
-def surrogate(layer, vectors, weights, chosen):
-    """The output in float64 with the codes held where they are, and their gradient that of straight-through.
+def surrogate(layer, vectors, weights, held):
+    """The output and the commitment losses in float64, with codes and copied residuals held where they are.
 
-    `weights` are the layer's by their paths, and `chosen` what each quantizer saw and chose: filled in if it is empty.
+    `weights` are the layer's by their paths, and `held` what is held constant: filled in if it is empty.
     """
+    losses = []
 
-    def stage(quantizer, r, place):
+    def constant(place, value):
+        return held.setdefault(place, value)
+
+    def stage(quantizer, r, place, share):
         if isinstance(quantizer, keras_vqvae.ResidualQuantizer):
-            output = 0
+            parts, rest = [], r
             for i, each in enumerate(quantizer.quantizers):
-                q = stage(each, r, (*place, i))
-                r, output = r - q, output + q
-            return output
+                parts.append(stage(each, rest, (*place, i), share))
+                copied = quantizer.copies_gradient(True)
+                rest = rest - (constant((*place, i, "q"), parts[-1]) if copied else parts[-1])
+            if not quantizer.copies_gradient(True):
+                return sum(parts)
+            return constant((*place, "sum"), sum(parts)) + r - constant((*place, "r"), r)
         if isinstance(quantizer, keras_vqvae.GroupedQuantizer):
             parts = np.split(r, quantizer.num_groups, -1)
             groups = zip(quantizer.quantizers, parts, strict=True)
-            return np.concatenate([stage(each, part, (*place, i)) for i, (each, part) in enumerate(groups)], -1)
+            share = share / quantizer.num_groups
+            return np.concatenate([stage(each, part, (*place, i), share) for i, (each, part) in enumerate(groups)], -1)
         if isinstance(quantizer, keras_vqvae.ProjectedQuantizer):
             down, down_bias, up, up_bias = (
                 weights[getattr(quantizer, name).path] for name in ("down_kernel", "down_bias", "up_kernel", "up_bias")
             )
-            return stage(quantizer.quantizer, r @ down + down_bias, (*place, 0)) @ up + up_bias
-        if place not in chosen:
-            codes = numpy(quantizer.codebook).astype("float64")
-            chosen[place] = r, codes[np.square(r[:, None] - codes).sum(-1).argmin(-1)]
-        seen, codes = chosen[place]
-        return codes + r - seen
+            return stage(quantizer.quantizer, r @ down + down_bias, (*place, 0), share) @ up + up_bias
+        book = numpy(quantizer.codebook).astype("float64")
+        codes = constant((*place, "codes"), book[np.square(r[:, None] - book).sum(-1).argmin(-1)])
+        losses.append(0.25 * share * np.mean(np.square(r - codes)))
+        return codes + r - constant((*place, "r"), r)
 
-    return stage(layer, vectors, ())
+    return stage(layer, vectors, (), 1.0), sum(losses)
 
 
 NESTED = {
-    "residual of projections": lambda: keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 3), 3),
-    "projected residual": lambda: keras_vqvae.ProjectedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 2), 3),
+    "residual of projections": lambda: keras_vqvae.ResidualQuantizer(
+        keras_vqvae.ProjectedQuantizer(vector(codebook_weight=0), 3), 3
+    ),
+    "projected residual": lambda: keras_vqvae.ProjectedQuantizer(
+        keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 2), 3
+    ),
     "residual of residuals of projections": lambda: keras_vqvae.ResidualQuantizer(
-        keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 2), 2), 2
+        keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(vector(codebook_weight=0), 2), 2), 2
     ),
     "residual of groups of projections": lambda: keras_vqvae.ResidualQuantizer(
-        keras_vqvae.GroupedQuantizer(keras_vqvae.ProjectedQuantizer(vector(), 2), 2), 2
+        keras_vqvae.GroupedQuantizer(keras_vqvae.ProjectedQuantizer(vector(codebook_weight=0), 2), 2), 2
     ),
-    "groups of residuals": lambda: keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(vector(), 2), 2),
+    "groups of residuals": lambda: keras_vqvae.GroupedQuantizer(
+        keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 2), 2
+    ),
 }
 
 
 @pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
-def test_values_and_gradients_are_those_of_the_formula(make):
-    """Along a random direction of inputs and weights, by a difference of the formula in float64."""
+@pytest.mark.parametrize("with_losses", [False, True])
+def test_values_and_gradients_are_those_of_the_formula(make, with_losses):
+    """Along random directions of inputs and weights, by differences of the formula in float64."""
     layer, x, cotangent = built(make(), DIM), draw(24, DIM), draw(24, DIM, seed=1)
     weights = {weight.path: numpy(weight).astype("float64") for weight in layer.trainable_variables}
-    chosen = {}
-    output = surrogate(layer, x.astype("float64"), weights, chosen)
+    held = {}
+
+    def value(x, weights):
+        output, losses = surrogate(layer, x, weights, held)
+        return np.sum(cotangent * output) + with_losses * losses
+
+    output, losses = surrogate(layer, x.astype("float64"), weights, held)
     np.testing.assert_allclose(numpy(layer(x, training=True)), output, atol=1e-5)
-    by_inputs, by_weights = layer_gradients(layer, x, cotangent, with_losses=False)
-    along = {path: draw(*value.shape, seed=2) for path, value in weights.items()}
-    along_x, step = draw(*x.shape, seed=3), 1e-5
-
-    def moved(sign):
-        each = {path: value + sign * step * along[path] for path, value in weights.items()}
-        return surrogate(layer, x + sign * step * along_x.astype("float64"), each, chosen)
-
-    expected = np.sum(cotangent * (moved(1) - moved(-1))) / (2 * step)
-    found = sum((gradient * along[path]).sum() for path, gradient in zip(weights, by_weights, strict=True))
-    np.testing.assert_allclose(found + (by_inputs * along_x).sum(), expected, rtol=1e-4)
-    # By the inputs alone, too: each wrapper is linear in them.
-    weights_only = surrogate(layer, x + along_x.astype("float64"), weights, chosen) - output
-    np.testing.assert_allclose((by_inputs * along_x).sum(), (cotangent * weights_only).sum(), rtol=1e-4)
+    np.testing.assert_allclose(sum(numpy(loss) for loss in layer.losses), losses, rtol=1e-4)
+    by_inputs, by_weights = layer_gradients(layer, x, cotangent, with_losses)
+    along, along_x, step = (
+        {path: draw(*w.shape, seed=2, dtype="float64") for path, w in weights.items()},
+        draw(*x.shape, seed=3, dtype="float64"),
+        1e-5,
+    )
+    for moving in (along, {}):
+        ends = [
+            value(
+                x.astype("float64") + sign * along_x,
+                {path: w + sign * moving.get(path, 0) for path, w in weights.items()},
+            )
+            for sign in (step, -step)
+        ]
+        found = sum(np.sum(g * moving.get(path, 0)) for path, g in zip(weights, by_weights, strict=True))
+        expected = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(found + np.sum(by_inputs * along_x), expected, rtol=1e-4)
 
 
 def test_straight_through_stages_copy_the_gradient_exactly_once():
@@ -161,25 +184,15 @@ def test_scales_that_end_before_the_full_grid_pass_on_what_they_can_represent():
     np.testing.assert_allclose(by_inputs, np.einsum("ij,nid->njd", jacobian, cotangent), atol=1e-6)
 
 
-@pytest.mark.parametrize("projected", [False, True])
-def test_the_commitment_of_every_stage_reaches_the_encoder(projected):
-    """As the gradient of `.25 mean((down(z - sum of the stages before) - code)^2)` with that sum held constant."""
-    stage = keras_vqvae.VectorQuantizer(8, codebook_weight=0, seed=1)
-    if projected:
-        stage = keras_vqvae.ProjectedQuantizer(stage, 3)
-    layer, x = built(keras_vqvae.ResidualQuantizer(stage, 3), DIM), draw(24, DIM)
-    by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))
-    expected, before = np.zeros_like(x), 0
-    for quantizer in layer.quantizers:
-        seen = x - before
-        kernel = numpy(quantizer.down_kernel) if projected else np.eye(DIM)
-        book = quantizer.quantizer if projected else quantizer
-        inside = seen @ kernel
-        codes = numpy(book.codebook)
-        difference = inside - codes[np.square(inside[:, None] - codes).sum(-1).argmin(-1)]
-        expected = expected + 0.25 * 2 / difference.size * difference @ kernel.T
-        before = before + numpy(quantizer(seen))
-    np.testing.assert_allclose(by_inputs, expected, atol=1e-6)
+def test_projections_of_earlier_stages_learn_from_the_losses_of_later_ones():
+    """Else nothing holds them where later stages seem to make up for them, and they diverge."""
+    stage = keras_vqvae.ProjectedQuantizer(vector(), 3)
+    layer, x = built(keras_vqvae.ResidualQuantizer(stage, 2), DIM), draw(24, DIM)
+    layer.quantizers[0].quantizer.commitment_weight = 0.0
+    _, by_weights = layer_gradients(layer, x, np.zeros_like(x))
+    found = {weight.path: gradient for weight, gradient in zip(layer.trainable_variables, by_weights, strict=True)}
+    for name in ("down_kernel", "up_kernel"):
+        assert np.abs(found[getattr(layer.quantizers[0], name).path]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -156,10 +156,12 @@ class CodebookQuantizer(Quantizer):
         finally:
             self._recorded = None
 
-    def quantize_vectors(self, vectors: Tensor, kept: Tensor, *args: Any, **kwargs: Any) -> QuantizerOutputs:
+    def quantize_vectors(
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
+    ) -> QuantizerOutputs:
         if self._recorded is not None:
             self._recorded.append((vectors, kept))
-        return super().quantize_vectors(vectors, kept, *args, **kwargs)
+        return super().quantize_vectors(vectors, kept, training, samples, indices)
 
     def copies_gradient(self, training: bool) -> bool:
         kind = type(self)

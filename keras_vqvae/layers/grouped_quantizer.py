@@ -96,15 +96,13 @@ class GroupedQuantizer(Quantizer):
         return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
 
     def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, through: Tensor | None = None
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
-        groups = ops.split(vectors, self.num_groups, axis=-1)
-        followed = [None] * len(groups) if through is None else ops.split(through, self.num_groups, axis=-1)
+        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
         parts = [
-            wrappers.quantize_used(quantizer, group, kept, use, training, samples, follow)
-            for quantizer, group, follow, use in zip(self.quantizers, groups, followed, used, strict=True)
+            wrappers.quantize_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups
         ]
         indices = ops.stack([part.indices for part in parts], axis=1)
         return QuantizerOutputs(

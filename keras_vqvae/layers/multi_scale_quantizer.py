@@ -22,10 +22,11 @@ class MultiScaleQuantizer(Quantizer):
 
     With `r_0 = z` a scale takes the means of `r_i` over the areas of its grid, quantizes them, `q_i`, and leaves
     `r_(i + 1) = r_i - f(up(q_i))`: `up` interpolates linearly to the full grid, and `f` is the identity or, with
-    `convolution`, `f(x) = x + conv(x)`. The output is the sum of the `f(up(q_i))`, and its gradient is that of this
+    `convolution`, `f(x) = x + conv(x)`. The output is the sum of the `f(up(q_i))`, and gradients are those of this
     formula. Where the quantizers are straight-through, the last scale is the full grid and there is no convolution,
-    the encoder gets exactly the gradient of the output. Each scale adds its own losses, which see
-    `z - stop_gradient(sum of the scales before)`. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
+    they are copied: the encoder gets that of the output exactly once, and those of all losses, as in
+    `ResidualQuantizer`. Each scale adds its own losses. A convolution adds the mean of
+    `(stop_gradient(z) - output)^2`.
 
     Codes at fixed places (FSQ, LFQ, BSQ) are the same at every scale; vectors are bounded once.
 
@@ -163,19 +164,14 @@ class MultiScaleQuantizer(Quantizer):
         # A full grid of straight-through codes at the end makes up for all that the scales before lose.
         copied = not self.convolution and self._sizes[-1] == self._grid
         copied = copied and all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
-        total = StageSum(ops.reshape(vectors, whole), None, copied)
+        total = StageSum(ops.reshape(vectors, whole), copied)
         columns, keeps, inner, updates = [], [], [], []
         for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
             share = resizing.resize(weights, sizes)
             some = share > 0.5 / math.prod(self._grid)
-            divisor = ops.where(some, share, 1.0)
-            # `[n, *grid, D]` -> `[n cells, D]`
-            means, through = (
-                None if x is None else ops.reshape(resizing.resize(x * weights, sizes) / divisor, (-1, self._dim))
-                for x in total.next_stage()
-            )
+            means = resizing.resize(total.residual * weights, sizes) / ops.where(some, share, 1.0)
             kept_means = ops.reshape(some, (-1,))
-            outputs = wrappers.quantize_used(quantizer, means, kept_means, None, training, samples, through)
+            outputs = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
             codes = self._to_grid(outputs.codes, sizes)
             total.add(codes, None if copied else self._to_grid(outputs.quantized(), sizes))
             columns.append(ops.reshape(outputs.indices, (-1, cells, *self.index_shape)))

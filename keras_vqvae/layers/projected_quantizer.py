@@ -75,21 +75,11 @@ class ProjectedQuantizer(Quantizer):
         return backend.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
-        self,
-        vectors: Tensor,
-        kept: Tensor,
-        training: bool,
-        samples: Tensor,
-        indices: Tensor | None = None,
-        through: Tensor | None = None,
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
-        options = {} if indices is None else {"indices": indices}
-        if through is not None:
-            options["through"] = self.down(geometry.finite(through))
-        outputs = self.quantizer.quantize_vectors(
-            self.down(geometry.finite(vectors)), kept, training, samples, **options
-        )
+        chosen = () if indices is None else (indices,)
+        outputs = self.quantizer.quantize_vectors(self.down(geometry.finite(vectors)), kept, training, samples, *chosen)
         updates = [*outputs.updates, (self, vectors, outputs.indices, kept)]
         return QuantizerOutputs(
             once(lambda: self.up(outputs.quantized())), self.up(outputs.codes), outputs.indices, outputs.losses, updates

@@ -132,35 +132,23 @@ class Quantizer(LazyLosses, OwnWeights):
         return layer_call
 
     def quantize_vectors(
-        self,
-        vectors: Tensor,
-        kept: Tensor,
-        training: bool,
-        samples: Tensor,
-        indices: Tensor | None = None,
-        through: Tensor | None = None,
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
     ) -> QuantizerOutputs:
         """Quantizes float32 vectors `[N, D]` of `samples` batch entries; `call` and wrappers use it.
 
-        If `indices` is given, these codes are used instead of searching; only a `listed` quantizer accepts it. If
-        `through` is given, tensors of the same values as `vectors`, the output's gradient follows `through`, and that
-        of the losses follows `vectors`. (The name is not `forward`, which `torch.nn.Module` reserves.)
+        If `indices` is given, these codes are used instead of searching; only a `listed` quantizer accepts it. (The
+        name is not `forward`, which `torch.nn.Module` reserves.)
         """
         vectors = self.project(vectors)
         indices, codes = self.choose(vectors) if indices is None else (indices, self.lookup(indices))
-
-        def estimate(vectors: Tensor) -> Lazy:
-            return once(lambda: self.estimate(vectors, codes, training and self.trainable))
-
-        seen = estimate(vectors)
-        quantized = seen if through is None else estimate(self.project(through))
-        losses = functools.partial(self.compute_losses, vectors, codes, seen, kept)
+        quantized = once(lambda: self.estimate(vectors, codes, training and self.trainable))
+        losses = functools.partial(self.compute_losses, vectors, codes, quantized, kept)
         return QuantizerOutputs(quantized, codes, indices, losses, [(self, ops.stop_gradient(vectors), indices, kept)])
 
     def copies_gradient(self, training: bool) -> bool:
         """Whether the output is the codes, with its gradient copied to the vectors and to nothing else.
 
-        The residual that is left then has no gradient, so `ResidualQuantizer` copies the gradient once for all stages.
+        `ResidualQuantizer` then copies the gradient once for all stages, which costs least.
         """
         names = ("quantize_vectors", "project", "estimate")
         return all(getattr(type(self), name) is getattr(Quantizer, name) for name in names)

@@ -27,10 +27,10 @@ class ResidualQuantizer(Quantizer):
     """Quantizes a vector by a sum of codes, each of which quantizes what those before it left.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)` and leaves `r_(i + 1) = r_i - q_i`. The output is the sum of the
-    `q_i`, and its gradient is that of this formula: projections, soft assignments, rotations and noise inside the
-    stages are trained by the decoder. Where the stages are straight-through, the encoder gets the gradient once,
-    however many stages there are. The losses of stage `i` see `z - stop_gradient(q_0 + ... + q_(i - 1))`, so every
-    stage's commitment reaches the encoder.
+    `q_i`, and gradients are those of this formula: projections, soft assignments, rotations and noise inside the stages
+    are trained by the decoder and by the losses of later stages. Straight-through stages copy the gradient: the encoder
+    gets that of the output exactly once, however many stages there are, and each stage's commitment loss, on
+    `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
 
     Codes at fixed places (FSQ, LFQ, BSQ) get finer from level to level: vectors are bounded once, and the levels of an
     axis divide the width of one of the level before into equal parts, so that the error falls by their square.
@@ -135,22 +135,20 @@ class ResidualQuantizer(Quantizer):
         return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
 
     def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, through: Tensor | None = None
+        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
     ) -> QuantizerOutputs:
         """As for every `Quantizer`."""
         used = wrappers.draw_used(self, vectors, samples, training)
         if self.depth is None:
             vectors = self.bound(vectors)
-            through = None if through is None else self.bound(through)
         options: list[dict[str, Tensor]] = [{} for _ in self.quantizers]
         if self.beam_width > 1:
             options = [{"indices": sums[:, 0]} for sums in self._search(vectors, self.num_quantizers)]
         copied = self.copies_gradient(training)
-        total = StageSum(vectors, through, copied)
+        total = StageSum(vectors, copied)
         columns, losses, updates = [], [], []
         for quantizer, use, keywords in zip(self.quantizers, used, options, strict=True):
-            residual, through = total.next_stage()
-            outputs = wrappers.quantize_used(quantizer, residual, kept, use, training, samples, through, **keywords)
+            outputs = wrappers.quantize_used(quantizer, total.residual, kept, use, training, samples, **keywords)
             total.add(outputs.codes, None if copied else outputs.quantized())
             columns.append(outputs.indices)
             losses.append(outputs.losses)

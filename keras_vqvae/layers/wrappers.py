@@ -136,12 +136,9 @@ def quantize_used(
     used: Tensor | None,
     training: bool,
     samples: Tensor,
-    through: Tensor | None,
     **options: Tensor,
 ) -> QuantizerOutputs:
     """Calls `quantizer.quantize_vectors`. Vectors that do not use the quantizer get the code 0 and the index -1."""
-    if through is not None:
-        options["through"] = through
     if used is None:
         return quantizer.quantize_vectors(vectors, kept, training, samples, **options)
     outputs = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, **options)
