@@ -21,6 +21,7 @@ def sums(before, counts):
     return np.minimum(total, FULL) if keras.backend.backend() == "jax" else total
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("name", ["ema", "fsq", "residual_shared", "grouped_residual"])
 def test_counts_never_wrap(name):
     layer = EVERY[name]()
@@ -38,6 +39,7 @@ def test_counts_never_wrap(name):
     np.testing.assert_array_equal(numpy(layer.code_counts), 0)
 
 
+@pytest.mark.each_backend
 def test_counts_of_a_file_from_another_backend_never_wrap():
     layer, store = EVERY["ema"](), {}
     layer.build((None, *SHAPE))
@@ -76,6 +78,7 @@ def test_more_codes_than_are_counted_are_trained(name, monkeypatch):
     np.testing.assert_array_equal(numpy(vast(draw(4, *SHAPE))), numpy(counted(draw(4, *SHAPE))))
 
 
+@pytest.mark.each_backend
 def test_programs_hold_few_blocks_however_many_codes():
     for codes in (2**12, 2**20, 2**24 + 1):
         block = backend.block_codes(codes)

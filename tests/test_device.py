@@ -32,6 +32,7 @@ def accelerator(monkeypatch):
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["a GPU"])
 
 
+@pytest.mark.each_backend
 def test_blocks_are_those_of_the_processor_where_the_tensor_lies(accelerator):
     assert backend.block_scores(ops.ones((2, 3))) == backend.BLOCK_SCORES
 
@@ -43,6 +44,7 @@ def test_blocks_are_those_of_an_accelerator_where_the_tensor_lies_there():
     assert backend.block_scores(torch.ones(2, 3, device="meta")) == common.ACCELERATOR_SCORES
 
 
+@pytest.mark.each_backend
 @pytest.mark.skipif(BACKEND == "torch", reason="its tensors always have a device")
 def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
     """Where none is, those of the device that a program gets by itself."""

@@ -60,6 +60,7 @@ class Subclassed(keras.Model):
         return self.dropout(self.embedding(self.tokenizer(inputs)))
 
 
+@pytest.mark.each_backend
 def test_training_around_a_tokenizer_changes_nothing_of_it(x):
     model = make(Drifting(), ema_decay=0.9)
     before = helpers.weights(model)
@@ -101,6 +102,7 @@ def test_layers_after_it_know_that_they_train(x):
     assert (numpy(outer(x, training=False)) == 1).all()
 
 
+@pytest.mark.each_backend
 def test_both_halves_in_one_model(x):
     """The detokenizer is trained, and with it the codebook. On JAX both halves could give away the same arrays."""
     model = make()
@@ -112,6 +114,7 @@ def test_both_halves_in_one_model(x):
     np.testing.assert_allclose(outer.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
 
 
+@pytest.mark.each_backend
 def test_a_model_that_holds_one_is_saved(x, tmp_path):
     model = make(ema_decay=0.9)
     helpers.compiled(model, "sgd", traced=False).fit(x, verbose=0)

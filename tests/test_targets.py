@@ -37,6 +37,7 @@ class Batches(keras.utils.PyDataset):
         return tuple(array[3 * index : 3 * index + 3] for array in self.arrays)
 
 
+@pytest.mark.each_backend
 def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
     uses = (
         lambda: model.fit(x, LABELS, verbose=0),

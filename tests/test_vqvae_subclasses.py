@@ -85,7 +85,7 @@ def assert_same_head(model, other):
         np.testing.assert_array_equal(found, value)
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.each_backend), False])
 def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
     model = HeadInCall(*parts(known, ema_decay=0.9))
     model.compile(keras.optimizers.SGD(0.1), LOSSES)
@@ -141,6 +141,7 @@ def test_a_head_of_the_loss_alone_comes_back(x, labels, tmp_path, known):
     assert_same_head(model, other)
 
 
+@pytest.mark.each_backend
 def test_latents_and_indices_are_those_of_the_step(x, labels):
     model = HeadInCall(*parts(ema_decay=0.9, commitment_weight=0.0))
     image, latents, indices = model.autoencode(x)
@@ -185,6 +186,7 @@ def test_a_loss_of_ones_own(x):
     assert sorted(model.fit(x, verbose=0).history) == sorted(logs)
 
 
+@pytest.mark.each_backend
 def test_a_call_that_does_not_quantize_logs_nothing_of_it(x):
     model = helpers.compiled(OwnCall(*parts(ema_decay=0.9)), "sgd", traced=False)
     history = model.fit(x, verbose=0, validation_data=(x, x)).history
@@ -228,7 +230,7 @@ def outputs_of(kind):
     return keras.Model(z, {"image": image, "label": label} if kind == "dict" else [image, label])
 
 
-@pytest.mark.parametrize("kind", ["dict", "list"])
+@pytest.mark.parametrize("kind", [pytest.param("dict", marks=pytest.mark.each_backend), "list"])
 def test_decoders_of_several_outputs(x, labels, kind):
     encoder, quantizer, _ = parts(ema_decay=0.9)
     model = keras_vqvae.VQVAE(encoder, quantizer, outputs_of(kind))

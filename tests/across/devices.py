@@ -82,7 +82,7 @@ results = {
     for i, weight in enumerate(layer.weights)
 }
 # A number of rows that the devices do not divide.
-results["odd"] = np.asarray(nearest_code(x[:7, 0], layers["ema"].codebook))
+results["odd"] = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
 np.savez(output, **results)
 crossing = [
     (kind, [int(n) for n in re.findall(r"\d+", dims)])
