@@ -48,9 +48,9 @@ model = keras.Model(inputs, [layer(hidden) for layer in layers.values()])
 rows_of_a_device, nearest_code = set(), search.nearest_code
 
 
-def recorded(vectors, codes):
+def recorded(vectors, *others):
     rows_of_a_device.add(len(vectors.addressable_shards[0].data))
-    return nearest_code(vectors, codes)
+    return nearest_code(vectors, *others)
 
 
 with pytest.MonkeyPatch.context() as patch:
@@ -81,8 +81,9 @@ results = {
     for name, layer in layers.items()
     for i, weight in enumerate(layer.weights)
 }
-# A number of rows that the devices do not divide.
-results["odd"] = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
+# A number of rows that the devices do not divide. Their indices in one number, as arrays are looked at for their size.
+odd = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
+results["odd"] = np.sum(odd * np.arange(1.0, len(odd) + 1))
 np.savez(output, **results)
 crossing = [
     (kind, [int(n) for n in re.findall(r"\d+", dims)])
