@@ -22,7 +22,7 @@ docs: .venv-docs/done
 # Two parts at a time, each of which keeps one core busy: the longest first. On PyTorch every test, on the other backends
 # those of what is theirs: see "Tests" in CONTRIBUTING.md.
 test: lint
-	$(MAKE) --jobs 2 --output-sync=target test-across test-torch test-tensorflow test-jax
+	$(MAKE) --jobs 2 --output-sync=target test-across test-jax test-torch test-tensorflow
 
 # Every test on every backend: for a release.
 test-all: lint
