@@ -11,6 +11,11 @@ from keras import layers
 
 import keras_vqvae
 
+# What an argument does is decided by code that is the same everywhere, and each case takes other programs to compile.
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="hundreds of models, for the quickest backend"
+)
+
 DIM = 4
 SHAPE = (3, DIM)
 EMA = {"ema_decay": 0.9}
