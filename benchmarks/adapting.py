@@ -1,6 +1,6 @@
 """Codebooks of a residual by `adapt` with a beam, on synthetic sets.
 
-Errors are those of other vectors, relative to their variance. For comparison, codebooks
+Errors are measured on held-out vectors and divided by their variance. For comparison, codebooks
 by `adapt` without a beam, with those vectors encoded without and with one.
 
     KERAS_BACKEND=torch python -m benchmarks.adapting

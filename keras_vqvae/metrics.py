@@ -65,6 +65,8 @@ class CodebookSummary(keras.metrics.Metric):
 class _CodeCounts(keras.metrics.Metric):
     """Counts the codes that `update_state` is given, but for negative indices."""
 
+    log_name: str
+
     def __init__(
         self,
         num_embeddings: int,
@@ -73,7 +75,7 @@ class _CodeCounts(keras.metrics.Metric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name or ("min_" if reduction == "min" else "") + self.log_name, dtype=dtype)
         self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
         self._codebooks = codebook.codebooks_in_turn(num_codebooks)
         self.num_codebooks = num_codebooks if isinstance(num_codebooks, int) else tuple(num_codebooks)
@@ -128,16 +130,7 @@ class CodebookPerplexity(_CodeCounts):
     4.0
     """
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        num_codebooks: int | Sequence[int] = 1,
-        reduction: str = "mean",
-        name: str | None = None,
-        dtype: DType = None,
-    ):
-        default = "min_perplexity" if reduction == "min" else "perplexity"
-        super().__init__(num_embeddings, num_codebooks, reduction, name or default, dtype)
+    log_name = "perplexity"
 
     def result(self) -> Tensor:
         return self._reduced(perplexity(self.counts))
@@ -163,16 +156,7 @@ class CodebookUsage(_CodeCounts):
     0.375
     """
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        num_codebooks: int | Sequence[int] = 1,
-        reduction: str = "mean",
-        name: str | None = None,
-        dtype: DType = None,
-    ):
-        default = "min_codebook_usage" if reduction == "min" else "codebook_usage"
-        super().__init__(num_embeddings, num_codebooks, reduction, name or default, dtype)
+    log_name = "codebook_usage"
 
     def result(self) -> Tensor:
         return self._reduced(usage(self.counts))
