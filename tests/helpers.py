@@ -37,6 +37,21 @@ def compiled(model, *arguments, traced=True, **keywords):
     return model
 
 
+class Batches(keras.utils.PyDataset):
+    """A data set of batches of arrays."""
+
+    def __init__(self, batch_size, *arrays):
+        super().__init__()
+        self.batch_size, self.arrays = batch_size, arrays
+
+    def __len__(self):
+        return math.ceil(len(self.arrays[0]) / self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(self.batch_size * index, self.batch_size * (index + 1))
+        return tuple(array[rows] for array in self.arrays)
+
+
 def graph(function):
     """`function`, on TensorFlow as a graph."""
     if keras.backend.backend() != "tensorflow":

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from helpers import compiled, numpy, softmax
+from helpers import Batches, compiled, numpy, softmax
 from keras import ops
 
 import keras_vqvae
@@ -44,18 +44,6 @@ def nats_of(logits, codes):
     return -np.log(np.take_along_axis(softmax(logits), codes[..., None], -1))[..., 0]
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self, *arrays):
-        super().__init__()
-        self.arrays = arrays
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return tuple(array[4 * index : 4 * index + 4] for array in self.arrays)
-
-
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
@@ -74,7 +62,7 @@ def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
     logs = prior.evaluate(codes, y, sample_weight=weights, batch_size=4, verbose=0, return_dict=True)
     assert logs == pytest.approx(expected, rel=1e-5)
     without = np.empty((6, 0), "int32")
-    of_batches = Batches(codes, without if y is None else y, weights)
+    of_batches = Batches(4, codes, without if y is None else y, weights)
     assert prior.evaluate(of_batches, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
     # By position, and without classes.
     assert prior.evaluate(codes, None, 4, 0, weights) == pytest.approx(list(expected.values()), rel=1e-5)

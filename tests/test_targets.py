@@ -25,23 +25,11 @@ def model():
     return helpers.compiled(model, "sgd")
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self, *arrays):
-        super().__init__()
-        self.arrays = arrays
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return tuple(array[3 * index : 3 * index + 3] for array in self.arrays)
-
-
 @pytest.mark.each_backend
 def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
     uses = (
         lambda: model.fit(x, LABELS, verbose=0),
-        lambda: model.fit(Batches(x, LABELS.astype("float32")), verbose=0),
+        lambda: model.fit(helpers.Batches(3, x, LABELS.astype("float32")), verbose=0),
         lambda: model.evaluate(x, LABELS[:, None], verbose=0),
         lambda: model.train_on_batch(x, LABELS),
         lambda: model.fit(x, verbose=0, validation_data=(x, LABELS)),
@@ -49,7 +37,7 @@ def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
     for use in uses:
         with pytest.raises(ValueError, match=REFUSED):
             use()
-    model.fit(Batches(x), verbose=0, validation_data=Batches(x, x))
+    model.fit(helpers.Batches(3, x), verbose=0, validation_data=helpers.Batches(3, x, x))
 
 
 def test_what_the_input_cannot_be(x):
