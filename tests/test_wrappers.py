@@ -214,6 +214,18 @@ def test_a_projection_is_linear_before_and_after(x, rng):
     np.testing.assert_allclose(by_inputs, expected, atol=1e-5)
 
 
+@pytest.mark.each_backend
+@pytest.mark.parametrize("dim", [2, 6])
+def test_maps_of_a_projection_begin_orthogonal(dim):
+    layer = built(keras_vqvae.ProjectedQuantizer(vector(), dim))
+    down, up = numpy(layer.down_kernel), numpy(layer.up_kernel)
+    product = down.T @ down if dim < 4 else down @ down.T
+    np.testing.assert_allclose(product, np.eye(min(dim, 4)), atol=1e-5)
+    np.testing.assert_array_equal(up, down.T)
+    layer.up_kernel.assign(ops.zeros((dim, 4)))
+    np.testing.assert_array_equal(numpy(layer.down_kernel), down)
+
+
 def test_grouped_residual_finite_scalars_are_a_composition(x):
     inner = keras_vqvae.ResidualQuantizer(keras_vqvae.FiniteScalarQuantizer((5, 5)), 3)
     layer = built(keras_vqvae.GroupedQuantizer(inner, 2))

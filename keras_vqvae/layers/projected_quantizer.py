@@ -16,6 +16,8 @@ from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 class ProjectedQuantizer(Quantizer):
     """Maps vectors linearly to `dim` dimensions, quantizes them there, and maps the codes back.
 
+    Both maps are trained, with biases. They begin as an orthogonal projection onto `dim` random directions.
+
     In few dimensions more codes are in use; and quantizers whose codes have a fixed size fit any encoder.
 
     Args:
@@ -59,12 +61,21 @@ class ProjectedQuantizer(Quantizer):
         # Weights and no `Dense` layers, which `model.quantize("int8")` would take for its own. float32 under every
         # policy, as all that a quantizer computes.
         keywords = {"dtype": "float32", "autocast": False}
-        self.down_kernel = self.add_weight(shape=(dim, self.dim), name="down_kernel", **keywords)
+        self.down_kernel = self.add_weight(
+            shape=(dim, self.dim), initializer="orthogonal", name="down_kernel", **keywords
+        )
         self.down_bias = self.add_weight(shape=(self.dim,), initializer="zeros", name="down_bias", **keywords)
-        self.up_kernel = self.add_weight(shape=(self.dim, dim), name="up_kernel", **keywords)
+        self.up_kernel = self.add_weight(
+            shape=(self.dim, dim), initializer=self._initial_up_kernel, name="up_kernel", **keywords
+        )
         self.up_bias = self.add_weight(shape=(dim,), initializer="zeros", name="up_bias", **keywords)
         self.quantizer.build((None, self.dim))
         super().build(input_shape)
+
+    def _initial_up_kernel(self, shape: tuple[int, int], dtype: str) -> Tensor:
+        # A projection takes away what it sees and nothing else, so a later stage of a residual starts from the rest.
+        # Copied, because a transposed tensor shares its memory on PyTorch.
+        return ops.cast(ops.copy(ops.transpose(ops.convert_to_tensor(self.down_kernel))), dtype)
 
     def down(self, vectors: Tensor) -> Tensor:
         """`[N, D]` -> `[N, dim]`."""
