@@ -17,8 +17,8 @@ from keras import ops
 import keras_vqvae
 from benchmarks import prior, timing
 from examples import images
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.models.transformer import CodeTransformer
+from keras_vqvae.types import Tensor
 
 BATCH_SIZE = 32
 

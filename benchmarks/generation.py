@@ -13,8 +13,8 @@ from keras import ops
 
 import keras_vqvae
 from benchmarks import timing
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import sampling
+from keras_vqvae.types import Tensor
 
 
 class WithoutCache(keras_vqvae.AutoregressivePrior):

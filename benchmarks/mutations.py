@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from benchmarks import timing
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = ["search.py", "codebook.py", "estimators.py"]
+FILES = ["ops/search.py", "ops/codebook.py", "ops/estimators.py"]
 FILES += sorted(f"layers/{path.name}" for path in ROOT.glob("keras_vqvae/layers/*.py"))
 LEFT_OUT = ["test_examples.py", "test_plotting.py", "test_figure_writer.py", "across"]
 """Processes of their own, and pictures: long, and not about these files."""

@@ -12,7 +12,7 @@ GROUPS = {
     "Quantizers": ("layers",),
     "Models": ("models",),
     "Callbacks and metrics": ("callbacks", "figure_writer", "metrics"),
-    "Functions": ("clustering", "codebook", "estimators", "losses", "regularizers", "search", "semantic_ids"),
+    "Functions": ("ops", "semantic_ids"),
 }
 BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""

@@ -3,14 +3,6 @@
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
 from keras_vqvae.callbacks import ReviveDeadCodes as ReviveDeadCodes
 from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
-from keras_vqvae.clustering import kmeans as kmeans
-from keras_vqvae.codebook import init_codebook as init_codebook
-from keras_vqvae.codebook import lookup as lookup
-from keras_vqvae.codebook import quantize as quantize
-from keras_vqvae.estimators import diveq as diveq
-from keras_vqvae.estimators import nsvq as nsvq
-from keras_vqvae.estimators import rotation as rotation
-from keras_vqvae.estimators import straight_through as straight_through
 from keras_vqvae.figure_writer import FigureWriter as FigureWriter
 from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
@@ -25,9 +17,6 @@ from keras_vqvae.layers import Quantizer as Quantizer
 from keras_vqvae.layers import ResidualQuantizer as ResidualQuantizer
 from keras_vqvae.layers import SimVectorQuantizer as SimVectorQuantizer
 from keras_vqvae.layers import VectorQuantizer as VectorQuantizer
-from keras_vqvae.losses import codebook_loss as codebook_loss
-from keras_vqvae.losses import commitment_loss as commitment_loss
-from keras_vqvae.losses import loss as loss
 from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
 from keras_vqvae.metrics import CodebookUsage as CodebookUsage
 from keras_vqvae.models import VQVAE as VQVAE
@@ -39,8 +28,19 @@ from keras_vqvae.models import build_conv_decoder as build_conv_decoder
 from keras_vqvae.models import build_conv_encoder as build_conv_encoder
 from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
-from keras_vqvae.regularizers import EntropyRegularizer as EntropyRegularizer
-from keras_vqvae.search import nearest_code as nearest_code
+from keras_vqvae.ops.clustering import kmeans as kmeans
+from keras_vqvae.ops.codebook import init_codebook as init_codebook
+from keras_vqvae.ops.codebook import lookup as lookup
+from keras_vqvae.ops.codebook import quantize as quantize
+from keras_vqvae.ops.entropy import EntropyRegularizer as EntropyRegularizer
+from keras_vqvae.ops.estimators import diveq as diveq
+from keras_vqvae.ops.estimators import nsvq as nsvq
+from keras_vqvae.ops.estimators import rotation as rotation
+from keras_vqvae.ops.estimators import straight_through as straight_through
+from keras_vqvae.ops.losses import codebook_loss as codebook_loss
+from keras_vqvae.ops.losses import commitment_loss as commitment_loss
+from keras_vqvae.ops.losses import loss as loss
+from keras_vqvae.ops.search import nearest_code as nearest_code
 from keras_vqvae.semantic_ids import append_digit as append_digit
 from keras_vqvae.semantic_ids import unique_share as unique_share
 

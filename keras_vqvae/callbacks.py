@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, metrics
-from keras_vqvae.arguments import Data
+from keras_vqvae import metrics, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.types import Data
 
 Logs: TypeAlias = dict[str, Any] | None
 """What Keras hands to callbacks: a value for each name."""
@@ -66,10 +66,10 @@ class ReviveDeadCodes(keras.callbacks.Callback):
     def __init__(self, x: Data, every: int = 1, threshold: float = 0.1, batch_size: int = 16, seed: int = 0):
         super().__init__()
         self.x = x
-        self.every = arguments.positive_int("every", every)
-        self.threshold = arguments.non_negative("threshold", threshold)
-        self.batch_size = arguments.positive_int("batch_size", batch_size)
-        self.seed = arguments.non_negative_int("seed", seed)
+        self.every = validation.positive_int("every", every)
+        self.threshold = validation.non_negative("threshold", threshold)
+        self.batch_size = validation.positive_int("batch_size", batch_size)
+        self.seed = validation.non_negative_int("seed", seed)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         # By `self.model`, which on JAX brings the weights up to date, and by it alone.
@@ -127,7 +127,7 @@ class CodebookMonitor(keras.callbacks.Callback):
 
     def __init__(self, per_codebook: bool = False):
         super().__init__()
-        self.per_codebook = arguments.boolean("per_codebook", per_codebook)
+        self.per_codebook = validation.boolean("per_codebook", per_codebook)
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -215,4 +215,4 @@ class TemperatureScheduler(keras.callbacks.Callback):
         for layer in _unique(_find(self.model, GumbelQuantizer)):
             if layer.built:
                 before = float(ops.convert_to_numpy(layer.temperature))
-                layer.temperature.assign(arguments.positive("schedule", self.schedule(epoch, before)))
+                layer.temperature.assign(validation.positive("schedule", self.schedule(epoch, before)))

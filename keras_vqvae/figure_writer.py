@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_vqvae import arguments, backend
+from keras_vqvae import backend, validation
 
 
 class FigureWriter(keras.callbacks.Callback):
@@ -63,8 +63,8 @@ class FigureWriter(keras.callbacks.Callback):
             raise ValueError(f"`figures` must be functions by name. Received: figures={figures!r}")
         self.directory = pathlib.Path(directory)
         self.figures = figures
-        self.every = arguments.positive_int("every", every)
-        self.dpi = arguments.positive_int("dpi", dpi)
+        self.every = validation.positive_int("every", every)
+        self.dpi = validation.positive_int("dpi", dpi)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

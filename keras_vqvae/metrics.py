@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
+from keras_vqvae.ops import codebook
+from keras_vqvae.types import Tensor
 
 DType: TypeAlias = str | keras.DTypePolicy | None
 
@@ -76,7 +77,7 @@ class _CodeCounts(keras.metrics.Metric):
         dtype: DType = None,
     ):
         super().__init__(name=name or ("min_" if reduction == "min" else "") + self.log_name, dtype=dtype)
-        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         self._codebooks = codebook.codebooks_in_turn(num_codebooks)
         self.num_codebooks = num_codebooks if isinstance(num_codebooks, int) else tuple(num_codebooks)
         if reduction not in ("mean", "min"):

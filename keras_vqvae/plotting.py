@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from keras_vqvae import arguments, codebook, metrics
+from keras_vqvae import metrics, validation
+from keras_vqvae.ops import codebook
 
 
 def _strips(rows: list[tuple[str, np.ndarray, dict[str, Any]]], max_images: int, title: str) -> Figure:
     """One strip of images a row, with the row's name in front."""
-    columns = min(arguments.positive_int("max_images", max_images), len(rows[0][1]))
+    columns = min(validation.positive_int("max_images", max_images), len(rows[0][1]))
     figure = Figure(figsize=(columns + 1.2, len(rows) + 0.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -150,7 +151,7 @@ def plot_code_atlas(images: np.ndarray, counts: np.ndarray | None = None, max_im
         if counts.shape != (len(images),):
             raise ValueError(f"`counts` must have one for each image. Received: counts of shape {counts.shape}")
         order, title = np.argsort(-counts, kind="stable"), "most used first"
-    drawn = images[order[: arguments.positive_int("max_images", max_images)]]
+    drawn = images[order[: validation.positive_int("max_images", max_images)]]
     columns = int(np.ceil(np.sqrt(2 * len(drawn))))
     rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(9, 9 * rows / columns + 0.6), layout="constrained")

@@ -6,7 +6,7 @@ Shapes in comments: `N` items, `Q` codes an item.
 import numpy as np
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.types import Tensor
 
 
 def _sorted_codes(indices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import backend, search
+from keras_vqvae import backend
+from keras_vqvae.ops import search
 
 
 def residual(beam_width, depth=3, size=5, **keywords):

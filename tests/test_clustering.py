@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import clustering
+from keras_vqvae.ops import clustering
 
 pytestmark = pytest.mark.each_backend
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import estimators
+from keras_vqvae.ops import estimators
 
 
 @given(

@@ -8,7 +8,7 @@ from keras import ops
 from quantizers import DIM, EVERY, SHAPE
 
 import keras_vqvae
-from keras_vqvae import geometry, regularizers
+from keras_vqvae.ops import entropy, geometry
 
 
 @pytest.mark.each_backend
@@ -81,5 +81,5 @@ def test_directions_and_their_gradients_at_every_size(size):
 
 def test_entropies_of_one_axis_are_finite_at_any_size():
     x = ops.convert_to_tensor(1e18 * draw(9, 1), "float32")
-    loss = regularizers.entropy_loss(x, np.array([[0.3], [-0.7]], "float32"), ops.ones((9,), "bool"), 1.0, 100.0)
+    loss = entropy.entropy_loss(x, np.array([[0.3], [-0.7]], "float32"), ops.ones((9,), "bool"), 1.0, 100.0)
     assert np.isfinite(numpy(loss))

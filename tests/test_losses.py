@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import losses
+from keras_vqvae.ops import losses
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from helpers import assert_same_weights, books, draw, losses_of, numpy, restore,
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import resizing
+from keras_vqvae.ops import resizing
 
 CASES = {
     "1d": ((7,), (1, 3, 7), 0.4),

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_vqvae
 from keras_vqvae import backend
-from keras_vqvae.regularizers import entropy_loss
+from keras_vqvae.ops.entropy import entropy_loss
 
 
 def direct(z, e, kept, weight, diversity, temperature, inner_product):

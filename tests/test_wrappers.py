@@ -9,8 +9,8 @@ from helpers import built, numpy
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import estimators
 from keras_vqvae.layers import wrappers
+from keras_vqvae.ops import estimators
 
 
 def vector(num_embeddings=8, **keywords):

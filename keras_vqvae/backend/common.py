@@ -8,12 +8,9 @@ import keras
 from keras import ops
 
 from keras_vqvae import backend
+from keras_vqvae.types import Sizes as Sizes
+from keras_vqvae.types import Tensor as Tensor
 
-Tensor: TypeAlias = Any
-"""A tensor of the running backend, or what `keras.ops` converts to one."""
-
-Sizes: TypeAlias = tuple[Any, ...]
-"""Sizes of axes, as `keras.ops.shape` returns them: integers, or tensors where a program finds them when it runs."""
 Outputs: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
 """Shapes, behind the first axis, and dtypes."""
 Returned = TypeVar("Returned")

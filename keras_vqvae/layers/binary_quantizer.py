@@ -4,10 +4,11 @@ from typing import Any
 
 from keras import ops
 
-from keras_vqvae import arguments, losses
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
 from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.ops import losses
+from keras_vqvae.types import Tensor
 
 
 class BinaryQuantizer(ImplicitQuantizer):
@@ -32,14 +33,14 @@ class BinaryQuantizer(ImplicitQuantizer):
         inverse_temperature: float = 100.0,
         **kwargs: Any,
     ):
-        self.num_bits = arguments.positive_int("num_bits", num_bits)
+        self.num_bits = validation.positive_int("num_bits", num_bits)
         if self.num_bits > 30:
             raise ValueError(f"`num_bits` must be at most 30, for int32 indices. Received: num_bits={num_bits!r}")
         super().__init__((2,) * self.num_bits, most_significant_first=True, **kwargs)
-        self.commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
-        self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
-        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
-        self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
+        self.commitment_weight = validation.non_negative("commitment_weight", commitment_weight)
+        self.entropy_weight = validation.non_negative("entropy_weight", entropy_weight)
+        self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
+        self.inverse_temperature = validation.positive("inverse_temperature", inverse_temperature)
         self._finer = 1.0
         """How much smaller the codes are at the depth of this quantizer."""
 

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from keras_vqvae import backend, geometry
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
+from keras_vqvae.ops import geometry
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

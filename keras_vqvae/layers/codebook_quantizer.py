@@ -8,10 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, clustering, codebook, estimators, geometry, search, serialization
-from keras_vqvae.arguments import FromKeras, Seed, Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.ops import clustering, codebook, estimators, geometry, search
+from keras_vqvae.types import FromKeras, Seed, Tensor
 
 COUNTS_DECAY = 0.99
 """Decay of `ema_counts` where the layer has none of its own."""
@@ -72,9 +73,9 @@ class CodebookQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self._recorded: list[tuple[Tensor, Tensor]] | None = None
-        self.seed = arguments.seed(seed)
-        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
-        self.embedding_dim = None if embedding_dim is None else arguments.positive_int("embedding_dim", embedding_dim)
+        self.seed = validation.seed(seed)
+        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+        self.embedding_dim = None if embedding_dim is None else validation.positive_int("embedding_dim", embedding_dim)
         self.distance = search.check_distance(distance)
         # Codes of length 1 do not get smaller from stage to stage.
         self.refines = distance != "cosine"
@@ -86,7 +87,7 @@ class CodebookQuantizer(Quantizer):
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
-        if embeddings_regularizer is not None and not arguments.takes(self.embeddings_regularizer, 1):
+        if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
             raise ValueError(
                 "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
                 "and which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
@@ -246,7 +247,7 @@ class CodebookQuantizer(Quantizer):
             `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
             codes that are gone.
         """
-        num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
+        num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
         return self._with_codes(np.sort(most_used[:num_embeddings]), num_embeddings)
 

@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
+from keras_vqvae.ops import estimators
+from keras_vqvae.types import Tensor
 
 _EPSILON = 1e-3
 
@@ -63,9 +64,9 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         **kwargs: Any,
     ):
         super().__init__(levels, most_significant_first=False, **kwargs)
-        self.symmetric = arguments.boolean("symmetric", symmetric)
-        self.noise = arguments.share("noise", noise)
-        self.seed = arguments.seed(seed)
+        self.symmetric = validation.boolean("symmetric", symmetric)
+        self.noise = validation.share("noise", noise)
+        self.seed = validation.seed(seed)
         # Tuples, because `torch.compile` does not take arrays of NumPy's.
         steps = np.array(self.levels, "float64")
         half = (steps - 1) * (1 + _EPSILON) / 2

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, serialization
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -63,12 +63,12 @@ class GroupedQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_groups = arguments.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
+        self.num_groups = validation.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
         self.quantizers = wrappers.copies(self, self.num_groups)
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.dropout = wrappers.dropout_share(dropout)
-        self.seed = arguments.seed(seed)
+        self.seed = validation.seed(seed)
         self.bounded = self.quantizers[0].bounded
         self.refines = self.quantizers[0].refines
 

@@ -6,10 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators, geometry
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.ops import estimators, geometry
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -58,8 +59,8 @@ class GumbelQuantizer(CodebookQuantizer):
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
         self._refuse_estimator()
-        self.initial_temperature = arguments.positive("temperature", temperature)
-        self.kl_weight = arguments.non_negative("kl_weight", kl_weight)
+        self.initial_temperature = validation.positive("temperature", temperature)
+        self.kl_weight = validation.non_negative("kl_weight", kl_weight)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)

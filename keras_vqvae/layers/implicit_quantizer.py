@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
+from keras_vqvae.types import Tensor
 
 FINEST = 1 << 60
 """How many times finer than the first level's the codes of a residual may be."""
@@ -29,7 +29,7 @@ class ImplicitQuantizer(Quantizer):
 
     def __init__(self, levels: Iterable[int], most_significant_first: bool, **kwargs: Any):
         super().__init__(**kwargs)
-        self.levels = arguments.positive_ints("levels", levels)
+        self.levels = validation.positive_ints("levels", levels)
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"`levels` must be integers of at least 2. Received: levels={levels!r}")
         self.num_embeddings = math.prod(self.levels)

@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators, geometry, losses, regularizers, search
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.ops import entropy, estimators, geometry, losses, search
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -68,9 +69,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
                 "`distance` must be 'euclidean' or 'cosine': codes are chosen by their inner products. "
                 "Received: distance='direction'"
             )
-        self.entropy_weight = arguments.non_negative("entropy_weight", entropy_weight)
-        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
-        self.inverse_temperature = arguments.positive("inverse_temperature", inverse_temperature)
+        self.entropy_weight = validation.non_negative("entropy_weight", entropy_weight)
+        self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
+        self.inverse_temperature = validation.positive("inverse_temperature", inverse_temperature)
 
     def assign(self, vectors: Tensor) -> Tensor:
         # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
@@ -94,7 +95,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
             0.25 * losses.codebook_loss(vectors, codes, kept),
         ]
         if self.entropy_weight:
-            entropies = regularizers.entropy_loss(
+            entropies = entropy.entropy_loss(
                 vectors, self.codebook, kept, self.diversity_weight, self.inverse_temperature
             )
             added.append(self.entropy_weight * entropies)

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.types import Tensor
 
 Shape = tuple[int | None, ...]
 

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.quantizer_outputs import Update, apply_updates
+from keras_vqvae.types import Tensor
 
 
 class LazyLosses(keras.layers.Layer):

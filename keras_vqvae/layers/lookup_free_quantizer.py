@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae.arguments import Sizes, Tensor
+from keras_vqvae.types import Sizes, Tensor
 
 
 class ReplaceMasked(keras.layers.Layer):

@@ -8,12 +8,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, losses, resizing, serialization
-from keras_vqvae.arguments import Sizes, Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 from keras_vqvae.layers.stage_sum import StageSum
+from keras_vqvae.ops import losses, resizing
+from keras_vqvae.types import Sizes, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -81,8 +82,8 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.scales = _check_scales(scales)
-        self.shared = arguments.boolean("shared", shared)
-        self.convolution = arguments.boolean("convolution", convolution)
+        self.shared = validation.boolean("shared", shared)
+        self.convolution = validation.boolean("convolution", convolution)
         self.quantizers = wrappers.copies(self, len(self.scales), shared)
         for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
@@ -233,9 +234,9 @@ def _check_scales(scales: object) -> tuple[tuple[int, ...], ...]:
     if isinstance(scales, str) or not hasattr(scales, "__iter__"):
         raise ValueError(f"`scales` must be a sequence of sizes. Received: scales={scales!r}")
     checked = tuple(
-        arguments.positive_ints("scales", scale)
+        validation.positive_ints("scales", scale)
         if hasattr(scale, "__iter__")
-        else (arguments.positive_int("scales", scale),)
+        else (validation.positive_int("scales", scale),)
         for scale in scales
     )
     rank = max(map(len, checked), default=0)

@@ -5,11 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, geometry, serialization
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.ops import geometry
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -49,7 +50,7 @@ class ProjectedQuantizer(Quantizer):
     def __init__(self, quantizer: Quantizer, dim: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.dim = arguments.positive_int("dim", dim)
+        self.dim = validation.positive_int("dim", dim)
         (self.quantizer,) = wrappers.copies(self, 1)
         self.num_embeddings = self.quantizer.num_embeddings
         self.index_shape = self.quantizer.index_shape

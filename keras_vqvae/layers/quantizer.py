@@ -7,13 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators
-from keras_vqvae.arguments import Sizes, Tensor
+from keras_vqvae import backend, validation
 from keras_vqvae.layers import index_shapes
 from keras_vqvae.layers.lazy_losses import LazyLosses
 from keras_vqvae.layers.masks import kept_vectors
 from keras_vqvae.layers.own_weights import OwnWeights
 from keras_vqvae.layers.quantizer_outputs import Lazy, QuantizerOutputs, once
+from keras_vqvae.ops import codebook, estimators
+from keras_vqvae.types import Sizes, Tensor
 
 MOST_COUNTED = 1 << 24
 """A quantizer of more codes than this keeps no `code_counts`, unless its codes are weights."""
@@ -251,7 +252,7 @@ class Quantizer(LazyLosses, OwnWeights):
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
         """Returns `indices` as an int32 tensor inside the codebook, with -1 for stages or groups that are left out."""
-        indices = arguments.code_indices(name, indices, self.num_embeddings, self.lowest_index)
+        indices = validation.code_indices(name, indices, self.num_embeddings, self.lowest_index)
         index_shapes.leading_axes(name, indices.shape, self.index_shape)
         return index_shapes.completed(indices, self.index_shape)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.types import Tensor
 
 Lazy: TypeAlias = Callable[[], Tensor]
 """A value that is computed where it is needed."""

@@ -7,12 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, clustering, search, serialization
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
 from keras_vqvae.layers.stage_sum import StageSum
+from keras_vqvae.ops import clustering, search
+from keras_vqvae.types import Tensor
 
 ADAPTED_SUMS = 4
 """With a beam, `adapt` clusters what up to this many of a vector's best sums leave."""
@@ -87,11 +88,11 @@ class ResidualQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_quantizers = arguments.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
-        self.shared = arguments.boolean("shared", shared)
+        self.num_quantizers = validation.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
+        self.shared = validation.boolean("shared", shared)
         self.dropout = wrappers.dropout_share(dropout)
-        self.beam_width = arguments.positive_int("beam_width", beam_width)
-        self.seed = arguments.seed(seed)
+        self.beam_width = validation.positive_int("beam_width", beam_width)
+        self.seed = validation.seed(seed)
         self.quantizers = wrappers.copies(self, self.num_quantizers, shared)
         first = self.quantizers[0]
         self.num_embeddings = first.num_embeddings

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.vector_quantizer import VectorQuantizer
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

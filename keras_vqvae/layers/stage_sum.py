@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from keras_vqvae import estimators
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.ops import estimators
+from keras_vqvae.types import Tensor
 
 
 class StageSum:

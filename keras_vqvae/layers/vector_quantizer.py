@@ -7,10 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, estimators, losses, serialization
-from keras_vqvae.arguments import FromKeras, Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.ops import codebook, estimators, losses
+from keras_vqvae.types import FromKeras, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -96,7 +97,7 @@ class VectorQuantizer(CodebookQuantizer):
         if embeddings_initializer is None and ema_decay is not None:
             # A code that no vector chooses stays where it is: short ones lie among the vectors of a new encoder, and
             # two to three times as many of them come into use.
-            embeddings_initializer = default_initializer(estimators.get(estimator), arguments.seed(seed), length=1 / 4)
+            embeddings_initializer = default_initializer(estimators.get(estimator), validation.seed(seed), length=1 / 4)
         super().__init__(
             num_embeddings,
             embedding_dim,
@@ -108,14 +109,14 @@ class VectorQuantizer(CodebookQuantizer):
             seed=seed,
             **kwargs,
         )
-        self.commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
-        self.codebook_weight = arguments.non_negative("codebook_weight", codebook_weight)
-        self.ema_decay = None if ema_decay is None else arguments.open_fraction("ema_decay", ema_decay)
-        self.dead_code_threshold = arguments.non_negative("dead_code_threshold", dead_code_threshold)
+        self.commitment_weight = validation.non_negative("commitment_weight", commitment_weight)
+        self.codebook_weight = validation.non_negative("codebook_weight", codebook_weight)
+        self.ema_decay = None if ema_decay is None else validation.open_fraction("ema_decay", ema_decay)
+        self.dead_code_threshold = validation.non_negative("dead_code_threshold", dead_code_threshold)
         if isinstance(assignment_regularizer, dict):
             assignment_regularizer = keras.saving.deserialize_keras_object(assignment_regularizer)
         if assignment_regularizer is not None and not (
-            callable(assignment_regularizer) and arguments.takes(assignment_regularizer, 3)
+            callable(assignment_regularizer) and validation.takes(assignment_regularizer, 3)
         ):
             raise ValueError(
                 "`assignment_regularizer` must be None or a function of vectors, codebook and which vectors are kept. "

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, serialization
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.types import Tensor
 
 MOST_COPIES = 1024
 """Each copy is a layer; a larger number is a mistake, and would take hours."""
@@ -54,7 +54,7 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     config["trainable"] = trainable and quantizer.trainable
     config["name"] = f"{quantizer.name}_{number}"
     if config.get("seed") is not None:
-        config["seed"] = (config["seed"] + number) % arguments.LARGEST_INT
+        config["seed"] = (config["seed"] + number) % validation.LARGEST_INT
     if config.get("embeddings_initializer") is not None:
         # Equal draws in two levels would be equal codes.
         config["embeddings_initializer"] = serialization.fresh_initializer(config["embeddings_initializer"], number)
@@ -109,7 +109,7 @@ def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
 
 def dropout_share(dropout: bool | float) -> float:
     """Returns the share of the samples that use fewer quantizers, given it or whether all do."""
-    return arguments.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
+    return validation.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
 
 
 def draw_used(wrapper: Quantizer, vectors: Tensor, samples: Tensor, training: bool) -> list[Tensor | None]:

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
+from keras_vqvae.types import Data, Tensor
 
 
 class CodeAutoencoder(keras.Model):

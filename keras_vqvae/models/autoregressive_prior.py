@@ -5,10 +5,10 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import generation, sampling
 from keras_vqvae.models.causal_transformer import CausalCodeTransformer
 from keras_vqvae.models.prior import Prior
+from keras_vqvae.types import Tensor
 
 _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 """Of a loop: all codes, the input of the next step, and caches."""

@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.models.transformer import CodeTransformer, TransformerBlock
+from keras_vqvae.types import Tensor
 
 
 class CausalCodeTransformer(CodeTransformer):

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend
-from keras_vqvae.arguments import Data, Tensor
+from keras_vqvae import backend, validation
+from keras_vqvae.types import Data, Tensor
 
 LABEL_DROPOUT = 0.1
 """Fraction of samples that are trained without their class, so that `guidance` can compare with and without."""
@@ -188,7 +188,7 @@ class CodesModel(keras.Model):
         return codes, labels, sample_weight
 
     def _check_codes(self, codes: Tensor, masked: bool = False) -> Tensor:
-        codes = arguments.code_indices("codes", codes, self.num_embeddings + masked)
+        codes = validation.code_indices("codes", codes, self.num_embeddings + masked)
         if len(codes.shape) != 1 + len(self.shape) or any(
             size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
         ):
@@ -204,7 +204,7 @@ class CodesModel(keras.Model):
             return ops.full((samples,), none, dtype="int32")
         if not none:
             raise ValueError(f"`labels` need a prior with `num_classes`. Received: labels={labels!r}, num_classes=None")
-        labels = arguments.code_indices("labels", labels, none + or_none)
+        labels = validation.code_indices("labels", labels, none + or_none)
         if len(labels.shape) == 0:
             labels = ops.broadcast_to(labels, (samples,))
         if len(labels.shape) != 1 or (isinstance(samples, int) and labels.shape[0] not in (None, samples)):

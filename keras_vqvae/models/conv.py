@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import keras
 from keras import layers
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
+from keras_vqvae.types import Tensor
 
 RANKS = (1, 2, 3)
 """Of grids that Keras has convolutions for."""
@@ -20,24 +20,24 @@ def _checked(
     name: str, shape: Sequence[int | None], filters: Iterable[int], num_residual_blocks: int
 ) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
     """Returns the grid's sizes, the channels, and the other two arguments, all of which must fit each other."""
-    filters = arguments.positive_ints("filters", filters)
+    filters = validation.positive_ints("filters", filters)
     if not filters:
         raise ValueError("`filters` must have an entry for each halving of the size. Received: filters=()")
     if not isinstance(shape, list | tuple) or len(shape) - 1 not in RANKS:
         raise ValueError(
             f"`{name}` must be that of one sample: one to three axes and the channels. Received: {name}={shape!r}"
         )
-    channels = arguments.positive_int(name, shape[0 if _channels_first() else -1])
+    channels = validation.positive_int(name, shape[0 if _channels_first() else -1])
     sizes = tuple(shape[1:] if _channels_first() else shape[:-1])
     for size in sizes:
         step = 2 ** len(filters)
-        if size is not None and arguments.positive_int(name, size) % step:
+        if size is not None and validation.positive_int(name, size) % step:
             fitting = [fits for fits in (size // step * step, (size // step + 1) * step) if fits]
             raise ValueError(
                 f"{len(filters)} `filters` halve sizes that {step} divides, or None. The nearest to {size}: "
                 f"{' and '.join(map(str, fitting))}. Received: {name}={tuple(shape)}"
             )
-    return sizes, channels, filters, arguments.non_negative_int("num_residual_blocks", num_residual_blocks)
+    return sizes, channels, filters, validation.non_negative_int("num_residual_blocks", num_residual_blocks)
 
 
 def _conv(rank: int, filters: int, width: int, name: str, strides: int = 1, transpose: bool = False) -> keras.Layer:
@@ -94,7 +94,7 @@ def build_conv_encoder(
     - [van den Oord et al., 2017, section 4.1](https://arxiv.org/abs/1711.00937)
     """
     sizes, _, filters, count = _checked("input_shape", input_shape, filters, num_residual_blocks)
-    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
+    embedding_dim = validation.positive_int("embedding_dim", embedding_dim)
     rank = len(sizes)
     inputs = x = keras.Input(tuple(input_shape), name="input")
     for i, size in enumerate(filters):
@@ -142,7 +142,7 @@ def build_conv_decoder(
     ((None, 7, 7, 32), (None, 28, 28, 1))
     """
     sizes, channels, filters, count = _checked("output_shape", output_shape, filters, num_residual_blocks)
-    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
+    embedding_dim = validation.positive_int("embedding_dim", embedding_dim)
     rank, step = len(sizes), 2 ** len(filters)
     grid = [None if size is None else size // step for size in sizes]
     inputs = x = keras.Input((*grid, embedding_dim), name="quantized")

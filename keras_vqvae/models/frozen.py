@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.types import Tensor
 
 
 class FrozenVariable(keras.Variable):

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
 from keras_vqvae.models import local_predict, sampling
+from keras_vqvae.types import Tensor
 
 
 class Sampler(keras.Model):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Data
+from keras_vqvae.types import Data
 
 
 def predict(model: keras.Model, x: Data, **keywords: Any) -> Any:

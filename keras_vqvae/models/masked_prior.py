@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
 from keras_vqvae.models import generation, sampling
 from keras_vqvae.models.prior import Prior
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -90,8 +90,8 @@ class MaskedPrior(Prior):
         return super().generate(
             n,
             labels,
-            num_steps=min(arguments.positive_int("num_steps", num_steps), self.length),
-            choice_temperature=arguments.non_negative("choice_temperature", choice_temperature),
+            num_steps=min(validation.positive_int("num_steps", num_steps), self.length),
+            choice_temperature=validation.non_negative("choice_temperature", choice_temperature),
             **keywords,
         )
 

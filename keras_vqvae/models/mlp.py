@@ -5,8 +5,8 @@ from typing import TypeAlias
 
 import keras
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
+from keras_vqvae.types import Tensor
 
 Activation: TypeAlias = str | Callable[[Tensor], Tensor] | None
 
@@ -41,9 +41,9 @@ def build_encoder(
     >>> encoder.output_shape
     (None, 32)
     """
-    input_size = arguments.positive_int("input_size", input_size)
-    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
-    encoder_sizes = arguments.positive_ints("encoder_sizes", encoder_sizes)
+    input_size = validation.positive_int("input_size", input_size)
+    embedding_dim = validation.positive_int("embedding_dim", embedding_dim)
+    encoder_sizes = validation.positive_ints("encoder_sizes", encoder_sizes)
     inputs = keras.Input((input_size,), name="input")
     x = _dense_stack(inputs, encoder_sizes, activation, prefix="encoder")
     outputs = keras.layers.Dense(embedding_dim, name="encoder_to_embedding")(x)
@@ -81,10 +81,10 @@ def build_decoder(
             "One of `input_size` and `output_size` is required. Received: input_size=None, output_size=None"
         )
     if input_size is not None:
-        input_size = arguments.positive_int("input_size", input_size)
-    size = input_size if output_size is None else arguments.positive_int("output_size", output_size)
-    embedding_dim = arguments.positive_int("embedding_dim", embedding_dim)
-    decoder_sizes = arguments.positive_ints("decoder_sizes", decoder_sizes)
+        input_size = validation.positive_int("input_size", input_size)
+    size = input_size if output_size is None else validation.positive_int("output_size", output_size)
+    embedding_dim = validation.positive_int("embedding_dim", embedding_dim)
+    decoder_sizes = validation.positive_ints("decoder_sizes", decoder_sizes)
     inputs = keras.Input((embedding_dim,), name="quantized")
     x = _dense_stack(inputs, decoder_sizes, activation, prefix="decoder")
     outputs = keras.layers.Dense(size, name="decoder_output")(x)
@@ -119,7 +119,7 @@ def build(
     >>> decoder(encoder(keras.ops.zeros((5, 784)))).shape == (5, 784)
     True
     """
-    arguments.positive_int("num_embeddings", num_embeddings)
+    validation.positive_int("num_embeddings", num_embeddings)
     return (
         build_encoder(input_size, embedding_dim, encoder_sizes, activation),
         build_decoder(input_size, None, embedding_dim, decoder_sizes, activation),

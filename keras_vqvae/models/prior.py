@@ -9,11 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
 from keras_vqvae.models import generation, sampling
 from keras_vqvae.models.codes_model import CodesModel
 from keras_vqvae.models.transformer import CodeTransformer
+from keras_vqvae.types import Tensor
 
 
 class Prior(CodesModel):
@@ -73,23 +73,23 @@ class Prior(CodesModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
-        self.shape = arguments.positive_ints("shape", shape)
-        self.index_shape = arguments.positive_ints("index_shape", index_shape)
+        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+        self.shape = validation.positive_ints("shape", shape)
+        self.index_shape = validation.positive_ints("index_shape", index_shape)
         if self.shape[max(0, len(self.shape) - len(self.index_shape)) :] != self.index_shape:
             raise ValueError(
                 f"The last axes of `shape` must be `index_shape`. Received: shape={shape}, index_shape={index_shape}"
             )
-        self.num_classes = None if num_classes is None else arguments.positive_int("num_classes", num_classes)
-        self.num_layers = arguments.positive_int("num_layers", num_layers)
-        self.num_heads = arguments.positive_int("num_heads", num_heads)
-        self.hidden_dim = arguments.positive_int("hidden_dim", hidden_dim)
+        self.num_classes = None if num_classes is None else validation.positive_int("num_classes", num_classes)
+        self.num_layers = validation.positive_int("num_layers", num_layers)
+        self.num_heads = validation.positive_int("num_heads", num_heads)
+        self.hidden_dim = validation.positive_int("hidden_dim", hidden_dim)
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
             )
-        self.dropout = arguments.share("dropout", dropout)
-        self.seed = arguments.seed(seed)
+        self.dropout = validation.share("dropout", dropout)
+        self.seed = validation.seed(seed)
         self.length = math.prod(self.shape)
         self.transformer = self.transformer_class(
             num_embeddings=self.num_embeddings,
@@ -163,7 +163,7 @@ class Prior(CodesModel):
         Raises:
             ValueError: If a label or a code is out of range, or a sampling argument is invalid.
         """
-        n, batch_size = arguments.positive_int("n", n), arguments.positive_int("batch_size", batch_size)
+        n, batch_size = validation.positive_int("n", n), validation.positive_int("batch_size", batch_size)
         for name in options.keys() - set(self.generate_options):
             raise ValueError(
                 f"`{type(self).__name__}.generate` has no argument `{name}`. Received: {name}={options[name]!r}"
@@ -171,7 +171,7 @@ class Prior(CodesModel):
         options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
         if guidance is not None and self.num_classes is None:
             raise ValueError(f"`guidance` needs a prior with `num_classes`. Received: guidance={guidance!r}")
-        options["guidance"] = None if guidance is None else arguments.non_negative("guidance", guidance)
+        options["guidance"] = None if guidance is None else validation.non_negative("guidance", guidance)
         if guidance is not None and labels is None:
             raise ValueError(f"`guidance` needs `labels`. Received: guidance={guidance!r}, labels=None")
         labels = ops.convert_to_numpy(self._check_labels(labels, n))
@@ -180,7 +180,7 @@ class Prior(CodesModel):
             prefix = self._check_prefix(n, prefix)
             known[:, : prefix.shape[1]] = prefix
         # NumPy's own state is what `keras.utils.set_random_seed` sets.
-        seed = np.random.randint(arguments.LARGEST_INT) if seed is None else arguments.seed(seed)
+        seed = np.random.randint(validation.LARGEST_INT) if seed is None else validation.seed(seed)
         key = tuple(options.items())
         if key not in self._parts.samplers:
             self._parts.samplers[key] = generation.Sampler(self, options)
@@ -191,7 +191,7 @@ class Prior(CodesModel):
         return codes.reshape(n, *self.shape)
 
     def _check_prefix(self, n: int, prefix: Tensor) -> np.ndarray:
-        prefix = ops.convert_to_numpy(arguments.code_indices("prefix", prefix, self.num_embeddings))
+        prefix = ops.convert_to_numpy(validation.code_indices("prefix", prefix, self.num_embeddings))
         if prefix.shape != (n, *prefix.shape[1:2], *self.shape[1:]) or prefix.size > n * self.length:
             raise ValueError(
                 f"`prefix` must be codes of {n} samples along the first axis of {self.shape}, that long or shorter. "

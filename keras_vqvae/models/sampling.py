@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
+from keras_vqvae.types import Tensor
 
 RANDOM_BITS = 22
 """How many make a number between 0 and 1. With 24, its product with a sum, in float32, may round to the sum."""
@@ -14,11 +14,11 @@ RANDOM_BITS = 22
 
 def check(num_embeddings: int, temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
     """Returns the arguments of `restrict`, which must make sense."""
-    if top_p is not None and not arguments.share("top_p", top_p):
+    if top_p is not None and not validation.share("top_p", top_p):
         raise ValueError(f"`top_p` must be above 0. Received: top_p={top_p!r}")
     return {
-        "temperature": arguments.positive("temperature", temperature),
-        "top_k": None if top_k is None else arguments.positive_int("top_k", top_k, num_embeddings),
+        "temperature": validation.positive("temperature", temperature),
+        "top_k": None if top_k is None else validation.positive_int("top_k", top_k, num_embeddings),
         "top_p": None if top_p is None else float(top_p),
     }
 

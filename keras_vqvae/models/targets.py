@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_vqvae.arguments import Data, Tensor
+from keras_vqvae.types import Data, Tensor
 
 OF_CLASSES = (
     "SparseCategoricalCrossentropy",

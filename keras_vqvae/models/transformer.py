@@ -6,8 +6,8 @@ import keras
 from keras import layers, ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Sizes, Tensor
 from keras_vqvae.layers.own_weights import OwnWeights
+from keras_vqvae.types import Sizes, Tensor
 
 
 class TransformerBlock(keras.Layer):

@@ -10,11 +10,11 @@ import keras
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Data, Tensor
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models.autoencoder import CodeAutoencoder
 from keras_vqvae.models.targets import check_targets
+from keras_vqvae.types import Data, Tensor
 
 
 class _Pass(NamedTuple):

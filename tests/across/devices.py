@@ -17,7 +17,7 @@ from helpers import set_layout
 from quantizers import INNER, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
-from keras_vqvae import codebook, search
+from keras_vqvae.ops import codebook, search
 
 BATCH = 1000
 COLLECTIVE = re.compile(

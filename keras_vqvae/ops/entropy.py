@@ -9,8 +9,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, geometry
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
+from keras_vqvae.ops import geometry
+from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -47,9 +48,9 @@ class EntropyRegularizer:
     """
 
     def __init__(self, weight: float = 0.1, diversity_weight: float = 1.0, temperature: float = 0.1):
-        self.weight = arguments.non_negative("weight", weight)
-        self.diversity_weight = arguments.non_negative("diversity_weight", diversity_weight)
-        self.temperature = arguments.positive("temperature", temperature)
+        self.weight = validation.non_negative("weight", weight)
+        self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
+        self.temperature = validation.positive("temperature", temperature)
 
     def __call__(self, vectors: Tensor, codebook: Tensor, kept: Tensor) -> Tensor:
         vectors, codebook = geometry.distance_factors(vectors, ops.convert_to_tensor(codebook))

@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from keras_vqvae import arguments
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import validation
+from keras_vqvae.types import Tensor
 
 
 def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
 
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), equation 3
     """
-    commitment_weight = arguments.non_negative("commitment_weight", commitment_weight)
+    commitment_weight = validation.non_negative("commitment_weight", commitment_weight)
     return (
         mean_squared_difference(reconstruction, target, mask=None)
         + codebook_loss(z_e, z_q)

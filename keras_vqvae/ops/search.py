@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_vqvae import backend, geometry
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend
+from keras_vqvae.ops import geometry
+from keras_vqvae.types import Tensor
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean") -> Tensor:

@@ -4,22 +4,14 @@ import inspect
 import itertools
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.backend import Sizes as Sizes
-from keras_vqvae.backend import Tensor as Tensor
-
-Data: TypeAlias = Any
-"""What `fit` and `predict` of Keras take: arrays, tensors, lists or dicts of them, data sets, generators."""
-Seed: TypeAlias = int | keras.random.SeedGenerator | None
-"""Where random numbers come from; `None` is a random seed."""
-FromKeras: TypeAlias = str | dict[str, Any] | Callable[..., Tensor] | None
-"""An initializer, regularizer or constraint, or what Keras makes one of: its name, or what was saved of it."""
+from keras_vqvae.types import Tensor
 
 LARGEST_INT = 2**31 - 1
 """Of an int32, as indices are."""

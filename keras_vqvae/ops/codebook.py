@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, backend, estimators
-from keras_vqvae.arguments import Tensor
-from keras_vqvae.search import nearest_code
+from keras_vqvae import backend, validation
+from keras_vqvae.ops import estimators
+from keras_vqvae.ops.search import nearest_code
+from keras_vqvae.types import Tensor
 
 EMA_START = 20
 """The moving average begins over this part, 1 / 20, of the training so far."""
@@ -33,10 +34,10 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
     True
     """
     shape = (
-        arguments.positive_int("num_embeddings", num_embeddings),
-        arguments.positive_int("embedding_dim", embedding_dim),
+        validation.positive_int("num_embeddings", num_embeddings),
+        validation.positive_int("embedding_dim", embedding_dim),
     )
-    return keras.random.normal(shape, dtype="float32", seed=arguments.seed(seed))
+    return keras.random.normal(shape, dtype="float32", seed=validation.seed(seed))
 
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
     >>> bool(keras.ops.all(lookup(codebook, [3, 3, 7])[0] == codebook[3]))
     True
     """
-    return gather_codes(codebook, arguments.code_indices("indices", indices, codebook.shape[0]))
+    return gather_codes(codebook, validation.code_indices("indices", indices, codebook.shape[0]))
 
 
 def quantize(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,11 +132,11 @@ def codebooks_in_turn(num_codebooks: int | Iterable[int]) -> tuple[int, ...]:
         num_codebooks: The number of codebooks, which have one index each. Or how many indices in turn each of them has.
     """
     if hasattr(num_codebooks, "__iter__"):
-        sizes = arguments.positive_ints("num_codebooks", num_codebooks)
+        sizes = validation.positive_ints("num_codebooks", num_codebooks)
         if not sizes:
             raise ValueError(f"`num_codebooks` must not be empty. Received: num_codebooks={num_codebooks!r}")
         return tuple(codebook for codebook, size in enumerate(sizes) for _ in range(size))
-    return tuple(range(arguments.positive_int("num_codebooks", num_codebooks)))
+    return tuple(range(validation.positive_int("num_codebooks", num_codebooks)))
 
 
 def sum_by_code(vectors: Tensor, indices: Tensor, kept: Tensor, num_embeddings: int) -> Tensor:

@@ -8,7 +8,7 @@ import math
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.arguments import Tensor
+from keras_vqvae.types import Tensor
 
 
 def _means(size: int, smaller: int) -> Tensor:

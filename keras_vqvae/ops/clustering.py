@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import arguments, backend, codebook, search
-from keras_vqvae.arguments import Tensor
+from keras_vqvae import backend, validation
+from keras_vqvae.ops import codebook, search
+from keras_vqvae.types import Tensor
 
 _CHUNK_ELEMENTS = 1 << 22
 _STARTING_VECTORS = 32
@@ -65,12 +66,12 @@ def kmeans(
     - [Arthur and Vassilvitskii, 2007](https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf), the start
     - [Sculley, 2010](https://dl.acm.org/doi/10.1145/1772690.1772862), batches
     """
-    num_embeddings = arguments.positive_int("num_embeddings", num_embeddings)
-    epochs = arguments.positive_int("epochs", epochs)
+    num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+    epochs = validation.positive_int("epochs", epochs)
     vectors = _finite(vectors, search.check_distance(distance))
-    generator = np.random.default_rng(arguments.seed(seed))
+    generator = np.random.default_rng(validation.seed(seed))
     codes = _start(vectors, num_embeddings, init, distance, generator)
-    step = len(vectors) if batch_size is None else arguments.positive_int("batch_size", batch_size)
+    step = len(vectors) if batch_size is None else validation.positive_int("batch_size", batch_size)
     batched = step < len(vectors)
     counts = np.zeros(num_embeddings, "int64")
     progress = keras.utils.Progbar(epochs, verbose=1 if verbose == "auto" else int(verbose), unit_name="epoch")

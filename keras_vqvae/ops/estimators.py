@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import arguments, geometry, serialization
-from keras_vqvae.arguments import Seed, Tensor
+from keras_vqvae import serialization, validation
+from keras_vqvae.ops import geometry
+from keras_vqvae.types import Seed, Tensor
 
 Estimator: TypeAlias = Callable[..., Tensor]
 
@@ -149,7 +150,7 @@ def _floats_and_noise(z_e: Tensor, z_q: Tensor, seed: Seed) -> tuple[Tensor, Ten
 
 
 def _checked(seed: Seed) -> Seed:
-    return seed if isinstance(seed, keras.random.SeedGenerator) else arguments.seed(seed)
+    return seed if isinstance(seed, keras.random.SeedGenerator) else validation.seed(seed)
 
 
 def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tensor:
