@@ -1,7 +1,6 @@
 """Vector quantization for Keras 3, on TensorFlow, JAX and PyTorch."""
 
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
-from keras_vqvae.callbacks import ReviveDeadCodes as ReviveDeadCodes
 from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
 from keras_vqvae.figure_writer import FigureWriter as FigureWriter
 from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer

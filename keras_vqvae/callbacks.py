@@ -1,6 +1,5 @@
 """Keras callbacks for any model that holds a quantizer, however deep inside."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -9,10 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import metrics, validation
-from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.types import Data
 
 Logs: TypeAlias = dict[str, Any] | None
 """What Keras hands to callbacks: a value for each name."""
@@ -34,70 +31,6 @@ def _find(layer: keras.Layer, kind: type[keras.Layer]) -> Iterator[keras.Layer]:
 
 def _unique(layers: Iterator[keras.Layer]) -> list[keras.Layer]:
     return list({id(layer): layer for layer in layers}.values())
-
-
-class ReviveDeadCodes(keras.callbacks.Callback):
-    """Moves codes that fell out of use onto vectors of the data, where the optimizer owns the codebook.
-
-    Under `ema_decay` a quantizer does this by itself in every step; this does it for the others, by the same rule. The
-    vectors come from a batch drawn from `x`, on which the model runs in inference, if there is a dead code at all.
-    `IndexBackpropagationQuantizer` is left alone: by inner products, a code on a long vector takes all the others.
-
-    Args:
-        x: Inputs of the model, such as those that `fit` gets, or a part: an array, or a list or dict of them.
-        every: Steps between two looks. Defaults to `1`; more cost less, and leave codes farther from where the encoder
-            has moved.
-        threshold: A code is dead when it is chosen less often than this share of uniform use. Defaults to `0.1`.
-        batch_size: How many samples of `x` are drawn. Defaults to `16`.
-        seed: Integer. Defaults to `0`.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), VectorQuantizer(num_embeddings=32)])
-    >>> model.compile("adam", "mse")
-    >>> x = keras.ops.convert_to_numpy(keras.random.normal((64, 4)))
-    >>> history = model.fit(x, x, callbacks=[ReviveDeadCodes(x)], verbose=0)
-
-    Reference:
-
-    - [Zeghidour et al., 2021, section III.C](https://arxiv.org/abs/2107.03312)
-    """
-
-    def __init__(self, x: Data, every: int = 1, threshold: float = 0.1, batch_size: int = 16, seed: int = 0):
-        super().__init__()
-        self.x = x
-        self.every = validation.positive_int("every", every)
-        self.threshold = validation.non_negative("threshold", threshold)
-        self.batch_size = validation.positive_int("batch_size", batch_size)
-        self.seed = validation.non_negative_int("seed", seed)
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        # By `self.model`, which on JAX brings the weights up to date, and by it alone.
-        self._first = self._steps = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        before, self._steps = self._steps, self._first + batch + 1
-        if self._steps // self.every > before // self.every:
-            self._look()
-
-    def _look(self) -> None:
-        model = self.model
-        found = _unique(_find(model, CodebookQuantizer))
-        layers = [q for q in found if q.built and q.trainable and q.codebook_trainable and q.revivable]
-        counts = [ops.convert_to_numpy(layer.ema_counts) for layer in layers]
-        if not any((each < self.threshold * each.mean()).any() for each in counts):
-            return
-        # Of the step alone: training that is resumed draws as it would have.
-        generator = np.random.default_rng((self.seed, self._steps))
-        size = len(keras.tree.flatten(self.x)[0])
-        rows = np.sort(generator.choice(size, min(self.batch_size, size), replace=False))
-        with contextlib.ExitStack() as stack:
-            inputs = [stack.enter_context(layer.recorded_inputs()) for layer in layers]
-            model(keras.tree.map_structure(lambda array: array[rows], self.x), training=False)
-        for layer, calls in zip(layers, inputs, strict=True):
-            if calls:
-                vectors, kept = (ops.concatenate(parts) for parts in zip(*calls, strict=True))
-                layer.revive_dead_codes(layer.project(vectors), kept, self.threshold, int(generator.integers(2**31)))
 
 
 class CodebookMonitor(keras.callbacks.Callback):

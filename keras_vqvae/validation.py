@@ -13,10 +13,10 @@ from keras import ops
 from keras_vqvae import backend
 from keras_vqvae.types import Tensor
 
-LARGEST_INT = 2**31 - 1
-"""Of an int32, as indices are."""
-MOST_SIZES = 1024
-"""Of a network's layers, or a vector's axes."""
+INT32_MAX = 2**31 - 1
+"""The largest int32. Indices and seeds are int32."""
+MAX_SIZES = 1024
+"""The largest number of layers of a network, or axes of a vector."""
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
@@ -34,7 +34,7 @@ def boolean(name: str, value: object) -> bool:
     return bool(value)
 
 
-def positive_int(name: str, value: object, largest: int = LARGEST_INT) -> int:
+def positive_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 1 to `largest`."""
     if not _is_integer(value) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
@@ -43,7 +43,7 @@ def positive_int(name: str, value: object, largest: int = LARGEST_INT) -> int:
     return int(value)
 
 
-def non_negative_int(name: str, value: object, largest: int = LARGEST_INT) -> int:
+def non_negative_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 0 to `largest`."""
     if not _is_integer(value) or not 0 <= value <= largest:
         raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={value!r}")
@@ -54,8 +54,8 @@ def seed(value: object) -> int | None:
     """Returns `value`, `None` or an integer that every backend takes."""
     if value is None:
         return None
-    if not _is_integer(value) or not 0 <= value <= LARGEST_INT:
-        raise ValueError(f"`seed` must be None or an integer from 0 to {LARGEST_INT}. Received: seed={value!r}")
+    if not _is_integer(value) or not 0 <= value <= INT32_MAX:
+        raise ValueError(f"`seed` must be None or an integer from 0 to {INT32_MAX}. Received: seed={value!r}")
     return int(value)
 
 
@@ -65,9 +65,9 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={values!r}")
     # A tuple, because Keras turns the lists among a layer's attributes into tracked ones.
-    values = tuple(itertools.islice(values, MOST_SIZES + 1))
-    if len(values) > MOST_SIZES:
-        raise ValueError(f"`{name}` must be at most {MOST_SIZES} integers. Received: {name} of more")
+    values = tuple(itertools.islice(values, MAX_SIZES + 1))
+    if len(values) > MAX_SIZES:
+        raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received a longer sequence.")
     return tuple(positive_int(name, value) for value in values)
 
 

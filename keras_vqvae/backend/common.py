@@ -1,6 +1,7 @@
 """What holds on every backend that does not say otherwise."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -189,6 +190,97 @@ def searchsorted(ascending: Tensor, values: Tensor) -> Tensor:
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     """The rows `indices` of `x`, with a gradient of the shape of `x`: `[K, D]`, `[...]` from 0 on -> `[..., D]`."""
+    return ops.take(x, indices, axis=0)
+
+
+def is_tracing() -> bool:
+    """Whether a program is being made, in which tensors have no values yet."""
+    return backend.is_traced(ops.zeros(()))
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Which rows have a finite sum of squares: `[N, D]` -> booleans `[N]`."""
+    return ops.sum(ops.square(x), axis=-1) < math.inf
+
+
+def count_true(x: Tensor) -> Tensor:
+    """The number of true elements, a float32 scalar."""
+    return ops.sum(ops.cast(x, "float32"))
+
+
+def copy_gradient(z: Tensor, q: Tensor) -> Tensor:
+    """The values of `q`, with the gradient of the identity to `z` and none to `q`."""
+    # Equal to `z + stop_gradient(q - z)` without its rounding: the difference is exactly 0.
+    return ops.stop_gradient(q) + (z - ops.stop_gradient(z))
+
+
+def squared_errors(
+    vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
+) -> tuple[Sequence[Tensor | None], Tensor]:
+    """The mean squared error over valid rows as two losses, and the differences that it is the mean of.
+
+    Args:
+        vectors: `[N, D]`. The first loss has their gradient only.
+        codes: `[N, D]`. The second loss has their gradient only.
+        valid: Booleans `[N]`.
+        count: How many of them are true, at least 1.
+        weights: Weights of the two losses. The loss of a weight of 0 is `None`.
+
+    Returns:
+        `(losses, differences)`: the two losses; and `vectors - codes`, 0 where not valid, as a constant `[N, D]`.
+    """
+    stopped = ops.stop_gradient(vectors), ops.stop_gradient(codes)
+    # Zeros come before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
+    pairs = (vectors - stopped[1], stopped[0] - codes)
+    scale = count * vectors.shape[-1]
+    losses = [
+        weight * ops.sum(ops.square(masked(pair, valid))) / scale if weight else None
+        for pair, weight in zip(pairs, weights, strict=True)
+    ]
+    return losses, masked(stopped[0] - stopped[1], valid)
+
+
+# Updates of variables. PyTorch makes them in place, in an operation each.
+
+
+def add_to(variable: keras.Variable, value: Tensor | float) -> None:
+    """Adds a value to a variable."""
+    variable.assign(variable + value)
+
+
+def move_to(variable: keras.Variable, target: Tensor, rate: Tensor) -> None:
+    """Moves a variable towards a target, at a rate from 0 to 1."""
+    value = ops.convert_to_tensor(variable)
+    variable.assign(value + rate * (target - value))
+
+
+def add_product(variable: keras.Variable, a: Tensor, b: Tensor) -> None:
+    """Adds `a * b` to a variable."""
+    variable.assign(ops.convert_to_tensor(variable) + a * b)
+
+
+def replace_where(variable: keras.Variable, condition: Tensor, values: Tensor) -> None:
+    """Assigns `values` to a variable where a condition holds."""
+    variable.assign(ops.where(condition, values, ops.convert_to_tensor(variable)))
+
+
+def at_least(x: Tensor, minimum: float) -> Tensor:
+    """The larger of `x` and a number, elementwise."""
+    return ops.maximum(x, minimum)
+
+
+def at_most(x: Tensor, maximum: float) -> Tensor:
+    """The smaller of `x` and a number, elementwise."""
+    return ops.minimum(x, maximum)
+
+
+def masked(x: Tensor, valid: Tensor) -> Tensor:
+    """`x` with zeros in the rows that are not valid, whatever they hold: `[N, D]`, booleans `[N]` -> `[N, D]`."""
+    return ops.where(ops.expand_dims(valid, -1), x, 0.0)
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    """The elements of `x` at int32 `indices` from 0 on, without a gradient: `[N]`, `[n]` -> `[n]`."""
     return ops.take(x, indices, axis=0)
 
 

@@ -80,7 +80,9 @@ def of_first_replica(x: Tensor) -> Tensor:
     replica = _replica()
     if replica is None:
         return x
-    return replica.all_reduce("sum", ops.where(replica.replica_id_in_sync_group == 0, x, ops.zeros_like(x)))
+    numbers = ops.cast(x, "float32")
+    first = ops.where(replica.replica_id_in_sync_group == 0, numbers, ops.zeros_like(numbers))
+    return ops.cast(replica.all_reduce("sum", first), x.dtype)
 
 
 def mean_over_replicas(x: Tensor) -> Tensor:

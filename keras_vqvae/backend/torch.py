@@ -1,6 +1,8 @@
 """PyTorch: operations run one by one, and replicas are processes, each with its own part of the batch."""
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -105,8 +107,17 @@ def refuse_updates_in_call() -> None:
 
 
 def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
-    # Keras goes through a tuple several times before PyTorch does: as long as a quantizer takes for 4,000 vectors.
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    # Keras would go through the tuple several times. A copy from the host, so it is made only once.
+    if is_traced(like):
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
+    return _constants(values, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A normal tensor even if the first call runs in `torch.inference_mode`, where later ones could not train with it.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def block_codes(num_embeddings: int) -> int:
@@ -125,7 +136,7 @@ def _best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Te
     # What is exported runs elsewhere, and litert-torch does not convert what follows.
     if vectors.device.type != "cpu" or torch.compiler.is_exporting():
         best, places = torch.addmm(bias, vectors, codes.T).max(-1)
-        return best, places.int()
+        return best, places
     # A product, written as a convolution of `n x 1` pixels: those run in oneDNN, and products in MKL, which takes
     # twice as long on processors not made by Intel.
     # `[n, D]` -> `[1, n, 1, D]` -> `[1, D, n, 1]` -> `[1, k, n, 1]` -> `[n, k]`, channels last and never copied
@@ -134,13 +145,13 @@ def _best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Te
     scores = scores.permute(0, 2, 3, 1).reshape(-1, len(codes))
     if len(codes) % 64:
         best, places = scores.max(-1)
-        return best, places.int()
+        return best, places
     # A maximum with its place takes ten times as long as a maximum. First the group of 64 that it is in, then the
     # place in the group.
     groups = scores.unflatten(-1, (-1, 64))
     best, group = groups.amax(-1).max(-1)
     inside = groups.gather(1, group[:, None, None].expand(-1, 1, 64)).squeeze(1).argmax(-1)
-    return best, (64 * group + inside).int()
+    return best, torch.add(inside, group, alpha=64)
 
 
 def by_blocks(
@@ -165,10 +176,144 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     return torch.nn.functional.embedding(indices, x)
 
 
+# Keras would copy the scalars of these three from the host.
+def at_least(x: Tensor, minimum: float) -> Tensor:
+    return torch.clamp(x, min=minimum)
+
+
+def at_most(x: Tensor, maximum: float) -> Tensor:
+    return torch.clamp(x, max=maximum)
+
+
+def masked(x: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid[:, None], x, constants((0.0,), x))
+
+
+def is_tracing() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1) < math.inf
+
+
+def count_true(x: Tensor) -> Tensor:
+    return x.sum(dtype=torch.float32)
+
+
+class _CopiedGradient(torch.autograd.Function):
+    """The values of `q` with the gradient of `z`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, q: Tensor) -> Tensor:
+        return q.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def copy_gradient(z: Tensor, q: Tensor) -> Tensor:
+    if is_tracing() or z.dtype != q.dtype:
+        return common.copy_gradient(z, q)
+    return _CopiedGradient.apply(z, q)
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Both losses of `squared_errors`, from the same differences and in as few operations as possible."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
+    ) -> tuple[Tensor | None, ...]:
+        differences = masked(vectors - codes, valid)
+        slope = differences / count
+        error = differences.flatten().dot(slope.flatten())
+        losses = (error * (weight / vectors.shape[-1]) if weight else None for weight in weights)
+        return *losses, differences, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        vectors, codes, valid, count, weights = inputs
+        *_, differences, slope = output
+        ctx.factors = [sign * weight / vectors.shape[-1] for sign, weight in zip((2, -2), weights, strict=True)]
+        ctx.save_for_backward(vectors, codes, valid, count, slope)
+        ctx.mark_non_differentiable(differences, slope)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        vectors, codes, valid, count, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Gradients of gradients are wanted, and the saved slope is a constant.
+            slope = masked(vectors - codes, valid) / count
+        entries = zip(gradients, ctx.needs_input_grad, ctx.factors, strict=False)
+        found = [slope * (x * factor) if needed and x is not None else None for x, needed, factor in entries]
+        return *found, None, None, None
+
+
+def squared_errors(
+    vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
+) -> tuple[Sequence[Tensor | None], Tensor]:
+    if is_tracing():
+        return common.squared_errors(vectors, codes, valid, count, weights)
+    *losses, differences, _ = _SquaredErrors.apply(vectors, codes, valid, count, weights)
+    return losses, differences
+
+
+def _may_change_in_place() -> bool:
+    # A program is made of functions of its inputs, and in a stateless scope Keras keeps updates from the variables.
+    return not is_tracing() and stateless_scope() is None
+
+
+def add_to(variable: keras.Variable, value: Tensor | float) -> None:
+    if not _may_change_in_place():
+        return common.add_to(variable, value)
+    with torch.no_grad():
+        variable.value.add_(value)
+
+
+def move_to(variable: keras.Variable, target: Tensor, rate: Tensor) -> None:
+    if not _may_change_in_place():
+        return common.move_to(variable, target, rate)
+    with torch.no_grad():
+        variable.value.lerp_(target, rate)
+
+
+def add_product(variable: keras.Variable, a: Tensor, b: Tensor) -> None:
+    if not _may_change_in_place():
+        return common.add_product(variable, a, b)
+    with torch.no_grad():
+        variable.value.addcmul_(a, b)
+
+
+def replace_where(variable: keras.Variable, condition: Tensor, values: Tensor) -> None:
+    if not _may_change_in_place():
+        return common.replace_where(variable, condition, values)
+    with torch.no_grad():
+        torch.where(condition, values, variable.value, out=variable.value)
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    return x.index_select(0, indices)
+
+
 def segment_sum(data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
     # Keras spreads the indices over the elements: thirty times the time, and twice the memory of `data`.
     sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
     return sums.index_add_(0, indices.long(), data.contiguous())
+
+
+def add_counts(counter: keras.Variable, counts: Tensor) -> None:
+    add_to(counter, counts)
 
 
 def _alone() -> bool:
@@ -177,13 +322,17 @@ def _alone() -> bool:
 
 def sum_over_replicas(x: Tensor) -> Tensor:
     if not _alone():
+        x = x.clone()
         distributed.all_reduce(x)
     return x
 
 
 def of_first_replica(x: Tensor) -> Tensor:
     if not _alone():
-        distributed.broadcast(x, src=0)
+        # Not every library sends booleans.
+        sent = x.to(torch.uint8) if x.dtype == torch.bool else x.clone()
+        distributed.broadcast(sent, src=0)
+        x = sent.to(x.dtype)
     return x
 
 
@@ -192,7 +341,7 @@ def mean_over_replicas(x: Tensor) -> Tensor:
     if _alone() or not torch.is_grad_enabled():
         return x
     own = x.detach()
-    return sum_over_replicas(own.clone()) / distributed.get_world_size() + (x - own)
+    return sum_over_replicas(own) / distributed.get_world_size() + (x - own)
 
 
 def refuse_separate_training(model: keras.Model) -> None:

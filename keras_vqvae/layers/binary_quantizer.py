@@ -1,12 +1,12 @@
-"""What the quantizers share whose codes are signs."""
+"""Base class of quantizers whose codes are signs."""
 
 from typing import Any
 
 from keras import ops
 
-from keras_vqvae import validation
+from keras_vqvae import backend, validation
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
-from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import losses
 from keras_vqvae.types import Tensor
 
@@ -41,37 +41,38 @@ class BinaryQuantizer(ImplicitQuantizer):
         self.entropy_weight = validation.non_negative("entropy_weight", entropy_weight)
         self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
         self.inverse_temperature = validation.positive("inverse_temperature", inverse_temperature)
-        self._finer = 1.0
-        """How much smaller the codes are at the depth of this quantizer."""
+        self._code_scale = 1.0
+        """Size of the codes relative to those of the first stage of a residual."""
 
     @property
     def code_size(self) -> float:
         """The absolute value of each element of a code."""
         return 1.0
 
-    def set_depth(self, depth: int) -> None:
-        super().set_depth(depth)
-        self._finer = 0.5**depth
+    def set_stage(self, stage: int) -> None:
+        super().set_stage(stage)
+        self._code_scale = 0.5**stage
 
     def to_digits(self, vectors: Tensor) -> Tensor:
         return ops.cast(vectors > 0, "float32")
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        return (2.0 * digits - 1.0) * (self.code_size * self._finer)
+        return (2.0 * digits - 1.0) * (self.code_size * self._code_scale)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
-        if self.depth:
-            # As if at the first level, so that every level counts as much.
-            vectors, codes = vectors / self._finer, codes / self._finer
+    def compute_losses(self, record: Record) -> list[Tensor]:
+        # Scaled to the first stage's size, so that every stage counts as much.
+        vectors, codes, valid = record.vectors, record.codes, record.valid
+        if self.stage:
+            vectors, codes = vectors / self._code_scale, codes / self._code_scale
         added = []
         if self.commitment_weight:
-            added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))
+            added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, valid))
         if self.entropy_weight:
-            # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`. What does not count may be no number at all.
+            # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`.
             scale = 4 * self.inverse_temperature * self.code_size
-            log_odds = scale * ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
-            shares = ops.cast(kept, "float32")
-            shares = ops.expand_dims(shares / ops.maximum(ops.sum(shares), 1.0), -1)
+            log_odds = scale * backend.masked(vectors, valid)
+            shares = ops.cast(valid, "float32")
+            shares = ops.expand_dims(shares / backend.at_least(ops.sum(shares), 1.0), -1)
             sure = losses.bit_entropy(ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds))
             spread = self.diversity_weight * self.mean_entropy(log_odds, shares)
             added.append(self.entropy_weight * (ops.sum(shares * sure) - spread))

@@ -1,7 +1,5 @@
-"""What the quantizers share that keep their codes in a codebook."""
+"""Base class of the quantizers with an explicit codebook."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,13 +7,14 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import backend, serialization, validation
+from keras_vqvae.layers import resized
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
-from keras_vqvae.ops import clustering, codebook, estimators, geometry, search
-from keras_vqvae.types import FromKeras, Seed, Tensor
+from keras_vqvae.layers.record import Record
+from keras_vqvae.ops import clustering, codebook, dead_codes, estimators, geometry, search
+from keras_vqvae.types import FromKeras, Tensor
 
-COUNTS_DECAY = 0.99
-"""Decay of `ema_counts` where the layer has none of its own."""
+COUNTS_RATE = 0.01
+"""Rate of the moving average `ema_counts`, 1 minus its decay, unless the layer has its own."""
 
 
 def default_initializer(
@@ -35,9 +34,14 @@ def default_initializer(
 class CodebookQuantizer(Quantizer):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
-    It keeps the codebook, searches it, fills it by `adapt`, and passes the gradient by an estimator. How the codebook
-    is trained is up to the subclass: by `compute_losses`, or by `update` with `codebook_trainable = False`. The weight
-    `ema_counts`, the moving average of how often each code is chosen in a step, tells the dead codes.
+    It holds the codebook, searches it, fills it by `adapt`, moves codes that fall out of use onto vectors of the batch,
+    and passes the gradient by an estimator. A subclass trains the codebook: the optimizer through `compute_losses`, or
+    the layer itself in `update`, with `codebook_trainable = False`.
+
+    A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved,
+    the non-trainable `codebook_offset`. A layer may change only the latter while it is called, so a dead code is moved
+    by its offset. The attribute `codebook` is the sum. The weight `ema_counts`, the moving average of how often each
+    code is chosen in a step, tells which codes are dead.
 
     Args:
         num_embeddings: Number of codes, `K`.
@@ -45,7 +49,9 @@ class CodebookQuantizer(Quantizer):
         distance: How a vector finds its code. `"euclidean"`: the nearest one. `"direction"`: the one with the most
             similar direction, which is returned as it is. `"cosine"`: the same among vectors and codes that are scaled
             to length 1, also in the losses and the output.
-        estimator: How the gradient passes the assignment: a name, or a function of vectors and codes.
+        estimator: Gradient estimator: a name, or a function of vectors and codes.
+        dead_code_threshold: A code is dead when it is chosen less often than this fraction of uniform use. In training
+            it then moves onto a vector of the batch. 0 leaves dead codes where they are.
         embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
             `1 / sqrt(D)`; for the rotation uniform within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of the codebook, or `None`.
@@ -53,11 +59,11 @@ class CodebookQuantizer(Quantizer):
         seed: Integer seed of the default initializer and of all draws, or `None`.
     """
 
-    listed = True
+    supports_beam_search = True
     has_codebook = True
     codebook_trainable = True
     revivable = True
-    """Whether a vector's place is a good one for a code, as `ReviveDeadCodes` presumes."""
+    """Whether a dead code may move onto a vector: whether the vector's place is a good one for a code."""
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class CodebookQuantizer(Quantizer):
         embedding_dim: int | None,
         distance: str = "euclidean",
         estimator: str | estimators.Estimator = "straight_through",
+        dead_code_threshold: float = 0.1,
         embeddings_initializer: FromKeras = None,
         embeddings_regularizer: FromKeras = None,
         embeddings_constraint: FromKeras = None,
@@ -72,7 +79,6 @@ class CodebookQuantizer(Quantizer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self._recorded: list[tuple[Tensor, Tensor]] | None = None
         self.seed = validation.seed(seed)
         self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = None if embedding_dim is None else validation.positive_int("embedding_dim", embedding_dim)
@@ -80,8 +86,14 @@ class CodebookQuantizer(Quantizer):
         # Codes of length 1 do not get smaller from stage to stage.
         self.refines = distance != "cosine"
         # A beam ranks sums of codes by their squared error.
-        self.listed = self.listed and distance != "direction"
+        self.supports_beam_search = self.supports_beam_search and distance != "direction"
         self.estimator = estimators.get(estimator)
+        self.dead_code_threshold = validation.non_negative("dead_code_threshold", dead_code_threshold)
+        if self.dead_code_threshold and not self.revivable:
+            raise ValueError(
+                f"`dead_code_threshold` must be 0: a code of `{type(self).__name__}` cannot move onto a vector. "
+                f"Received: dead_code_threshold={dead_code_threshold!r}"
+            )
         if embeddings_initializer is None:
             embeddings_initializer = default_initializer(self.estimator, seed)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
@@ -90,7 +102,7 @@ class CodebookQuantizer(Quantizer):
         if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
             raise ValueError(
                 "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
-                "and which vectors are kept, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
+                "and which vectors are valid, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
                 f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
         if distance == "cosine" and embeddings_constraint is not None:
@@ -110,59 +122,67 @@ class CodebookQuantizer(Quantizer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
         self.build_codebook()
-        self.ema_counts = self.add_weight(
-            shape=(self.num_embeddings,),
-            initializer="zeros",
-            dtype="float32",
-            autocast=False,
-            trainable=False,
-            name="ema_counts",
-        )
+        self.ema_counts = self.add_float32("ema_counts", (self.num_embeddings,))
+        if self.dead_code_threshold:
+            self.draws = self.add_weight(
+                (self.num_embeddings,), self._initial_draws, "int32", trainable=False, name="draws"
+            )
         super().build(input_shape)
 
     def build_codebook(self) -> None:
-        """Creates `codebook`, `[num_embeddings, embedding_dim]`."""
-        constraint = keras.constraints.UnitNorm(axis=-1) if self.distance == "cosine" else self.embeddings_constraint
-        # float32 under every policy: steps of a slow codebook are lost in bfloat16.
-        self.codebook = self.add_weight(
-            shape=(self.num_embeddings, self.embedding_dim),
-            initializer=self._initial_codebook,
-            dtype="float32",
-            autocast=False,
-            trainable=self.codebook_trainable,
-            regularizer=self.embeddings_regularizer,
-            # The optimizer applies it after its step.
-            constraint=constraint,
-            name="codebook",
+        """Creates the weights of the codebook, `[num_embeddings, embedding_dim]`."""
+        shape = (self.num_embeddings, self.embedding_dim)
+        self.offset = None
+        self._constraint = (
+            keras.constraints.UnitNorm(axis=-1) if self.distance == "cosine" else self.embeddings_constraint
         )
+        self.embeddings = self.add_float32(
+            "codebook",
+            shape,
+            self._initial_codebook,
+            self.codebook_trainable,
+            regularizer=self.embeddings_regularizer and self._regularize,
+            # The optimizer applies it after its step.
+            constraint=self._constraint and self._constrain,
+        )
+        if self.codebook_trainable and self.dead_code_threshold:
+            self.offset = self.add_float32("codebook_offset", shape)
 
     def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
         return self.project(self.embeddings_initializer(shape, dtype=dtype))
 
+    def _initial_draws(self, shape: tuple[int], dtype: str) -> Tensor:
+        return dead_codes.initial_draws(shape, self.seed)
+
+    def _regularize(self, embeddings: Tensor) -> Tensor:
+        return self.embeddings_regularizer(self._with_offset(embeddings))
+
+    def _constrain(self, embeddings: Tensor) -> Tensor:
+        constrained = self._constraint(self._with_offset(embeddings))
+        return constrained if self.offset is None else constrained - ops.convert_to_tensor(self.offset)
+
+    def _with_offset(self, embeddings: Tensor) -> Tensor:
+        embeddings = ops.convert_to_tensor(embeddings)
+        return embeddings if self.offset is None else embeddings + ops.convert_to_tensor(self.offset)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes, `[K, D]`."""
+        return self._with_offset(self.embeddings)
+
     def set_codebook(self, values: Tensor) -> None:
         """Assigns the codebook, `[K, D]`, under its constraint."""
         values = ops.convert_to_tensor(values, dtype="float32")
-        if self.codebook.constraint is not None:
-            # A code that stays does so to the last bit.
-            moved = ops.any(values != ops.convert_to_tensor(self.codebook), axis=-1, keepdims=True)
-            values = ops.where(moved, self.codebook.constraint(values), values)
-        self.codebook.assign(values)
+        self.embeddings.assign(self._constrained_where_moved(values, self.codebook))
+        if self.offset is not None:
+            self.offset.assign(ops.zeros_like(values))
 
-    @contextlib.contextmanager
-    def recorded_inputs(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Within it, each call adds its vectors `[N, D]` and which of them are kept to the list that it yields."""
-        self._recorded = []
-        try:
-            yield self._recorded
-        finally:
-            self._recorded = None
-
-    def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
-    ) -> QuantizerOutputs:
-        if self._recorded is not None:
-            self._recorded.append((vectors, kept))
-        return super().quantize_vectors(vectors, kept, training, samples, indices)
+    def _constrained_where_moved(self, values: Tensor, before: Tensor) -> Tensor:
+        """Applies the constraint to the codes that have changed. The others stay equal to the last bit."""
+        if self._constraint is None:
+            return values
+        moved = ops.any(values != before, axis=-1, keepdims=True)
+        return ops.where(moved, self._constraint(values), values)
 
     def copies_gradient(self, training: bool) -> bool:
         kind = type(self)
@@ -172,15 +192,23 @@ class CodebookQuantizer(Quantizer):
     def project(self, vectors: Tensor) -> Tensor:
         return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors
 
-    def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the vectors and codes that `distance` compares, `[N, D]` and `[K, D]`."""
-        codes = ops.convert_to_tensor(self.codebook)
+    def compared(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `distance` compares, `[N, D]` and `[K, D]`, given vectors and codebook."""
         if self.distance == "direction":
             return geometry.unit(vectors)[0], geometry.unit(codes)[0]
         return vectors, codes
 
+    def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """Returns the index of each vector's code, `[N]`, given vectors `[N, D]` and codebook `[K, D]`."""
+        return search.search(*self.compared(vectors, codes))
+
     def assign(self, vectors: Tensor) -> Tensor:
-        return search.nearest_code(*self.compared(vectors))
+        return self.search(vectors, self.codebook)
+
+    def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.codebook
+        indices = self.search(vectors, codes)
+        return indices, codebook.gather_codes(codes, indices)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)
@@ -188,8 +216,30 @@ class CodebookQuantizer(Quantizer):
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         return estimators.apply(self.estimator, vectors, codes, self.seed_generator, training)
 
-    def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
-        self.ema_counts.assign(codebook.ema_of_counts(ops.convert_to_tensor(self.ema_counts), counts, COUNTS_DECAY))
+    def update(self, record: Record, counts: Tensor) -> None:
+        counts = ops.cast(counts, "float32")
+        # A batch without a valid vector changes nothing.
+        rate = backend.at_most(backend.sum_over_replicas(record.count), COUNTS_RATE)
+        backend.move_to(self.ema_counts, counts, rate)
+        if self.dead_code_threshold:
+            self.move_dead_codes(record)
+
+    def move_dead_codes(self, record: Record) -> None:
+        """Moves dead codes onto vectors of a record, and gives them the count of a code that is just alive."""
+        vectors, usable = dead_codes.candidates(
+            ops.stop_gradient(record.vectors), record.valid, ops.convert_to_tensor(self.draws)
+        )
+        backend.add_to(self.draws, dead_codes.STRIDE)
+        counts = ops.convert_to_tensor(self.ema_counts)
+        dead, alive_from = dead_codes.dead_codes(counts, usable, self.dead_code_threshold)
+        backend.replace_where(self.ema_counts, dead, alive_from)
+        if self._constraint is not None:
+            vectors = self._constraint(vectors)
+        if self.offset is None:
+            backend.replace_where(self.embeddings, ops.expand_dims(dead, -1), vectors)
+        else:
+            offsets = vectors - ops.convert_to_tensor(self.embeddings)
+            backend.replace_where(self.offset, ops.expand_dims(dead, -1), offsets)
 
     def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
         """Fills the codebook by k-means, as a start that is better than the initializer's.
@@ -208,72 +258,43 @@ class CodebookQuantizer(Quantizer):
         seed = self.seed if seed is None else seed
         init = keywords.get("init")
         if isinstance(init, str) and init == "codebook":
-            keywords["init"] = ops.convert_to_tensor(self.codebook)
+            keywords["init"] = self.codebook
         codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
         # One vector a code on average: the first batches weigh more.
         self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 
-    def revive_dead_codes(self, vectors: Tensor, kept: Tensor, threshold: float, seed: Seed) -> None:
-        """Moves each code that is chosen less often than `threshold` times uniform use onto one of the kept vectors.
-
-        Args:
-            vectors: `[N, D]`, as `project` returns them.
-            kept: Booleans `[N]`, which of them may be drawn.
-            threshold: Share of uniform use.
-            seed: Integer or `keras.random.SeedGenerator`.
-        """
-        rows, any_kept = codebook.draw_kept(kept, self.num_embeddings, seed)
-        embeddings, ema_counts = codebook.revive_dead_codes(
-            ops.convert_to_tensor(self.codebook),
-            ops.convert_to_tensor(self.ema_counts),
-            backend.of_first_replica(codebook.take_rows(vectors, rows)),
-            backend.of_first_replica(ops.cast(ops.where(any_kept, threshold, 0.0), "float32")),
-        )
-        self.set_codebook(embeddings)
-        self.ema_counts.assign(ema_counts)
-
     def resize(self, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
-        """Returns a new layer of another number of codes, and where the old ones went.
+        """Returns a new layer with another number of codes, and where the old codes went.
 
-        Fewer: those with the highest `code_counts` remain, in their order. More: the old ones come first and keep their
-        indices, the rest is drawn by the initializer.
+        With fewer codes, those with the highest `code_counts` remain, in their order. With more, the old ones come
+        first and keep their indices, and the initializer draws the others.
 
         Args:
             num_embeddings: Number of codes of the new layer.
 
         Returns:
             `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
-            codes that are gone.
+            removed codes.
         """
         num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
-        return self._with_codes(np.sort(most_used[:num_embeddings]), num_embeddings)
+        return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
 
     def prune_unused(self) -> tuple["CodebookQuantizer", np.ndarray]:
-        """Returns a new layer of the codes in use, those whose `code_counts` are above 0; else as `resize`.
+        """Returns a new layer with the codes in use, those whose `code_counts` are above 0; otherwise as `resize`.
 
         Raises:
             ValueError: If no code has been counted since the last reset.
         """
         used = np.flatnonzero(ops.convert_to_numpy(self.code_counts))
         if not len(used):
-            raise ValueError("`code_counts` must have counted a code before a layer is pruned. Received: all are 0")
-        return self._with_codes(used, len(used))
-
-    def _with_codes(self, rows: np.ndarray, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
-        config = serialization.live_config(self)
-        config["embeddings_initializer"] = serialization.fresh_initializer(self.embeddings_initializer, 0)
-        layer = type(self).from_config({**config, "num_embeddings": num_embeddings})
-        layer.build((None, self.embedding_dim))
-        for old, new in zip(self.weights, layer.weights, strict=True):
-            values, drawn = ops.convert_to_numpy(old), ops.convert_to_numpy(new)
-            # A row a code, or nothing that depends on their number.
-            new.assign(values if old.shape == new.shape else np.concatenate([values[rows], drawn[len(rows) :]]))
-        new_indices = np.full(self.num_embeddings, -1, "int32")
-        new_indices[rows] = np.arange(len(rows))
-        return layer, new_indices
+            raise ValueError(
+                "`prune_unused()` needs usage counts, but `code_counts` is all zeros. Train the layer, or call it with "
+                "`training=True`, first."
+            )
+        return resized.with_codes(self, used, len(used))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -282,6 +303,7 @@ class CodebookQuantizer(Quantizer):
             "embedding_dim": self.embedding_dim,
             "distance": self.distance,
             "estimator": estimators.serialize(self.estimator),
+            "dead_code_threshold": self.dead_code_threshold,
             "embeddings_initializer": serialization.saved(self.embeddings_initializer),
             "embeddings_regularizer": serialization.saved(self.embeddings_regularizer),
             "embeddings_constraint": serialization.saved(self.embeddings_constraint),

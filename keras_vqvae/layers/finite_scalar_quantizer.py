@@ -80,10 +80,10 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         self._lowest = (-1.0,) * len(self.levels)
         self._last = tuple((steps - 1).tolist())
 
-    def set_depth(self, depth: int) -> None:
-        super().set_depth(depth)
-        if depth:
-            self._scale = tuple(bound * n**depth for bound, n in zip(self._bounds, self.levels, strict=True))
+    def set_stage(self, stage: int) -> None:
+        super().set_stage(stage)
+        if stage:
+            self._scale = tuple(bound * n**stage for bound, n in zip(self._bounds, self.levels, strict=True))
             self._lowest = tuple((1 - n) / (2 * scale) for scale, n in zip(self._scale, self.levels, strict=True))
 
     def bound(self, vectors: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
 
     def copies_gradient(self, training: bool) -> bool:
         own = type(self).estimate is not FiniteScalarQuantizer.estimate
-        return self.depth is not None and not own and not (training and self.noise)
+        return self.stage is not None and not own and not (training and self.noise)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from keras import ops
 from keras_vqvae import serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
+from keras_vqvae.layers.record import Record
 from keras_vqvae.types import Tensor
 
 
@@ -51,7 +51,7 @@ class GroupedQuantizer(Quantizer):
     - [Jegou et al., 2011](https://doi.org/10.1109/TPAMI.2010.57)
     """
 
-    lowest_index = -1
+    min_index = -1
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class GroupedQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_groups = validation.positive_int("num_groups", num_groups, wrappers.MOST_COPIES)
+        self.num_groups = validation.positive_int("num_groups", num_groups, wrappers.MAX_COPIES)
         self.quantizers = wrappers.copies(self, self.num_groups)
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
         self.dropout = wrappers.dropout_share(dropout)
         self.seed = validation.seed(seed)
-        self.bounded = self.quantizers[0].bounded
+        self.has_fixed_codes = self.quantizers[0].has_fixed_codes
         self.refines = self.quantizers[0].refines
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -87,31 +87,36 @@ class GroupedQuantizer(Quantizer):
         groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), strict=True)
         return ops.concatenate([quantizer.bound(group) for quantizer, group in groups], axis=-1)
 
-    def set_depth(self, depth: int) -> None:
-        super().set_depth(depth)
+    def set_stage(self, stage: int) -> None:
+        super().set_stage(stage)
         for quantizer in self.quantizers:
-            quantizer.set_depth(depth)
+            quantizer.set_stage(stage)
 
     def copies_gradient(self, training: bool) -> bool:
         return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
 
-    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
-    ) -> QuantizerOutputs:
-        """As for every `Quantizer`."""
-        used = wrappers.draw_used(self, vectors, samples, training)
-        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, strict=True)
+    def quantize_vectors(
+        self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
+    ) -> Record:
+        """Quantizes each group of dimensions by its own quantizer."""
+        used = wrappers.draw_used(self, vectors, batch_size, training)
+        given = [None] * self.num_groups if indices is None else ops.unstack(indices, axis=1)
+        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, given, strict=True)
         parts = [
-            wrappers.quantize_used(quantizer, group, kept, use, training, samples) for quantizer, group, use in groups
+            wrappers.quantize_used(quantizer, group, valid, use, training, batch_size, chosen)
+            for quantizer, group, use, chosen in groups
         ]
-        indices = ops.stack([part.indices for part in parts], axis=1)
-        return QuantizerOutputs(
-            lambda: ops.concatenate([part.quantized() for part in parts], axis=-1),
-            ops.concatenate([part.codes for part in parts], axis=-1),
-            indices,
-            lambda: [loss / self.num_groups for part in parts for loss in part.losses()],
-            [update for part in parts for update in part.updates] + [(self, vectors, indices, kept)],
-        )
+        indices = ops.stack([part.used_indices for part in parts], axis=1)
+        codes = ops.concatenate([part.used_codes for part in parts], axis=-1)
+        return Record(self, vectors, valid, indices, codes, training, parts)
+
+    def compute_output(self, record: Record) -> Tensor:
+        if self.copies_gradient(record.training) and record.parts[0].used is None:
+            return super().compute_output(record)
+        return ops.concatenate([part.output for part in record.parts], axis=-1)
+
+    def all_losses(self, record: Record) -> list[Tensor]:
+        return [loss / self.num_groups for loss in super().all_losses(record)]
 
     def lookup(self, indices: Tensor) -> Tensor:
         return ops.concatenate(

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_vqvae import backend, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
-from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import estimators, geometry
 from keras_vqvae.types import Tensor
 
@@ -47,7 +47,7 @@ class GumbelQuantizer(CodebookQuantizer):
     """
 
     # It draws its code in training.
-    listed = False
+    supports_beam_search = False
 
     def __init__(
         self,
@@ -64,18 +64,11 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        self.temperature = self.add_weight(
-            shape=(),
-            initializer=keras.initializers.Constant(self.initial_temperature),
-            dtype="float32",
-            autocast=False,
-            trainable=False,
-            name="temperature",
-        )
+        self.temperature = self.add_float32("temperature", (), keras.initializers.Constant(self.initial_temperature))
 
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.finite(vectors)))
+        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.finite(vectors), self.codebook))
         return 2 * backend.matmul(vectors, ops.transpose(embeddings))
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
@@ -88,15 +81,15 @@ class GumbelQuantizer(CodebookQuantizer):
         scores = scores - ops.log(-ops.log(uniform))
         p = ops.softmax(scores / ops.convert_to_tensor(self.temperature), axis=-1)
         drawn = self.lookup(ops.argmax(scores, axis=-1))
-        return drawn + backend.matmul(p - ops.stop_gradient(p), ops.convert_to_tensor(self.codebook))
+        return drawn + backend.matmul(p - ops.stop_gradient(p), self.codebook)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> list[Tensor]:
         if not self.kl_weight:
             return []
-        log_p = ops.log_softmax(self._scores(vectors), axis=-1)
+        log_p = ops.log_softmax(self._scores(record.vectors), axis=-1)
         divergence = math.log(self.num_embeddings) + ops.sum(ops.exp(log_p) * log_p, axis=-1)
-        kept = ops.cast(kept, "float32")
-        return [self.kl_weight * ops.sum(kept * divergence) / ops.maximum(ops.sum(kept), 1.0)]
+        valid = ops.cast(record.valid, "float32")
+        return [self.kl_weight * ops.sum(valid * divergence) / backend.at_least(ops.sum(valid), 1.0)]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.initial_temperature, "kl_weight": self.kl_weight}

@@ -1,4 +1,4 @@
-"""What the quantizers share whose codes are digits, and stand in no table."""
+"""Base class of quantizers whose codes are computed from an index's digits rather than stored in a table."""
 
 import math
 from collections.abc import Iterable
@@ -8,19 +8,20 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import backend, validation
-from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
+from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
+from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.types import Tensor
 
-FINEST = 1 << 60
-"""How many times finer than the first level's the codes of a residual may be."""
+MAX_REFINEMENT = 1 << 60
+"""How many times finer the codes of a residual's last stage may be than those of its first."""
 
 
 class ImplicitQuantizer(Quantizer):
     """Base class of the quantizers that round each axis to one of a few levels; the index has the levels as its digits.
 
     A subclass defines `bound(vectors)`, `to_digits(vectors)`, whole numbers `[N, D]` in float32, and
-    `from_digits(digits)`, the values. At depth `d` of a residual the levels of an axis divide the width of one at depth
-    `d - 1` into equal parts, with the codes at their middles.
+    `from_digits(digits)`, the values. Each stage of a residual subdivides the bins of the previous stage into equal
+    parts, with the codes at their middles.
 
     Args:
         levels: Number of levels of each axis, at least 2 each.
@@ -41,7 +42,7 @@ class ImplicitQuantizer(Quantizer):
         basis = np.cumprod((1, *digits[:-1]))
         self._basis = tuple(basis[::-1].tolist() if most_significant_first else basis.tolist())
 
-    bounded = True
+    has_fixed_codes = True
     _size_argument = "len(levels)"
     """The argument that is the size of the inputs' last axis, for messages."""
 
@@ -52,24 +53,24 @@ class ImplicitQuantizer(Quantizer):
     @property
     def codebook(self) -> Tensor:
         """All codes, `[num_embeddings, D]`."""
-        if self.num_embeddings > MOST_COUNTED:
+        if self.num_embeddings > MAX_COUNTED_CODES:
             raise ValueError(f"Too many codes to list. Received: num_embeddings={self.num_embeddings}")
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
 
-    def set_depth(self, depth: int) -> None:
-        if max(self.levels) ** depth > FINEST:
+    def set_stage(self, stage: int) -> None:
+        if max(self.levels) ** stage > MAX_REFINEMENT:
             raise ValueError(
-                f"Levels of a residual must not get finer than a {FINEST}th, far beyond float32. "
-                f"Received: levels={self.levels} at depth {depth}"
+                f"Levels of a residual must not get finer than a {MAX_REFINEMENT}th, far beyond float32. "
+                f"Received: levels={self.levels} at stage {stage}"
             )
-        super().set_depth(depth)
+        super().set_stage(stage)
 
     def project(self, vectors: Tensor) -> Tensor:
         # A residual has bounded them: what is left of them has other bounds.
-        return self.bound(vectors) if self.depth is None else vectors
+        return self.bound(vectors) if self.stage is None else vectors
 
     def copies_gradient(self, training: bool) -> bool:
-        return self.depth is not None and type(self).estimate is Quantizer.estimate
+        return self.stage is not None and type(self).estimate is Quantizer.estimate
 
     def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         # By way of the index the digits would be taken apart again, by whole divisions, which take long.

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_vqvae import backend, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
-from keras_vqvae.layers.quantizer_outputs import Lazy
+from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import entropy, estimators, geometry, losses, search
 from keras_vqvae.types import Tensor
 
@@ -49,7 +49,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     """
 
     # It goes by inner products, and not by what is left.
-    listed = False
+    supports_beam_search = False
     # A code on a long vector would take all others.
     revivable = False
 
@@ -62,6 +62,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         inverse_temperature: float = 100.0,
         **kwargs: Any,
     ):
+        kwargs.setdefault("dead_code_threshold", 0.0)
         super().__init__(num_embeddings, embedding_dim, **kwargs)
         self._refuse_estimator()
         if self.distance == "direction":
@@ -73,30 +74,31 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
         self.inverse_temperature = validation.positive("inverse_temperature", inverse_temperature)
 
-    def assign(self, vectors: Tensor) -> Tensor:
+    def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
         # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
-        codes = ops.stop_gradient(ops.convert_to_tensor(self.codebook))
+        codes = ops.stop_gradient(codes)
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
         codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.amax(squares) - squares, 0.0))], axis=-1)
-        return search.nearest_code(ops.concatenate([vectors, ops.zeros_like(vectors[:, :1])], axis=-1), codes)
+        return search.search(ops.concatenate([vectors, ops.zeros_like(vectors[:, :1])], axis=-1), codes)
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         if not training:
             return estimators.straight_through(vectors, codes)
         vectors = geometry.finite(vectors)
-        embeddings = ops.convert_to_tensor(self.codebook)
+        embeddings = self.codebook
         p = ops.softmax(backend.matmul(vectors, ops.transpose(embeddings)), axis=-1)
         return codes + backend.matmul(p - ops.stop_gradient(p), embeddings)
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> list[Tensor]:
+        vectors, codes, valid = record.vectors, record.codes, record.valid
         added = [
-            losses.mean_squared_difference(quantized(), vectors, kept),
-            losses.commitment_loss(vectors, codes, kept),
-            0.25 * losses.codebook_loss(vectors, codes, kept),
+            losses.mean_squared_difference(record.output, vectors, valid),
+            losses.commitment_loss(vectors, codes, valid),
+            0.25 * losses.codebook_loss(vectors, codes, valid),
         ]
         if self.entropy_weight:
             entropies = entropy.entropy_loss(
-                vectors, self.codebook, kept, self.diversity_weight, self.inverse_temperature
+                vectors, self.codebook, valid, self.diversity_weight, self.inverse_temperature
             )
             added.append(self.entropy_weight * entropies)
         return added

@@ -1,11 +1,11 @@
-"""Which vectors count, and a value in the place of what is masked."""
+"""Which vectors count, and a value for masked positions."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vqvae import backend
 from keras_vqvae.types import Sizes, Tensor
 
 
@@ -24,13 +24,12 @@ class ReplaceMasked(keras.layers.Layer):
         return ops.where(mask, inputs, self.value)
 
 
-def kept_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor:
-    """Which of the `[N, D]` vectors, of so many axes before, count: booleans `[N]`."""
-    # The sum is finite where every element is, short of overflow, which must not reach the codebook either. What is no
-    # number is not less.
-    kept = ops.sum(ops.square(ops.stop_gradient(vectors)), axis=-1) < math.inf
+def valid_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor:
+    """Returns which of the vectors `[N, D]` count, booleans `[N]`, given a mask over their `leading` axes."""
+    # A sum of squares that overflows must not reach the codebook either.
+    valid = backend.finite_rows(ops.stop_gradient(vectors))
     if mask is None:
-        return kept
+        return valid
     mask = ops.cast(mask, "bool")
     sizes = zip(mask.shape, leading, strict=False)
     if len(mask.shape) > len(leading) or any(type(b) is int and a not in (None, 1, b) for a, b in sizes):
@@ -39,4 +38,4 @@ def kept_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor
             f"Received: mask of shape {tuple(mask.shape)}, inputs of shape {(*leading, vectors.shape[-1])}"
         )
     mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))
-    return ops.logical_and(kept, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))
+    return ops.logical_and(valid, ops.reshape(ops.broadcast_to(mask, leading), (-1,)))

@@ -11,7 +11,7 @@ from keras import ops
 from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.record import Record
 from keras_vqvae.layers.stage_sum import StageSum
 from keras_vqvae.ops import losses, resizing
 from keras_vqvae.types import Sizes, Tensor
@@ -68,8 +68,8 @@ class MultiScaleQuantizer(Quantizer):
     - [Siuzdak et al., 2024](https://arxiv.org/abs/2410.14411), of sound
     """
 
-    lowest_index = -1
-    of_grids = True
+    min_index = -1
+    quantizes_grids = True
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class MultiScaleQuantizer(Quantizer):
         self.quantizers = wrappers.copies(self, len(self.scales), shared)
         for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
-            each.set_depth(0)
+            each.set_stage(0)
         if len(self.scales) > 1:
             wrappers.check_refines(self.quantizers[0])
         self.num_embeddings = self.quantizers[0].num_embeddings
@@ -117,9 +117,7 @@ class MultiScaleQuantizer(Quantizer):
             if not quantizer.built:
                 quantizer.build((None, dim))
         if self.convolution:
-            self.kernel = self.add_weight(
-                shape=(3,) * rank + (dim, dim), initializer="zeros", dtype="float32", autocast=False, name="kernel"
-            )
+            self.kernel = self.add_float32("kernel", (3,) * rank + (dim, dim), trainable=True)
         super().build(input_shape)
 
     @property
@@ -154,53 +152,54 @@ class MultiScaleQuantizer(Quantizer):
                 x = x + ops.conv(x, kernel, padding="same", data_format="channels_last")
         return x
 
-    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
-    ) -> QuantizerOutputs:
-        """As for every `Quantizer`."""
-        vectors = self.quantizers[0].bound(ops.where(ops.expand_dims(kept, -1), vectors, 0.0))
+    def quantize_vectors(
+        self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
+    ) -> Record:
+        """Quantizes grids scale by scale, each scale the residuals of those before it."""
+        vectors = self.quantizers[0].bound(backend.masked(vectors, valid))
         whole = (-1, *self._grid, self._dim)
-        # The share of an area that is kept: of one element it is `1 / size` an axis at least, and less is rounding.
-        weights = ops.reshape(ops.cast(kept, "float32"), (*whole[:-1], 1))
+        # The fraction of an area that is valid: for one element it is `1 / size` an axis at least, and less is
+        # rounding.
+        weights = ops.reshape(ops.cast(valid, "float32"), (*whole[:-1], 1))
         # A full grid of straight-through codes at the end makes up for all that the scales before lose.
         copied = not self.convolution and self._sizes[-1] == self._grid
         copied = copied and all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
         total = StageSum(ops.reshape(vectors, whole), copied)
-        columns, keeps, inner, updates = [], [], [], []
-        for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
-            share = resizing.resize(weights, sizes)
-            some = share > 0.5 / math.prod(self._grid)
-            means = resizing.resize(total.residual * weights, sizes) / ops.where(some, share, 1.0)
-            kept_means = ops.reshape(some, (-1,))
-            outputs = quantizer.quantize_vectors(ops.reshape(means, (-1, self._dim)), kept_means, training, samples)
-            codes = self._to_grid(outputs.codes, sizes)
-            total.add(codes, None if copied else self._to_grid(outputs.quantized(), sizes))
-            columns.append(ops.reshape(outputs.indices, (-1, cells, *self.index_shape)))
-            keeps.append(ops.reshape(kept_means, (-1, cells)))
-            inner.append(outputs.losses)
-            updates += outputs.updates
+        given = [None] * len(self.scales) if indices is None else self._by_scale(indices)
+        parts, columns = [], []
+        scales = zip(self.quantizers, self._sizes, self._cells, given, strict=True)
+        for quantizer, sizes, cells, chosen in scales:
+            fraction = resizing.resize(weights, sizes)
+            some = fraction > 0.5 / math.prod(self._grid)
+            means = resizing.resize(total.residual * weights, sizes) / ops.where(some, fraction, 1.0)
+            means = ops.reshape(means, (-1, self._dim))
+            part = quantizer.quantize_vectors(means, ops.reshape(some, (-1,)), training, batch_size, chosen)
+            codes = self._to_grid(part.codes, sizes)
+            total.add(codes, None if copied else self._to_grid(part.output, sizes))
+            columns.append(ops.reshape(part.indices, (-1, cells, *self.index_shape)))
+            parts.append(part)
         # `[n, L, *index_shape]` -> `[n L, *index_shape]`
         indices = ops.reshape(ops.concatenate(columns, axis=1), (-1, *self.index_shape))
-        updates.append((self, vectors, indices, ops.reshape(ops.concatenate(keeps, axis=1), (-1,))))
-        codes = ops.reshape(total.codes, (-1, self._dim))
+        codes, output = ops.reshape(total.codes, (-1, self._dim)), total.output(training)
+        output = None if output is None else ops.reshape(output, (-1, self._dim))
+        return Record(self, vectors, valid, indices, codes, training, parts, _output=output)
 
-        def compute_losses() -> list[Tensor]:
-            found = [loss for scale in inner for loss in scale()]
-            return [*found, losses.codebook_loss(vectors, codes, kept)] if self.convolution else found
+    def compute_losses(self, record: Record) -> list[Tensor]:
+        if not self.convolution:
+            return []
+        return [losses.codebook_loss(record.vectors, record.codes, record.valid)]
 
-        def quantized() -> Tensor:
-            return ops.reshape(total.output(training), (-1, self._dim))
-
-        return QuantizerOutputs(once(quantized), codes, indices, compute_losses, updates)
+    def _by_scale(self, indices: Tensor) -> list[Tensor]:
+        """`[n L, *index_shape]` or `[n, L, *index_shape]` -> `[n cells, *index_shape]` for each scale."""
+        indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))
+        ends = itertools.accumulate(self._cells)
+        scales = zip(self._cells, ends, strict=True)
+        return [ops.reshape(indices[:, end - cells : end], (-1, *self.index_shape)) for cells, end in scales]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        indices = ops.reshape(indices, (-1, sum(self._cells), *self.index_shape))
-        total, start = 0.0, 0
-        for quantizer, sizes, cells in zip(self.quantizers, self._sizes, self._cells, strict=True):
-            scale = ops.reshape(indices[:, start : start + cells], (-1, *self.index_shape))
-            codes = wrappers.lookup_used(quantizer, scale)
-            total, start = total + self._to_grid(codes, sizes), start + cells
-        return ops.reshape(total, (-1, self._dim))
+        scales = zip(self.quantizers, self._sizes, self._by_scale(indices), strict=True)
+        grids = [self._to_grid(wrappers.lookup_used(quantizer, scale), sizes) for quantizer, sizes, scale in scales]
+        return ops.reshape(sum(grids), (-1, self._dim))
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the codebooks scale by scale, each by k-means of what the scales before it left; see `kmeans`."""
@@ -242,7 +241,7 @@ def _check_scales(scales: object) -> tuple[tuple[int, ...], ...]:
     rank = max(map(len, checked), default=0)
     full = _full_sizes(checked, rank)
     increasing = all(len(a) == len(b) and a != b and all(map(int.__le__, a, b)) for a, b in itertools.pairwise(full))
-    if not 1 <= rank <= 3 or min(map(len, full)) == 0 or len(full) > wrappers.MOST_COPIES or not increasing:
+    if not 1 <= rank <= 3 or min(map(len, full)) == 0 or len(full) > wrappers.MAX_COPIES or not increasing:
         raise ValueError(
             f"`scales` must be sizes of 1 to 3 axes that increase from scale to scale. Received: scales={scales!r}"
         )

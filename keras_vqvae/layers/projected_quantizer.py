@@ -1,4 +1,4 @@
-"""Quantization in another number of dimensions, mostly fewer."""
+"""Quantization in another number of dimensions, usually fewer."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras import ops
 from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor
 
@@ -54,22 +54,16 @@ class ProjectedQuantizer(Quantizer):
         (self.quantizer,) = wrappers.copies(self, 1)
         self.num_embeddings = self.quantizer.num_embeddings
         self.index_shape = self.quantizer.index_shape
-        self.lowest_index = self.quantizer.lowest_index
-        self.listed = self.quantizer.listed
+        self.min_index = self.quantizer.min_index
+        self.supports_beam_search = self.quantizer.supports_beam_search
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
-        # Weights and no `Dense` layers, which `model.quantize("int8")` would take for its own. float32 under every
-        # policy, as all that a quantizer computes.
-        keywords = {"dtype": "float32", "autocast": False}
-        self.down_kernel = self.add_weight(
-            shape=(dim, self.dim), initializer="orthogonal", name="down_kernel", **keywords
-        )
-        self.down_bias = self.add_weight(shape=(self.dim,), initializer="zeros", name="down_bias", **keywords)
-        self.up_kernel = self.add_weight(
-            shape=(self.dim, dim), initializer=self._initial_up_kernel, name="up_kernel", **keywords
-        )
-        self.up_bias = self.add_weight(shape=(dim,), initializer="zeros", name="up_bias", **keywords)
+        # Weights rather than `Dense` layers, which `model.quantize("int8")` would convert.
+        self.down_kernel = self.add_float32("down_kernel", (dim, self.dim), "orthogonal", trainable=True)
+        self.down_bias = self.add_float32("down_bias", (self.dim,), trainable=True)
+        self.up_kernel = self.add_float32("up_kernel", (self.dim, dim), self._initial_up_kernel, trainable=True)
+        self.up_bias = self.add_float32("up_bias", (dim,), trainable=True)
         self.quantizer.build((None, self.dim))
         super().build(input_shape)
 
@@ -87,15 +81,15 @@ class ProjectedQuantizer(Quantizer):
         return backend.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor, indices: Tensor | None = None
-    ) -> QuantizerOutputs:
-        """As for every `Quantizer`."""
-        chosen = () if indices is None else (indices,)
-        outputs = self.quantizer.quantize_vectors(self.down(geometry.finite(vectors)), kept, training, samples, *chosen)
-        updates = [*outputs.updates, (self, vectors, outputs.indices, kept)]
-        return QuantizerOutputs(
-            once(lambda: self.up(outputs.quantized())), self.up(outputs.codes), outputs.indices, outputs.losses, updates
-        )
+        self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
+    ) -> Record:
+        """Quantizes the vectors in `dim` dimensions."""
+        projected = self.down(geometry.finite(vectors))
+        inner = self.quantizer.quantize_vectors(projected, valid, training, batch_size, indices)
+        return Record(self, vectors, valid, inner.indices, self.up(inner.codes), training, (inner,))
+
+    def compute_output(self, record: Record) -> Tensor:
+        return self.up(record.parts[0].output)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.up(self.quantizer.lookup(indices))

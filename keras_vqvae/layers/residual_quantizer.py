@@ -10,7 +10,7 @@ from keras import ops
 from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.record import Record
 from keras_vqvae.layers.stage_sum import StageSum
 from keras_vqvae.ops import clustering, search
 from keras_vqvae.types import Tensor
@@ -74,7 +74,7 @@ class ResidualQuantizer(Quantizer):
     - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, the beam
     """
 
-    lowest_index = -1
+    min_index = -1
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ResidualQuantizer(Quantizer):
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
-        self.num_quantizers = validation.positive_int("num_quantizers", num_quantizers, wrappers.MOST_COPIES)
+        self.num_quantizers = validation.positive_int("num_quantizers", num_quantizers, wrappers.MAX_COPIES)
         self.shared = validation.boolean("shared", shared)
         self.dropout = wrappers.dropout_share(dropout)
         self.beam_width = validation.positive_int("beam_width", beam_width)
@@ -97,13 +97,13 @@ class ResidualQuantizer(Quantizer):
         first = self.quantizers[0]
         self.num_embeddings = first.num_embeddings
         self.index_shape = (self.num_quantizers, *first.index_shape)
-        self.bounded = first.bounded
-        if shared and self.bounded:
+        self.has_fixed_codes = first.has_fixed_codes
+        if shared and self.has_fixed_codes:
             raise ValueError(
                 "`shared` must be False where codes get finer from level to level. "
                 f"Received: shared=True, quantizer={quantizer!r}"
             )
-        if self.beam_width > 1 and not first.listed:
+        if self.beam_width > 1 and not first.supports_beam_search:
             raise ValueError(
                 "`beam_width > 1` ranks sums of codes by their squared error. It needs a quantizer with an explicit "
                 "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
@@ -112,18 +112,18 @@ class ResidualQuantizer(Quantizer):
         if self.num_quantizers > 1:
             wrappers.check_refines(first)
         self.refines = first.refines
-        self._set_depths(0)
+        self._set_stages(0)
 
-    def _set_depths(self, first: int) -> None:
-        for level, quantizer in enumerate(self.quantizers):
-            quantizer.set_depth(first + level)
+    def _set_stages(self, first: int) -> None:
+        for stage, quantizer in enumerate(self.quantizers):
+            quantizer.set_stage(first + stage)
 
     def bound(self, vectors: Tensor) -> Tensor:
         return self.quantizers[0].bound(vectors)
 
-    def set_depth(self, depth: int) -> None:
-        super().set_depth(depth)
-        self._set_depths(depth * self.num_quantizers)
+    def set_stage(self, stage: int) -> None:
+        super().set_stage(stage)
+        self._set_stages(stage * self.num_quantizers)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._check_input_shape(input_shape)
@@ -135,34 +135,25 @@ class ResidualQuantizer(Quantizer):
     def copies_gradient(self, training: bool) -> bool:
         return all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
 
-    def quantize_vectors(  # type: ignore[override]  # Not `listed`: its indices are never given.
-        self, vectors: Tensor, kept: Tensor, training: bool, samples: Tensor
-    ) -> QuantizerOutputs:
-        """As for every `Quantizer`."""
-        used = wrappers.draw_used(self, vectors, samples, training)
-        if self.depth is None:
+    def quantize_vectors(
+        self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
+    ) -> Record:
+        """Quantizes vectors stage by stage, each stage the residuals of those before it."""
+        used = wrappers.draw_used(self, vectors, batch_size, training)
+        if self.stage is None:
             vectors = self.bound(vectors)
-        options: list[dict[str, Tensor]] = [{} for _ in self.quantizers]
-        if self.beam_width > 1:
-            options = [{"indices": sums[:, 0]} for sums in self._search(vectors, self.num_quantizers)]
+        given = [None] * self.num_quantizers if indices is None else ops.unstack(indices, axis=1)
+        if indices is None and self.beam_width > 1:
+            given = [sums[:, 0] for sums in self._search(vectors, self.num_quantizers)]
         copied = self.copies_gradient(training)
         total = StageSum(vectors, copied)
-        columns, losses, updates = [], [], []
-        for quantizer, use, keywords in zip(self.quantizers, used, options, strict=True):
-            outputs = wrappers.quantize_used(quantizer, total.residual, kept, use, training, samples, **keywords)
-            total.add(outputs.codes, None if copied else outputs.quantized())
-            columns.append(outputs.indices)
-            losses.append(outputs.losses)
-            updates += outputs.updates
-        indices = ops.stack(columns, axis=1)
-        updates.append((self, vectors, indices, kept))
-        return QuantizerOutputs(
-            once(lambda: total.output(training)),
-            total.codes,
-            indices,
-            lambda: [loss for level in losses for loss in level()],
-            updates,
-        )
+        parts = []
+        for quantizer, use, chosen in zip(self.quantizers, used, given, strict=True):
+            part = wrappers.quantize_used(quantizer, total.residual, valid, use, training, batch_size, chosen)
+            total.add(part.used_codes, None if copied else part.output)
+            parts.append(part)
+        indices = ops.stack([part.used_indices for part in parts], axis=1)
+        return Record(self, vectors, valid, indices, total.codes, training, parts, _output=total.output(training))
 
     def _search(self, vectors: Tensor, depth: int) -> Sequence[Tensor]:
         """The indices `[N, B]` of the best sums of the first levels' codes, for each of them."""

@@ -49,28 +49,19 @@ class SimVectorQuantizer(VectorQuantizer):
         codebook_weight: float = 1.0,
         **kwargs: Any,
     ):
+        # A code is a product, which a vector cannot take the place of.
+        kwargs.setdefault("dead_code_threshold", 0.0)
         super().__init__(num_embeddings, embedding_dim, commitment_weight, codebook_weight, **kwargs)
         for name in ("ema_decay", "embeddings_regularizer", "embeddings_constraint"):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None. Received: {name}={kwargs[name]!r}")
-        # For what concerns each code by itself, such as `ReviveDeadCodes`.
-        self.codebook_trainable = False
+
+    revivable = False
 
     def build_codebook(self) -> None:
-        self.frozen = self.add_weight(
-            shape=(self.num_embeddings, self.embedding_dim),
-            initializer=self.embeddings_initializer,
-            dtype="float32",
-            autocast=False,
-            trainable=False,
-            name="frozen",
-        )
-        self.projection = self.add_weight(
-            shape=(self.embedding_dim, self.embedding_dim),
-            initializer="identity",
-            dtype="float32",
-            autocast=False,
-            name="projection",
+        self.frozen = self.add_float32("frozen", (self.num_embeddings, self.embedding_dim), self.embeddings_initializer)
+        self.projection = self.add_float32(
+            "projection", (self.embedding_dim, self.embedding_dim), "identity", trainable=True
         )
 
     @property

@@ -18,7 +18,7 @@ class StageSum:
     """
 
     def __init__(self, vectors: Tensor, copied: bool):
-        self._vectors, self._copied = vectors, copied
+        self._copied = copied
         self._residual = vectors
         self._last: Tensor | None = None
         self._codes: Tensor | None = None
@@ -46,8 +46,11 @@ class StageSum:
         """The sum of the codes, with the gradient of the codebooks."""
         return self._codes
 
-    def output(self, training: bool) -> Tensor:
-        """Returns the sum of the outputs; in inference exactly the sum of the codes, as `decode` adds them."""
+    def output(self, training: bool) -> Tensor | None:
+        """Returns the sum of the outputs; in inference exactly the sum of the codes, as `decode` adds them.
+
+        `None` where every stage copies the gradient: the output is then the straight-through one of the codes.
+        """
         if self._copied:
-            return estimators.straight_through(self._vectors, self._codes)
+            return None
         return self._outputs if training else estimators.straight_through(self._outputs, self._codes)

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
-from keras_vqvae.layers.quantizer_outputs import Lazy
-from keras_vqvae.ops import codebook, estimators, losses
+from keras_vqvae.layers.record import Record
+from keras_vqvae.ops import estimators, moving_average
 from keras_vqvae.types import FromKeras, Tensor
 
 
@@ -18,9 +18,13 @@ from keras_vqvae.types import FromKeras, Tensor
 class VectorQuantizer(CodebookQuantizer):
     """Replaces each vector of the last axis by the nearest code of a learned codebook.
 
-    The codebook has one of two owners. By default it is the optimizer, through a codebook loss. With `ema_decay` it is
-    the layer: each code follows the moving average of the vectors that chose it, and codes that fall out of use are
-    moved onto vectors of the batch. Either way a commitment loss keeps the encoder near its codes.
+    By default the optimizer trains the codebook, through a codebook loss. With `ema_decay` the layer does: each code
+    follows the moving average of the vectors that chose it. Either way, a commitment loss keeps the encoder near its
+    codes, and in training codes that fall out of use move onto vectors of the batch.
+
+    A codebook that the optimizer trains is the sum of two weights, the trainable `codebook` and the non-trainable
+    `codebook_offset`, because a layer may change only the latter while it is called. A regularizer or constraint sees
+    the sum; an optimizer's weight decay shrinks the trainable part only.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
@@ -35,14 +39,14 @@ class VectorQuantizer(CodebookQuantizer):
             Defaults to `"euclidean"`.
         estimator: How the gradient passes the assignment: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or
             a function of vectors and codes, and of a `seed` if it draws. Defaults to `"straight_through"`.
-        dead_code_threshold: Under `ema_decay`, a code is dead when it is chosen less often than this share of uniform
-            use; 0 keeps dead codes where they are. Defaults to `0.1`.
+        dead_code_threshold: A code is dead when it is chosen less often than this fraction of uniform use. In training
+            it then moves onto a vector of the batch. 0 leaves dead codes where they are. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
             deviation of `1 / sqrt(D)`, so that codes have length 1; under `ema_decay` a quarter of it; for
             `"rotation"`, which needs short ones, uniform within `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
-        assignment_regularizer: A function of vectors `[N, D]`, codebook `[K, D]` and which vectors are kept, `[N]`,
+        assignment_regularizer: A function of vectors `[N, D]`, codebook `[K, D]` and which vectors are valid, `[N]`,
             that returns a loss, such as `EntropyRegularizer`. With `distance="direction"` it gets vectors and codes
             scaled to length 1. Defaults to `None`.
         seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
@@ -52,7 +56,8 @@ class VectorQuantizer(CodebookQuantizer):
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
-        mask: Optional booleans over the leading dimensions; what is masked touches no loss, statistics or codebook.
+        mask: Optional booleans over the leading dimensions. Masked vectors are excluded from losses, statistics and
+            codebook updates.
         training: Whether to update statistics. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
 
@@ -103,6 +108,7 @@ class VectorQuantizer(CodebookQuantizer):
             embedding_dim,
             distance=distance,
             estimator=estimator,
+            dead_code_threshold=dead_code_threshold,
             embeddings_initializer=embeddings_initializer,
             embeddings_regularizer=embeddings_regularizer,
             embeddings_constraint=embeddings_constraint,
@@ -112,14 +118,13 @@ class VectorQuantizer(CodebookQuantizer):
         self.commitment_weight = validation.non_negative("commitment_weight", commitment_weight)
         self.codebook_weight = validation.non_negative("codebook_weight", codebook_weight)
         self.ema_decay = None if ema_decay is None else validation.open_fraction("ema_decay", ema_decay)
-        self.dead_code_threshold = validation.non_negative("dead_code_threshold", dead_code_threshold)
         if isinstance(assignment_regularizer, dict):
             assignment_regularizer = keras.saving.deserialize_keras_object(assignment_regularizer)
         if assignment_regularizer is not None and not (
             callable(assignment_regularizer) and validation.takes(assignment_regularizer, 3)
         ):
             raise ValueError(
-                "`assignment_regularizer` must be None or a function of vectors, codebook and which vectors are kept. "
+                "`assignment_regularizer` must be None or a function of vectors, codebook and which vectors are valid. "
                 "A function of the codebook alone is an `embeddings_regularizer`. "
                 f"Received: assignment_regularizer={assignment_regularizer!r}"
             )
@@ -130,11 +135,6 @@ class VectorQuantizer(CodebookQuantizer):
                 "`codebook_weight` must be left at 1.0 under `ema_decay`: the moving average needs no codebook loss. "
                 f"Received: codebook_weight={codebook_weight!r}"
             )
-        if self.dead_code_threshold not in (0.0, 0.1) and self.codebook_trainable:
-            raise ValueError(
-                "`dead_code_threshold` needs `ema_decay`. For a codebook that the optimizer owns, use the callback "
-                f"`ReviveDeadCodes`. Received: dead_code_threshold={dead_code_threshold!r}"
-            )
         if embeddings_regularizer is not None and not self.codebook_trainable:
             raise ValueError(
                 "`embeddings_regularizer` must be None under `ema_decay`: the codebook has no gradient. "
@@ -144,47 +144,41 @@ class VectorQuantizer(CodebookQuantizer):
     def build_codebook(self) -> None:
         super().build_codebook()
         if self.ema_decay is not None:
-            self.ema_steps = self.add_weight(
-                shape=(), initializer="zeros", dtype="float32", autocast=False, trainable=False, name="ema_steps"
-            )
+            self.ema_span = self.add_float32("ema_span", (), "ones")
 
-    def compute_losses(self, vectors: Tensor, codes: Tensor, quantized: Lazy, kept: Tensor) -> list[Tensor]:
-        added = []
-        if self.commitment_weight:
-            added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, kept))
-        if self.codebook_weight and self.ema_decay is None:
-            added.append(self.codebook_weight * losses.codebook_loss(vectors, codes, kept))
+    def compute_losses(self, record: Record) -> list[Tensor]:
+        added = record.squared_errors(self.commitment_weight, self.codebook_weight if self.ema_decay is None else 0.0)
         if self.assignment_regularizer is not None:
-            vectors, embeddings = self.compared(vectors)
+            vectors, codes = self.compared(record.vectors, self.codebook)
             if self.ema_decay is not None:
                 # A copy: PyTorch keeps what a loss was made of for its gradient, and `update` writes to the codebook.
-                embeddings = ops.copy(embeddings)
-            added.append(self.assignment_regularizer(vectors, embeddings, kept))
+                codes = ops.copy(codes)
+            added.append(self.assignment_regularizer(vectors, codes, record.valid))
         return added
 
-    def update(self, vectors: Tensor, indices: Tensor, kept: Tensor, counts: Tensor) -> None:
+    def update(self, record: Record, counts: Tensor) -> None:
         if self.ema_decay is None:
-            return super().update(vectors, indices, kept, counts)
-        sums = backend.sum_over_replicas(codebook.sum_by_code(vectors, indices, kept, self.num_embeddings))
-        embeddings, ema_counts = codebook.ema_step(
-            ops.convert_to_tensor(self.codebook),
-            ops.convert_to_tensor(self.ema_counts),
-            counts,
-            sums,
-            codebook.ema_decay_of_step(self.ema_decay, ops.convert_to_tensor(self.ema_steps), counts),
+            return super().update(record, counts)
+        total = backend.sum_over_replicas(record.count)
+        span = ops.convert_to_tensor(self.ema_span)
+        rate = moving_average.rate_of_step(self.ema_decay, span, total, self.num_embeddings)
+        differences = backend.segment_sum(record.differences, record.indices, self.num_embeddings)
+        before = ops.copy(self.codebook) if self._constraint else None
+        moving_average.update(
+            self.embeddings, self.ema_counts, ops.cast(counts, "float32"), backend.sum_over_replicas(differences), rate
         )
-        # A batch without a single kept vector is none.
-        self.ema_steps.assign_add(ops.cast(ops.any(counts > 0), "float32"))
-        self.set_codebook(embeddings)
-        self.ema_counts.assign(ema_counts)
+        if before is not None:
+            self.embeddings.assign(self._constrained_where_moved(self.codebook, before))
+        # A batch without a valid vector does not count as a step.
+        backend.add_to(self.ema_span, backend.at_most(total, moving_average.SPAN_GROWTH))
         if self.dead_code_threshold:
-            self.revive_dead_codes(vectors, kept, self.dead_code_threshold, self.seed_generator)
+            self.move_dead_codes(record)
 
     def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
         counts = super().adapt(vectors, seed, **keywords)
         if self.ema_decay is not None:
-            # As many as it takes to `ema_decay`: these codes are not to be forgotten.
-            self.ema_steps.assign(codebook.EMA_START * self.ema_decay / (1 - self.ema_decay))
+            # The span of `ema_decay`: these codes are not to be forgotten.
+            self.ema_span.assign(1 / (1 - self.ema_decay))
         return counts
 
     def get_config(self) -> dict[str, Any]:
@@ -193,6 +187,5 @@ class VectorQuantizer(CodebookQuantizer):
             "commitment_weight": self.commitment_weight,
             "codebook_weight": self.codebook_weight,
             "ema_decay": self.ema_decay,
-            "dead_code_threshold": self.dead_code_threshold,
             "assignment_regularizer": serialization.saved(self.assignment_regularizer),
         }

@@ -1,4 +1,4 @@
-"""What the wrappers of quantizers share."""
+"""Functions that the wrappers of quantizers share."""
 
 import dataclasses
 import inspect
@@ -10,40 +10,40 @@ from keras import ops
 
 from keras_vqvae import backend, serialization, validation
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs, once
+from keras_vqvae.layers.record import Record
 from keras_vqvae.types import Tensor
 
-MOST_COPIES = 1024
+MAX_COPIES = 1024
 """Each copy is a layer; a larger number is a mistake, and would take hours."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Template:
+class Untracked:
     """Hides from Keras the quantizer that a wrapper makes copies of.
 
-    As a layer of a model it would count as one that was never built, which `model.quantize("int8")` does not take.
+    As a layer of a model it would count as one that was never built, which `model.quantize("int8")` does not accept.
     """
 
     quantizer: Quantizer
 
 
-def template(quantizer: object) -> Template:
-    """Returns the quantizer that a wrapper makes copies of, given it or what Keras saved of it."""
+def template(quantizer: object) -> Untracked:
+    """Returns the quantizer that a wrapper makes copies of, given it or its saved configuration."""
     if isinstance(quantizer, dict):
         quantizer = keras.saving.deserialize_keras_object(quantizer)
     if not isinstance(quantizer, Quantizer):
         raise ValueError(f"`quantizer` must be a Quantizer. Received: quantizer={quantizer!r}")
-    if quantizer.of_grids:
+    if quantizer.quantizes_grids:
         raise ValueError(
-            "`quantizer` must quantize each vector by itself, and no grids: put what wraps it inside. "
-            f"Received: quantizer={quantizer!r}"
+            f"`{type(quantizer).__name__}` quantizes whole grids, so it can only be the outermost wrapper. Wrap its "
+            f"inner quantizer instead. Received: quantizer={quantizer!r}"
         )
     if quantizer.built:
         raise ValueError(
             "`quantizer` must not be built yet: a wrapper works with copies, and what this one has learned would be "
             f"lost. Received: quantizer={quantizer.name}, built=True"
         )
-    return Template(quantizer)
+    return Untracked(quantizer)
 
 
 def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer:
@@ -54,9 +54,9 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     config["trainable"] = trainable and quantizer.trainable
     config["name"] = f"{quantizer.name}_{number}"
     if config.get("seed") is not None:
-        config["seed"] = (config["seed"] + number) % validation.LARGEST_INT
+        config["seed"] = (config["seed"] + number) % validation.INT32_MAX
     if config.get("embeddings_initializer") is not None:
-        # Equal draws in two levels would be equal codes.
+        # Equal draws in two stages would be equal codes.
         config["embeddings_initializer"] = serialization.fresh_initializer(config["embeddings_initializer"], number)
     if isinstance(config.get("quantizer"), Quantizer):
         config["quantizer"] = copy(config["quantizer"], number)
@@ -85,7 +85,7 @@ def _check_config(quantizer: Quantizer, config: dict[str, Any]) -> None:
 
 
 def copies(wrapper: Quantizer, number: int, shared: bool = False) -> list[Quantizer]:
-    """So many copies of a wrapper's template, or as many times the same one."""
+    """Returns `number` copies of the wrapper's template, or one copy repeated `number` times if `shared`."""
     made = [copy(wrapper.template.quantizer, i, wrapper.trainable) for i in range(1 if shared else number)]
     return made * number if shared else made
 
@@ -101,7 +101,7 @@ def check_refines(quantizer: Quantizer) -> None:
 
 
 def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
-    """What float32 vectors `[N, D]` become in inference, whatever the quantizer's dtype: `[N, D]`."""
+    """Quantizes float32 vectors `[N, D]` as in inference, in float32 whatever the quantizer's dtype: `[N, D]`."""
     rows = vectors.shape[0]
     with backend.full_precision(vectors):
         return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
@@ -112,19 +112,19 @@ def dropout_share(dropout: bool | float) -> float:
     return validation.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
 
 
-def draw_used(wrapper: Quantizer, vectors: Tensor, samples: Tensor, training: bool) -> list[Tensor | None]:
-    """Which vectors use each of a wrapper's quantizers: booleans `[N]`, all of a sample the same, or `None` for all.
+def draw_used(wrapper: Quantizer, vectors: Tensor, batch_size: Tensor, training: bool) -> list[Tensor | None]:
+    """Draws which vectors use each of a wrapper's quantizers: booleans `[N]`, or `None` if all of them do.
 
-    A share of the samples uses the first of them, from 1 to all, each number as likely; the others use all.
+    A fraction of the samples uses only the first quantizers, from 1 to all with equal probability.
     """
     most, seed = len(wrapper.quantizers), wrapper.seed_generator
     if not (training and wrapper.trainable and wrapper.dropout):
         return [None] * most
-    numbers = keras.random.randint((samples,), 1, most + 1, seed=seed)
+    numbers = keras.random.randint((batch_size,), 1, most + 1, seed=seed)
     if wrapper.dropout < 1:
-        drawn = keras.random.uniform((samples,), dtype="float32", seed=seed) < wrapper.dropout
+        drawn = keras.random.uniform((batch_size,), dtype="float32", seed=seed) < wrapper.dropout
         numbers = ops.where(drawn, numbers, most)
-    at_least_one = max(samples, 1) if isinstance(samples, int) else ops.maximum(samples, 1)
+    at_least_one = max(batch_size, 1) if isinstance(batch_size, int) else ops.maximum(batch_size, 1)
     numbers = ops.repeat(numbers, ops.shape(vectors)[0] // at_least_one)
     return [i < numbers for i in range(most)]
 
@@ -132,26 +132,19 @@ def draw_used(wrapper: Quantizer, vectors: Tensor, samples: Tensor, training: bo
 def quantize_used(
     quantizer: Quantizer,
     vectors: Tensor,
-    kept: Tensor,
+    valid: Tensor,
     used: Tensor | None,
     training: bool,
-    samples: Tensor,
-    **options: Tensor,
-) -> QuantizerOutputs:
-    """Calls `quantizer.quantize_vectors`. Vectors that do not use the quantizer get the code 0 and the index -1."""
-    if used is None:
-        return quantizer.quantize_vectors(vectors, kept, training, samples, **options)
-    outputs = quantizer.quantize_vectors(vectors, ops.logical_and(kept, used), training, samples, **options)
-    row = ops.expand_dims(used, -1)
-    return dataclasses.replace(
-        outputs,
-        quantized=once(lambda: ops.where(row, outputs.quantized(), 0.0)),
-        codes=ops.where(row, outputs.codes, 0.0),
-        indices=ops.where(ops.reshape(used, (-1,) + (1,) * len(quantizer.index_shape)), outputs.indices, -1),
-    )
+    batch_size: Tensor,
+    indices: Tensor | None,
+) -> Record:
+    """Calls `quantizer.quantize_vectors` for the vectors that use the quantizer."""
+    if used is not None:
+        valid = ops.logical_and(valid, used)
+    return dataclasses.replace(quantizer.quantize_vectors(vectors, valid, training, batch_size, indices), used=used)
 
 
 def lookup_used(quantizer: Quantizer, indices: Tensor) -> Tensor:
-    """The codes `[N, D]` of indices `[N, *index_shape]`; none, 0, where the first is -1."""
+    """Returns the codes `[N, D]` of indices `[N, *index_shape]`, and 0 where the first index is -1."""
     used = ops.reshape(indices, (-1, math.prod(quantizer.index_shape)))[:, :1] >= 0
-    return ops.where(used, quantizer.lookup(ops.maximum(indices, quantizer.lowest_index)), 0.0)
+    return ops.where(used, quantizer.lookup(ops.maximum(indices, quantizer.min_index)), 0.0)

@@ -180,7 +180,7 @@ class Prior(CodesModel):
             prefix = self._check_prefix(n, prefix)
             known[:, : prefix.shape[1]] = prefix
         # NumPy's own state is what `keras.utils.set_random_seed` sets.
-        seed = np.random.randint(validation.LARGEST_INT) if seed is None else validation.seed(seed)
+        seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
         key = tuple(options.items())
         if key not in self._parts.samplers:
             self._parts.samplers[key] = generation.Sampler(self, options)

@@ -6,7 +6,7 @@ import keras
 from keras import layers, ops
 
 from keras_vqvae import backend
-from keras_vqvae.layers.own_weights import OwnWeights
+from keras_vqvae.layers.seeded_layer import SeededLayer
 from keras_vqvae.types import Sizes, Tensor
 
 
@@ -60,7 +60,7 @@ class TransformerBlock(keras.Layer):
         return x + self.dropout(change, training=training)
 
 
-class CodeTransformer(OwnWeights):
+class CodeTransformer(SeededLayer):
     """Maps codes to the logits of codes; every position attends to all.
 
     The code `num_embeddings` stands for none: one to be filled in, or the start of a sequence; the class `num_classes`

@@ -3,14 +3,16 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_vqvae import backend
-from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
+from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.record import Record, apply_updates
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models.autoencoder import CodeAutoencoder
 from keras_vqvae.models.targets import check_targets
@@ -22,7 +24,7 @@ class _Pass(NamedTuple):
 
     indices: Tensor
     quantizer_loss: Tensor
-    updates: Sequence[Callable[[], None]]
+    deferred: Sequence[Record]
 
 
 class _Step(threading.local):
@@ -86,7 +88,7 @@ class VQVAE(CodeAutoencoder):
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         # The codes of a vast implicit codebook are not counted.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
-        self._codebooks = CodebookSummary(shape) if math.prod(shape) <= MOST_COUNTED else None
+        self._codebooks = CodebookSummary(shape) if math.prod(shape) <= MAX_COUNTED_CODES else None
         self._step = _Step()
         self._parts.logged = set()
 
@@ -135,16 +137,16 @@ class VQVAE(CodeAutoencoder):
         """
         vectors = self.encoder(inputs, training=training)
         keywords = {"training": training, "return_indices": True}
-        updates: Sequence[Callable[[], None]] = ()
+        deferred: Sequence[Record] = ()
         if self._step.passes is not None and backend.replicas_in_turns() > 1:
-            with self.quantizer.deferred_updates() as updates:
+            with self.quantizer.deferred_updates() as deferred:
                 latents, indices = self.quantizer(vectors, **keywords)
         else:
             latents, indices = self.quantizer(vectors, **keywords)
         reconstruction = self.decoder(latents, training=training)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
-            self._step.passes.append(_Pass(indices, sum(self.quantizer.losses, ops.zeros(())), updates))
+            self._step.passes.append(_Pass(indices, sum(self.quantizer.losses, ops.zeros(())), deferred))
         return reconstruction, latents, indices
 
     @contextlib.contextmanager
@@ -209,8 +211,8 @@ class VQVAE(CodeAutoencoder):
             for each in passes:
                 self._log(self._codebooks, self.quantizer.count_codes(each.indices))
         # These let other replicas take their turn, which must find no loss of this one.
-        for update in (update for each in passes for update in each.updates):
-            update()
+        for record in (record for each in passes for record in each.deferred):
+            apply_updates(record, within_call=False)
         return total
 
     def _log(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:

@@ -117,7 +117,7 @@ def _finite(vectors: Tensor, distance: str) -> np.ndarray:
     finite = np.isfinite(squares)
     vectors = vectors if finite.all() else vectors[finite]
     if not len(vectors):
-        raise ValueError(f"`vectors` must hold a finite one at least. Received: vectors of shape {vectors.shape}")
+        raise ValueError(f"`vectors` must contain at least one finite vector. Received: shape {vectors.shape}")
     if distance == "cosine":
         vectors = vectors / np.sqrt(np.maximum(squares[finite], 1e-12))[:, None]
     return vectors
@@ -172,8 +172,8 @@ def _assign(vectors: np.ndarray, codes: Tensor, distance: str) -> tuple[np.ndarr
         chunk = backend.spread_rows(vectors[part])
         # By cosine all have length 1 already.
         indices = search.nearest_code(chunk, codes, "euclidean" if distance == "cosine" else distance)
-        kept = ops.ones_like(indices, dtype="bool")
-        counts += ops.convert_to_numpy(codebook.count_codes(indices, kept, num_embeddings))
-        sums = sums + codebook.sum_by_code(chunk, indices, kept, num_embeddings)
+        valid = ops.ones_like(indices, dtype="bool")
+        counts += ops.convert_to_numpy(codebook.count_codes(indices, valid, num_embeddings))
+        sums = sums + backend.segment_sum(chunk, indices, num_embeddings)
         squares += float(ops.sum(ops.square(chunk - codebook.gather_codes(codes, indices))))
     return counts, sums, squares

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import serialization, validation
+from keras_vqvae import backend, serialization, validation
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Seed, Tensor
 
@@ -40,9 +40,7 @@ def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
 
     - [Bengio et al., 2013](https://arxiv.org/abs/1308.3432)
     """
-    z_e, z_q = ops.convert_to_tensor(z_e), ops.convert_to_tensor(z_q)
-    # Equal to `z_e + stop_gradient(z_q - z_e)` without its rounding: the difference is exactly 0.
-    return ops.stop_gradient(z_q) + (z_e - ops.stop_gradient(z_e))
+    return backend.copy_gradient(ops.convert_to_tensor(z_e), ops.convert_to_tensor(z_q))
 
 
 def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:

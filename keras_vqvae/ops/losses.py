@@ -2,21 +2,21 @@
 
 from keras import ops
 
-from keras_vqvae import validation
+from keras_vqvae import backend, validation
 from keras_vqvae.types import Tensor
 
 
 def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of `(a - b) ** 2`, over the kept positions of a mask."""
+    """The mean of `(a - b) ** 2`, over the valid positions of a mask `[...]`."""
     # Squares of float16 overflow from 256 on.
     a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
     if mask is None:
-        # Not `mean`, which of nothing is no number.
+        # Not `mean`, which is NaN for an empty batch.
         return ops.sum(ops.square(a - b)) / ops.maximum(ops.cast(ops.size(a), "float32"), 1.0)
     # `where` comes before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
-    difference = ops.where(ops.expand_dims(mask, -1), a - b, 0.0)
-    elements = ops.cast(ops.sum(ops.cast(mask, "int32")), "float32") * a.shape[-1]
-    return ops.sum(ops.square(difference)) / ops.maximum(elements, 1.0)
+    differences = ops.where(ops.expand_dims(mask, -1), a - b, 0.0)
+    count = backend.at_least(backend.count_true(ops.cast(mask, "bool")), 1.0)
+    return ops.sum(ops.square(differences)) / (count * a.shape[-1])
 
 
 def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:

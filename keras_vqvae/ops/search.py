@@ -38,8 +38,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
     >>> keras.ops.convert_to_numpy(nearest_code(codebook[2:5], codebook)).tolist()
     [2, 3, 4]
     """
-    vectors = ops.stop_gradient(ops.cast(vectors, "float32"))
-    codebook = ops.stop_gradient(ops.cast(codebook, "float32"))
+    vectors, codebook = ops.cast(vectors, "float32"), ops.cast(codebook, "float32")
     if len(codebook.shape) != 2 or len(vectors.shape) < 1 or vectors.shape[-1] != codebook.shape[-1]:
         raise ValueError(
             "`vectors` must have shape [..., D] and `codebook` [K, D]. "
@@ -50,9 +49,14 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
         vectors, codebook = geometry.unit(vectors)[0], geometry.unit(codebook)[0]
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
-    vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
-    block_codes = backend.block_codes(codebook.shape[0])
-    return ops.reshape(_search(vectors, codebook, backend.block_scores(vectors), block_codes), leading)
+    indices = search(ops.reshape(vectors, (-1, vectors.shape[-1])), codebook)
+    return ops.reshape(ops.cast(indices, "int32"), leading)
+
+
+def search(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest_code` without checks, in the integer dtype that costs least: `[N, D]`, `[K, D]` -> `[N]`."""
+    vectors, codebook = ops.stop_gradient(vectors), ops.stop_gradient(codebook)
+    return _search(vectors, codebook, backend.block_scores(vectors), backend.block_codes(codebook.shape[0]))
 
 
 def check_distance(distance: str) -> str:

@@ -1,0 +1,81 @@
+"""How often a quantizer's codes are chosen, codebook by codebook."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import backend
+from keras_vqvae.layers.record import Record
+from keras_vqvae.ops import codebook
+from keras_vqvae.types import Tensor
+
+MAX_COUNTED_CODES = 1 << 24
+"""A quantizer with more codes keeps no `code_counts`, unless its codes are weights."""
+
+
+class CountedCodes(keras.Layer):
+    """A layer that counts how often each of its codes is chosen, in the weight `code_counts`."""
+
+    num_embeddings: int
+    index_shape: tuple[int, ...] = ()
+    """The shape of one vector's indices: `()`, or an axis for each wrapper."""
+    has_codebook: bool = False
+    """Whether codes are weights. These need more memory than `code_counts`, so any number of them is counted."""
+    codebooks: tuple[int, ...] | None = None
+    """The codebook of each of a sample's indices, as its place in `codebook_shape`; `None` if each has its own."""
+    count_in_inference: bool = False
+    """Whether codes are counted in inference, too. `CodebookMonitor` sets it for an evaluation."""
+    code_counts: keras.Variable | None
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.code_counts = None
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]:
+        """The shape of the codebooks that are counted separately: `()`, or an axis for each wrapper."""
+        return self.index_shape
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        shape = (*self.codebook_shape, self.num_embeddings)
+        if self.has_codebook or math.prod(shape) <= MAX_COUNTED_CODES:
+            self.code_counts = self.add_weight(shape, "zeros", backend.COUNTER, trainable=False, name="code_counts")
+
+    def count_codes(self, indices: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Returns how often each code of each codebook was chosen, int32 `[*codebook_shape, num_embeddings]`.
+
+        Args:
+            indices: Integers `[..., *index_shape]`. Negative ones do not count.
+            valid: Booleans `[...]`: which vectors count. Defaults to `None`: all of them.
+        """
+        # `[..., *index_shape]` -> `[N, Q]`
+        columns = math.prod(self.index_shape) if self.codebooks is None else len(self.codebooks)
+        counted = indices >= 0
+        if valid is not None:
+            valid = ops.reshape(valid, (*valid.shape, *(1 for _ in self.index_shape)))
+            counted = ops.logical_and(counted, valid)
+        indices, counted = (ops.reshape(x, (-1, columns)) for x in (indices, counted))
+        counts = codebook.count_columns(indices, counted, self.num_embeddings, self.codebooks)
+        return ops.reshape(counts, (*self.codebook_shape, self.num_embeddings))
+
+    def count_record(self, record: Record, parts: Sequence[Tensor | None]) -> Tensor | None:
+        """Returns the counts of a record in all replicas, given those of its parts; `None` if codes are not counted."""
+        if any(counts is None for counts in parts) or (not parts and self.code_counts is None):
+            return None
+        if not parts:
+            counts = codebook.count_codes(record.indices, record.valid, self.num_embeddings)
+            return backend.sum_over_replicas(counts)
+        shape = (*self.codebook_shape, self.num_embeddings)
+        return ops.reshape(parts[0] if len(parts) == 1 else ops.stack(parts), shape)
+
+    def reset_code_counts(self) -> None:
+        """Sets `code_counts` to zero.
+
+        There are none before the layer is built, and none for more than 2^24 codes that are not weights.
+        """
+        if self.code_counts is not None:
+            self.code_counts.assign(ops.zeros(self.code_counts.shape, self.code_counts.dtype))

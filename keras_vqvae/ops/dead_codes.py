@@ -1,0 +1,56 @@
+"""Dead codes, which no vectors choose, and where they move.
+
+Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
+"""
+
+import keras
+from keras import ops
+
+from keras_vqvae import backend
+from keras_vqvae.types import Seed, Tensor
+
+STRIDE = 1640531527
+"""What `draws` grow by in each step, until they wrap around at 2^31: 2^32 divided by the golden ratio's square."""
+
+
+def initial_draws(shape: tuple[int], seed: Seed) -> Tensor:
+    """Random int32 numbers `[K]`, from which those of all later steps follow; see `STRIDE`."""
+    return keras.random.randint(shape, 0, 2**31 - 1, dtype="int32", seed=seed)
+
+
+def candidates(vectors: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws a row for each code: `[N, D]`, booleans `[N]`, int32 `[K]` -> `[K, D]` and whether they are valid, `[K]`.
+
+    A draw is a number modulo the number of rows. This needs no random numbers in the step, no sorting, and no knowledge
+    of where the valid rows are; a dead code whose row is not valid waits for the next step.
+    """
+    count = ops.shape(vectors)[0]
+
+    def drawn() -> tuple[Tensor, Tensor]:
+        rows = draws % count
+        return backend.gather_rows(vectors, rows), backend.take(valid, rows)
+
+    def none() -> tuple[Tensor, Tensor]:
+        shape = (draws.shape[0], vectors.shape[-1])
+        return ops.zeros(shape, dtype=vectors.dtype), ops.zeros(shape[:1], dtype="bool")
+
+    if isinstance(count, int):
+        found, usable = drawn() if count else none()
+    else:
+        found, usable = ops.cond(count > 0, drawn, none)
+    return backend.of_first_replica(found), backend.of_first_replica(usable)
+
+
+def dead_codes(ema_counts: Tensor, usable: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Finds dead codes: those with a moving count below `threshold` times the mean count, which uniform use would have.
+
+    Args:
+        ema_counts: Moving counts, `[K]`.
+        usable: Booleans `[K]`: whether there is a vector for each code to move to.
+        threshold: Fraction of uniform use; at 0 nothing is dead.
+
+    Returns:
+        `(dead, alive_from)`: booleans `[K]`, and the count of a code that is just alive, a scalar.
+    """
+    alive_from = ops.mean(ema_counts) * threshold
+    return ops.logical_and(ema_counts < alive_from, usable), alive_from
