@@ -67,7 +67,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     # A tuple, because Keras turns the lists among a layer's attributes into tracked ones.
     values = tuple(itertools.islice(values, MAX_SIZES + 1))
     if len(values) > MAX_SIZES:
-        raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received a longer sequence.")
+        raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received: {name} with more")
     return tuple(positive_int(name, value) for value in values)
 
 

@@ -99,7 +99,7 @@ def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, 
     )
     if kind == "residual":
         inner = made(*layer_of(rng, dim, depth - 1))
-        shared, dropout = rng.random() < 0.3 and not inner.bounded, rng.random() < 0.3
+        shared, dropout = rng.random() < 0.3 and not inner.has_fixed_codes, rng.random() < 0.3
         stages = rng.choice([1, 3]).item() if inner.refines else 1
         keywords = {"num_quantizers": stages, "shared": shared, "dropout": dropout, "seed": 1}
         return keras_vqvae.ResidualQuantizer, {"quantizer": inner, **keywords}

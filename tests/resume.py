@@ -73,8 +73,6 @@ def train(
     callbacks = [make_callback(each, folder) for each in ([way] if way else WAYS)]
     x = np.random.default_rng(0).normal(size=(BATCH * STEPS, 8)).astype("float32")
     epochs = EPOCHS
-    # Codes move before what they have become is saved.
-    callbacks.insert(0, keras_vqvae.ReviveDeadCodes(x))
     if path and way != "backup":
         model = keras.saving.load_model(path)
         # Within an epoch: with the data that it has not met.

@@ -146,7 +146,7 @@ def test_levels_finer_than_any_float_are_refused(make):
 def test_what_lies_beyond_the_bounds_gets_the_nearest_code(symmetric):
     """As what a finer grid of `MultiScaleQuantizer` leaves does."""
     layer = fsq((5, 4), symmetric)
-    layer.set_depth(0)
+    layer.set_stage(0)
     layer.build((None, 2))
     x = 3 * draw(200, 2)
     np.testing.assert_array_equal(numpy(layer.encode(x)), oracle.nearest_code(x, numpy(layer.codebook)))

@@ -61,7 +61,7 @@ def gradients(theirs, ours, x, of):
     of(found, sum(ours.losses[::2]) / 0.25, sum(ours.losses[1::2])).backward()
     expected, got = {"inputs": inputs.grad}, {"inputs": our_inputs.grad}
     for i, (stage, their_stage) in enumerate(zip(ours.quantizers, theirs.quantizers, strict=True)):
-        got[f"codebook {i}"] = stage.quantizer.codebook.value.grad
+        got[f"codebook {i}"] = stage.quantizer.embeddings.value.grad
         expected[f"codebook {i}"] = their_stage.codebook.weight.grad
         for name, projection in (("down", their_stage.in_proj), ("up", their_stage.out_proj)):
             got[f"{name}_kernel {i}"] = getattr(stage, f"{name}_kernel").value.grad

@@ -79,7 +79,7 @@ def test_vectors_that_are_not_finite_are_left_out(rng):
     again, counts = fit(np.concatenate([vectors[:20], bad, vectors[20:]]), 4, seed=1)
     np.testing.assert_array_equal(again, codes)
     assert counts.sum() == 50
-    with pytest.raises(ValueError, match="finite.*Received: vectors of shape"):
+    with pytest.raises(ValueError, match="finite.*Received: shape"):
         fit(bad, 4)
 
 

@@ -16,7 +16,8 @@ TAUGHT_BY_ITS_LOSS = ("codebook", "projection")
 
 
 def vector(**keywords):
-    return keras_vqvae.VectorQuantizer(8, seed=1, **keywords)
+    # Codes stay where they are, so that each call is one of the same function.
+    return keras_vqvae.VectorQuantizer(8, seed=1, dead_code_threshold=0, **keywords)
 
 
 # `dim` -> a quantizer, and whether the decoder teaches its codes.

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.each_backend
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2), (1, 2, 3, 2), (2, 1, 2, 1, 3)])
 def test_any_leading_dimensions(layer, leading):
-    if layer.of_grids:
+    if layer.quantizes_grids:
         pytest.skip("it was built for one grid")
     x = draw(*leading, DIM)
     quantized, indices = layer(x, return_indices=True)
@@ -52,7 +52,7 @@ def test_the_codebook_lists_the_codes(layer):
 @pytest.mark.parametrize("outside", [-1, 10**9])
 def test_an_index_outside_the_codebook_is_an_error(layer, outside):
     indices = np.array(numpy(layer.encode(draw(4, *SHAPE))))
-    outside = min(outside, layer.lowest_index - 1) if outside < 0 else outside
+    outside = min(outside, layer.min_index - 1) if outside < 0 else outside
     indices.flat[1] = outside
     with pytest.raises(ValueError, match=rf"indices.*Received: indices with \[{outside}\]"):
         layer.decode(indices)
@@ -90,7 +90,7 @@ def test_batches_of_no_vectors(layer):
         assert tuple(indices.shape) == (*layer.index_axes(shape[:-1]), *layer.index_shape)
         np.testing.assert_array_equal([numpy(loss) for loss in layer.losses], 0)
     assert tuple(layer.decode(layer.encode(x)).shape) == shape
-    seeds = [path for path in before if "seed_generator" in path]
+    seeds = [path for path in before if "seed" in path]
     assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(layer))))
 
 
@@ -128,7 +128,7 @@ def test_losses_are_means(layer, name):
 
 def counted(layer, indices):
     """How often each code of each codebook occurs in `[samples, ..., *index_shape]`."""
-    if not layer.of_grids:
+    if not layer.quantizes_grids:
         each = indices.reshape(-1, *layer.index_shape)
         counts = [np.sum(each == code, axis=0) for code in range(layer.num_embeddings)]
         return np.stack(counts, axis=-1)
@@ -174,14 +174,14 @@ def test_masked_positions_touch_nothing(name, mask):
     restore(layer, before)
     np.testing.assert_array_equal(losses_of(layer, np.where(mask[..., None], x, junk), mask), losses)
     assert_same_weights(weights(layer), after)
-    if not layer.of_grids:
+    if not layer.quantizes_grids:
         assert numpy(layer.code_counts).sum() == mask.sum() * books(layer)
 
 
 def test_a_mask_leaves_the_losses_of_the_kept_vectors(layer, name):
     if name in DRAW_RESIDUALS:
         pytest.skip("its losses and indices are drawn")
-    if layer.of_grids:
+    if layer.quantizes_grids:
         pytest.skip("what is kept of a grid is none")
     before = weights(layer)
     x = draw(8, 3, DIM)
@@ -207,7 +207,7 @@ def test_vectors_that_are_not_finite_never_reach_the_state(layer):
     layer(x, training=True)
     layer.reset_code_counts()
     before = weights(layer)
-    seeds = [path for path in before if "seed_generator" in path]
+    seeds = [path for path in before if "seed" in path]
     mask = np.ones(x.shape[:-1], bool)
     mask[0, 1] = False
     layer(x, mask=ops.convert_to_tensor(mask), training=True)

@@ -85,7 +85,7 @@ def test_saving_keeps_weights_indices_and_both_directions(make, tmp_path):
 
 def test_a_detokenizer_is_a_functional_model_of_the_same_layer(make, name, tmp_path):
     quantizer = make()
-    size = SHAPE[0] if quantizer.of_grids else None
+    size = SHAPE[0] if quantizer.quantizes_grids else None
     tokenizer_input = keras.Input((size, DIM))
     tokenizer = keras.Model(tokenizer_input, quantizer(tokenizer_input, return_indices=True)[1])
     codes = keras.Input((None, *quantizer.index_shape), dtype="int32")
@@ -111,7 +111,7 @@ def test_the_config_comes_back(make):
     assert again.compute_dtype == "bfloat16"
     again.build((None, *SHAPE))
     codes = keras.Input((SHAPE[0], *again.index_shape), dtype="int32")
-    if not again.of_grids:
+    if not again.quantizes_grids:
         assert again.decode(codes).dtype == "bfloat16"
 
 
@@ -169,4 +169,4 @@ def test_trap_the_default_compute_mask_masks_the_first_output_only(layer):
         Spy()(output)
     sizes = [None if mask is None else tuple(mask.shape) for mask in seen]
     # Indices of several resolutions have none.
-    assert sizes == [(4, 3), None if layer.of_grids else (4, 3)]
+    assert sizes == [(4, 3), None if layer.quantizes_grids else (4, 3)]

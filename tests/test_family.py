@@ -67,9 +67,9 @@ def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
 
 @pytest.mark.parametrize("offset", [0, 1024])
 def test_gumbel_draws_codes_by_their_softmax(offset):
-    layer = built(keras_vqvae.GumbelQuantizer(4, seed=1, kl_weight=0.5), 2)
+    layer = built(keras_vqvae.GumbelQuantizer(4, seed=1, kl_weight=0.5, dead_code_threshold=0), 2)
     codes = np.array([[0, 0], [1, 0], [0, 1.5], [2, 2]], "float32") + offset
-    layer.codebook.assign(codes)
+    layer.set_codebook(codes)
     z = np.tile(np.array([[0.375, 0.25]], "float32"), (4000, 1)) + offset
     drawn = numpy(layer(z, training=True))
     chosen = oracle.nearest_code(drawn, codes)
@@ -97,7 +97,7 @@ def test_gumbel_noise_is_finite_at_both_ends_of_what_is_drawn(monkeypatch, end):
 def test_gumbel_gradients_are_those_of_the_relaxation(rng):
     """At a low temperature the draw hardly depends on its input; at a high one gradients are those of the mean code."""
     x = rng.normal(size=(6, 2)).astype("float32")
-    layer = built(keras_vqvae.GumbelQuantizer(4, temperature=1e6, seed=1, kl_weight=0), 2)
+    layer = built(keras_vqvae.GumbelQuantizer(4, temperature=1e6, seed=1, kl_weight=0, dead_code_threshold=0), 2)
     by_inputs, _ = layer_gradients(layer, x, np.ones_like(x))
     codebook = numpy(layer.codebook)
     # `d softmax(a / T) / da` is `(I - 1 / K) / (K T)` there, and `da / dz` is `2 E`.

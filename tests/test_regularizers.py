@@ -71,6 +71,7 @@ def test_it_spreads_vectors_over_the_codes(rng):
         layer = keras_vqvae.VectorQuantizer(
             16,
             codebook_weight=0,
+            dead_code_threshold=0,
             assignment_regularizer=regularizer,
             embeddings_initializer=lambda shape, dtype: ops.convert_to_tensor(start, dtype=dtype),
         )

@@ -102,7 +102,7 @@ def test_encode_and_decode_are_the_halves_of_predict(x):
 def test_encode_follows_the_weights(x):
     model = make()
     before = model.encode(x, verbose=0)
-    model.quantizer.codebook.assign(-numpy(model.quantizer.codebook))
+    model.quantizer.set_codebook(-numpy(model.quantizer.codebook))
     after = model.encode(x, verbose=0)
     assert (before != after).any()
     np.testing.assert_array_equal(after, numpy(model.quantizer.encode(model.encoder(x))))

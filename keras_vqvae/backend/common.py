@@ -108,6 +108,14 @@ def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return ops.squeeze(best, -1), places
 
 
+def search_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """The nearest code in each group, if the backend is quicker with all groups at once; otherwise `None`.
+
+    `[N, d]` each, `[K, d]` each -> `[N]` each.
+    """
+    return None
+
+
 def best_places(scores: Tensor, count: int) -> Tensor:
     """The places of the highest scores, the best first: `[n, k]` -> int32 `[n, count]`."""
     return ops.cast(ops.top_k(scores, count)[1], "int32")
@@ -223,7 +231,7 @@ def squared_errors(
         vectors: `[N, D]`. The first loss has their gradient only.
         codes: `[N, D]`. The second loss has their gradient only.
         valid: Booleans `[N]`.
-        count: How many of them are true, at least 1.
+        count: How many of them are true.
         weights: Weights of the two losses. The loss of a weight of 0 is `None`.
 
     Returns:
@@ -232,7 +240,7 @@ def squared_errors(
     stopped = ops.stop_gradient(vectors), ops.stop_gradient(codes)
     # Zeros come before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
     pairs = (vectors - stopped[1], stopped[0] - codes)
-    scale = count * vectors.shape[-1]
+    scale = at_least(count, 1.0) * vectors.shape[-1]
     losses = [
         weight * ops.sum(ops.square(masked(pair, valid))) / scale if weight else None
         for pair, weight in zip(pairs, weights, strict=True)

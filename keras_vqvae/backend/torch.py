@@ -142,16 +142,35 @@ def _best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Te
     # `[n, D]` -> `[1, n, 1, D]` -> `[1, D, n, 1]` -> `[1, k, n, 1]` -> `[n, k]`, channels last and never copied
     pixels = vectors.reshape(1, -1, 1, vectors.shape[1]).permute(0, 3, 1, 2)
     scores = torch.nn.functional.conv2d(pixels, codes[:, :, None, None], bias)
-    scores = scores.permute(0, 2, 3, 1).reshape(-1, len(codes))
-    if len(codes) % 64:
-        best, places = scores.max(-1)
-        return best, places
+    return _best_of(scores.permute(0, 2, 3, 1).reshape(-1, len(codes)))
+
+
+def _best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of the last axis and its first place: `[..., K]` -> `[...]` each."""
+    if scores.shape[-1] % 64 or scores.device.type != "cpu":
+        return scores.max(-1)
     # A maximum with its place takes ten times as long as a maximum. First the group of 64 that it is in, then the
     # place in the group.
-    groups = scores.unflatten(-1, (-1, 64))
-    best, group = groups.amax(-1).max(-1)
-    inside = groups.gather(1, group[:, None, None].expand(-1, 1, 64)).squeeze(1).argmax(-1)
-    return best, torch.add(inside, group, alpha=64)
+    parts = scores.unflatten(-1, (-1, 64))
+    best, part = parts.amax(-1).max(-1)
+    index = part[..., None, None].expand(*part.shape, 1, 64)
+    return best, torch.add(parts.gather(-2, index).squeeze(-2).argmax(-1), part, alpha=64)
+
+
+def search_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    number, rows, size = len(groups), len(groups[0]), len(codebooks[0])
+    # On a processor it is slower where the scores leave the cache.
+    fits = size <= block_codes(size) and number * rows * size <= 4 * block_scores(groups[0])
+    if is_tracing() or _on_mps(groups[0]) or not fits or not rows:
+        return None
+    # `[G, K, d]` and `[G, N, d]`, both around the codes' means
+    codes, vectors = torch.stack(list(codebooks)), torch.stack(list(groups))
+    centre = codes.mean(1, keepdim=True)
+    codes, vectors = codes - centre, vectors - centre
+    bias = codes.square().sum(-1).unsqueeze(1)
+    with full_precision(vectors):
+        scores = torch.baddbmm(bias, vectors, codes.mT, beta=-0.5)
+    return _best_of(scores)[1].unbind()
 
 
 def by_blocks(
@@ -235,7 +254,7 @@ class _SquaredErrors(torch.autograd.Function):
         vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
     ) -> tuple[Tensor | None, ...]:
         differences = masked(vectors - codes, valid)
-        slope = differences / count
+        slope = differences / count.clamp(min=1.0)
         error = differences.flatten().dot(slope.flatten())
         losses = (error * (weight / vectors.shape[-1]) if weight else None for weight in weights)
         return *losses, differences, slope
@@ -254,7 +273,7 @@ class _SquaredErrors(torch.autograd.Function):
         vectors, codes, valid, count, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Gradients of gradients are wanted, and the saved slope is a constant.
-            slope = masked(vectors - codes, valid) / count
+            slope = masked(vectors - codes, valid) / count.clamp(min=1.0)
         entries = zip(gradients, ctx.needs_input_grad, ctx.factors, strict=False)
         found = [slope * (x * factor) if needed and x is not None else None for x, needed, factor in entries]
         return *found, None, None, None

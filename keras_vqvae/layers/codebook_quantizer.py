@@ -124,8 +124,8 @@ class CodebookQuantizer(Quantizer):
         self.build_codebook()
         self.ema_counts = self.add_float32("ema_counts", (self.num_embeddings,))
         if self.dead_code_threshold:
-            self.draws = self.add_weight(
-                (self.num_embeddings,), self._initial_draws, "int32", trainable=False, name="draws"
+            self.draw_seeds = self.add_weight(
+                (self.num_embeddings,), self._initial_seeds, "int32", trainable=False, name="draw_seeds"
             )
         super().build(input_shape)
 
@@ -151,8 +151,8 @@ class CodebookQuantizer(Quantizer):
     def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
         return self.project(self.embeddings_initializer(shape, dtype=dtype))
 
-    def _initial_draws(self, shape: tuple[int], dtype: str) -> Tensor:
-        return dead_codes.initial_draws(shape, self.seed)
+    def _initial_seeds(self, shape: tuple[int], dtype: str) -> Tensor:
+        return dead_codes.initial_seeds(shape, self.seed)
 
     def _regularize(self, embeddings: Tensor) -> Tensor:
         return self.embeddings_regularizer(self._with_offset(embeddings))
@@ -202,6 +202,14 @@ class CodebookQuantizer(Quantizer):
         """Returns the index of each vector's code, `[N]`, given vectors `[N, D]` and codebook `[K, D]`."""
         return search.search(*self.compared(vectors, codes))
 
+    @property
+    def searches_nearest(self) -> bool:
+        """Whether a vector's index is that of the nearest code, by the vectors and the codebook as they are."""
+        names = ("quantize_vectors", "project", "search", "assign", "choose", "codebook")
+        return self.distance == "euclidean" and all(
+            getattr(type(self), name) is getattr(CodebookQuantizer, name) for name in names
+        )
+
     def assign(self, vectors: Tensor) -> Tensor:
         return self.search(vectors, self.codebook)
 
@@ -227,9 +235,9 @@ class CodebookQuantizer(Quantizer):
     def move_dead_codes(self, record: Record) -> None:
         """Moves dead codes onto vectors of a record, and gives them the count of a code that is just alive."""
         vectors, usable = dead_codes.candidates(
-            ops.stop_gradient(record.vectors), record.valid, ops.convert_to_tensor(self.draws)
+            ops.stop_gradient(record.vectors), record.valid, ops.convert_to_tensor(self.draw_seeds)
         )
-        backend.add_to(self.draws, dead_codes.STRIDE)
+        backend.add_to(self.draw_seeds, dead_codes.STRIDE)
         counts = ops.convert_to_tensor(self.ema_counts)
         dead, alive_from = dead_codes.dead_codes(counts, usable, self.dead_code_threshold)
         backend.replace_where(self.ema_counts, dead, alive_from)

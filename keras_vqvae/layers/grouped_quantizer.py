@@ -1,5 +1,6 @@
 """Product quantization: equal slices of the last axis, each with a quantizer of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,8 +9,10 @@ from keras import ops
 
 from keras_vqvae import serialization, validation
 from keras_vqvae.layers import wrappers
+from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
+from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
 
 
@@ -100,8 +103,9 @@ class GroupedQuantizer(Quantizer):
     ) -> Record:
         """Quantizes each group of dimensions by its own quantizer."""
         used = wrappers.draw_used(self, vectors, batch_size, training)
-        given = [None] * self.num_groups if indices is None else ops.unstack(indices, axis=1)
-        groups = zip(self.quantizers, ops.split(vectors, self.num_groups, axis=-1), used, given, strict=True)
+        parts = ops.split(vectors, self.num_groups, axis=-1)
+        given = self._search(parts) if indices is None else ops.unstack(indices, axis=1)
+        groups = zip(self.quantizers, parts, used, given, strict=True)
         parts = [
             wrappers.quantize_used(quantizer, group, valid, use, training, batch_size, chosen)
             for quantizer, group, use, chosen in groups
@@ -109,6 +113,13 @@ class GroupedQuantizer(Quantizer):
         indices = ops.stack([part.used_indices for part in parts], axis=1)
         codes = ops.concatenate([part.used_codes for part in parts], axis=-1)
         return Record(self, vectors, valid, indices, codes, training, parts)
+
+    def _search(self, groups: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The indices of all groups in one search, or `None` for each if their quantizers search otherwise."""
+        first = self.quantizers[0]
+        if not isinstance(first, CodebookQuantizer) or not first.searches_nearest:
+            return [None] * self.num_groups
+        return search.search_groups(groups, [quantizer.codebook for quantizer in self.quantizers])
 
     def compute_output(self, record: Record) -> Tensor:
         if self.copies_gradient(record.training) and record.parts[0].used is None:

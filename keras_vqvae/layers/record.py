@@ -42,7 +42,14 @@ class Record:
     used: Tensor | None = None
     _output: Tensor | None = None
     _differences: Tensor | None = None
-    _count: Tensor | None = None
+    _count: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            for each in part.walk():
+                if each.valid is self.valid:
+                    # Counted once for all of them.
+                    each._count = self._count
 
     @property
     def updates_state(self) -> bool:
@@ -72,9 +79,9 @@ class Record:
     @property
     def count(self) -> Tensor:
         """How many vectors are valid, a float32 scalar."""
-        if self._count is None:
-            self._count = backend.count_true(self.valid)
-        return self._count
+        if not self._count:
+            self._count.append(backend.count_true(self.valid))
+        return self._count[0]
 
     @property
     def differences(self) -> Tensor:
@@ -89,8 +96,7 @@ class Record:
         weights = commitment_weight, codebook_weight
         if not any(weights):
             return []
-        count = backend.at_least(self.count, 1.0)
-        losses, self._differences = backend.squared_errors(self.vectors, self.codes, self.valid, count, weights)
+        losses, self._differences = backend.squared_errors(self.vectors, self.codes, self.valid, self.count, weights)
         return [loss for loss in losses if loss is not None]
 
     def walk(self) -> Iterator["Record"]:
@@ -136,7 +142,7 @@ def _joined(records: Sequence[Record]) -> Record:
         return records[0]
     names = ("vectors", "valid", "indices", "codes")
     columns = {name: _joined_rows([getattr(each, name) for each in records]) for name in names}
-    return dataclasses.replace(records[0], **columns, parts=(), used=None, _output=None, _differences=None, _count=None)
+    return dataclasses.replace(records[0], **columns, parts=(), used=None, _output=None, _differences=None, _count=[])
 
 
 def _joined_rows(parts: Sequence[Tensor]) -> Tensor:

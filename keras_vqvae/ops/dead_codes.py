@@ -9,16 +9,22 @@ from keras import ops
 from keras_vqvae import backend
 from keras_vqvae.types import Seed, Tensor
 
-STRIDE = 1640531527
-"""What `draws` grow by in each step, until they wrap around at 2^31: 2^32 divided by the golden ratio's square."""
+STRIDE = 1052792407
+"""What the seeds of all codes grow by in each step, until they wrap around at 2^31: about 2^31 times 0.49, and odd."""
 
 
-def initial_draws(shape: tuple[int], seed: Seed) -> Tensor:
-    """Random int32 numbers `[K]`, from which those of all later steps follow; see `STRIDE`."""
-    return keras.random.randint(shape, 0, 2**31 - 1, dtype="int32", seed=seed)
+def initial_seeds(shape: tuple[int], seed: Seed) -> Tensor:
+    """Returns int32 numbers `[K]` from which the draws of all steps follow.
+
+    Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of an odd one, which is
+    as large as int32 allows, by the golden ratio: so the rows of a step are nearly all different, and spread evenly.
+    """
+    first = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=seed)
+    spacing = 2 * int(0.6180339887 * 2**30 / shape[0]) + 1
+    return first + spacing * ops.arange(shape[0], dtype="int32")
 
 
-def candidates(vectors: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def candidates(vectors: Tensor, valid: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Draws a row for each code: `[N, D]`, booleans `[N]`, int32 `[K]` -> `[K, D]` and whether they are valid, `[K]`.
 
     A draw is a number modulo the number of rows. This needs no random numbers in the step, no sorting, and no knowledge
@@ -27,11 +33,11 @@ def candidates(vectors: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, T
     count = ops.shape(vectors)[0]
 
     def drawn() -> tuple[Tensor, Tensor]:
-        rows = draws % count
+        rows = seeds % count
         return backend.gather_rows(vectors, rows), backend.take(valid, rows)
 
     def none() -> tuple[Tensor, Tensor]:
-        shape = (draws.shape[0], vectors.shape[-1])
+        shape = (seeds.shape[0], vectors.shape[-1])
         return ops.zeros(shape, dtype=vectors.dtype), ops.zeros(shape[:1], dtype="bool")
 
     if isinstance(count, int):

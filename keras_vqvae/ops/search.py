@@ -59,6 +59,12 @@ def search(vectors: Tensor, codebook: Tensor) -> Tensor:
     return _search(vectors, codebook, backend.block_scores(vectors), backend.block_codes(codebook.shape[0]))
 
 
+def search_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`search` for several groups of dimensions at once: `[N, d]` each, `[K, d]` each -> `[N]` each."""
+    found = backend.search_groups([ops.stop_gradient(x) for x in groups], [ops.stop_gradient(x) for x in codebooks])
+    return [search(*pair) for pair in zip(groups, codebooks, strict=True)] if found is None else found
+
+
 def check_distance(distance: str) -> str:
     """Returns `distance`, which must be the name of one."""
     if not isinstance(distance, str) or distance not in ("euclidean", "cosine", "direction"):

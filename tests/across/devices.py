@@ -17,7 +17,7 @@ from helpers import set_layout
 from quantizers import INNER, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
-from keras_vqvae.ops import codebook, search
+from keras_vqvae.ops import search
 
 BATCH = 1000
 COLLECTIVE = re.compile(
@@ -90,11 +90,5 @@ crossing = [
     for shapes, kind in COLLECTIVE.findall(program.as_text())
     for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
 ]
-compiled = []
-jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-kept, seed = keras_vqvae.backend.spread_rows(x[:, 0, 0] > 0), keras.random.SeedGenerator(0)
-for _ in range(2):
-    compiled.clear()
-    codebook.draw_kept(kept, 4, seed)
-found = {"adapt": list(rows_of_a_device), "step": crossing, "compiled": compiled}
+found = {"adapt": list(rows_of_a_device), "step": crossing}
 output.with_suffix(".json").write_text(json.dumps(found))

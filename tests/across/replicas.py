@@ -31,7 +31,7 @@ for threshold in (0, 0.1):
     # Seeds differ between processes, as they do where nobody sets them.
     layer = keras_vqvae.VectorQuantizer(16, ema_decay=0.9, dead_code_threshold=threshold, seed=rank)
     layer.build((None, 4))
-    layer.codebook.assign(codebook)
+    layer.set_codebook(codebook)
     for batch in [*np.split(x, 4), last]:
         layer(batch, training=True)
     for name in ("codebook", "ema_counts", "code_counts"):
