@@ -211,6 +211,11 @@ def finite_rows(x: Tensor) -> Tensor:
     return ops.sum(ops.square(x), axis=-1) < math.inf
 
 
+def squared_lengths(x: Tensor) -> Tensor:
+    """The sums of squares of rows: `[K, D]` -> `[K]`."""
+    return ops.sum(ops.square(x), axis=-1)
+
+
 def count_true(x: Tensor) -> Tensor:
     """The number of true elements, a float32 scalar."""
     return ops.sum(ops.cast(x, "float32"))

@@ -167,7 +167,7 @@ def search_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequ
     codes, vectors = torch.stack(list(codebooks)), torch.stack(list(groups))
     centre = codes.mean(1, keepdim=True)
     codes, vectors = codes - centre, vectors - centre
-    bias = codes.square().sum(-1).unsqueeze(1)
+    bias = squared_lengths(codes.flatten(0, 1)).view(number, 1, size)
     with full_precision(vectors):
         scores = torch.baddbmm(bias, vectors, codes.mT, beta=-0.5)
     return _best_of(scores)[1].unbind()
@@ -214,6 +214,11 @@ def is_tracing() -> bool:
 
 def finite_rows(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1) < math.inf
+
+
+def squared_lengths(x: Tensor) -> Tensor:
+    with full_precision(x):
+        return (x[:, None] @ x[:, :, None]).flatten()
 
 
 def count_true(x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     for start in range(0, codebook.shape[0], block_codes):
         codes = codebook[start : start + block_codes] - centre
         # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
-        bias = -0.5 * ops.sum(ops.square(codes), axis=-1)
+        bias = -0.5 * backend.squared_lengths(codes)
         # The difference by blocks, which stay in the cache.
         best_code = functools.partial(_best_code, centre=centre, codes=codes, bias=bias)
         block_rows = max(block_scores // codes.shape[0], 1)
