@@ -77,7 +77,7 @@ def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
 
 
 def test_a_code_that_moves_is_constrained_as_a_whole_and_one_that_stays_is_left():
-    layer, codebook = build(distance="cosine")
+    layer, codebook = build(distance="cosine", ema_decay=0.9)
     before = 2 * codebook  # As no constraint would leave them.
     layer.embeddings.assign(before)
     values = before.copy()

@@ -199,7 +199,7 @@ def test_trap_a_compiled_program_of_any_batch_size_takes_no_vectors(name):
     assert quantized.shape == (0, 3, DIM)
     assert indices.shape == (0, 3, *quantizer.index_shape)
     np.testing.assert_array_equal(losses, 0)
-    seeds = [path for path in before if "seed_generator" in path]
+    seeds = [path for path in before if "seed" in path]
     assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(quantizer))))
 
 

@@ -38,10 +38,10 @@ class CodebookQuantizer(Quantizer):
     and passes the gradient by an estimator. A subclass trains the codebook: the optimizer through `compute_losses`, or
     the layer itself in `update`, with `codebook_trainable = False`.
 
-    A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved,
-    the non-trainable `codebook_offset`. A layer may change only the latter while it is called, so a dead code is moved
-    by its offset. The attribute `codebook` is the sum. The weight `ema_counts`, the moving average of how often each
-    code is chosen in a step, tells which codes are dead.
+    A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
+    or codes are constrained, the non-trainable `codebook_offset`. A layer may change only the latter while it is
+    called, so a dead code is moved by its offset. The attribute `codebook` is the sum. The weight `ema_counts`, the
+    moving average of how often each code is chosen in a step, tells which codes are dead.
 
     Args:
         num_embeddings: Number of codes, `K`.
@@ -64,6 +64,7 @@ class CodebookQuantizer(Quantizer):
     codebook_trainable = True
     revivable = True
     """Whether a dead code may move onto a vector: whether the vector's place is a good one for a code."""
+    offset: keras.Variable | None = None
 
     def __init__(
         self,
@@ -105,6 +106,9 @@ class CodebookQuantizer(Quantizer):
                 "and which vectors are valid, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
                 f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
+        self._constraint = self.embeddings_constraint
+        if distance == "cosine":
+            self._constraint = keras.constraints.UnitNorm(axis=-1)
         if distance == "cosine" and embeddings_constraint is not None:
             raise ValueError(
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
@@ -132,20 +136,14 @@ class CodebookQuantizer(Quantizer):
     def build_codebook(self) -> None:
         """Creates the weights of the codebook, `[num_embeddings, embedding_dim]`."""
         shape = (self.num_embeddings, self.embedding_dim)
-        self.offset = None
-        self._constraint = (
-            keras.constraints.UnitNorm(axis=-1) if self.distance == "cosine" else self.embeddings_constraint
-        )
         self.embeddings = self.add_float32(
             "codebook",
             shape,
             self._initial_codebook,
             self.codebook_trainable,
             regularizer=self.embeddings_regularizer and self._regularize,
-            # The optimizer applies it after its step.
-            constraint=self._constraint and self._constrain,
         )
-        if self.codebook_trainable and self.dead_code_threshold:
+        if self.codebook_trainable and (self.dead_code_threshold or self._constraint):
             self.offset = self.add_float32("codebook_offset", shape)
 
     def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
@@ -157,10 +155,6 @@ class CodebookQuantizer(Quantizer):
     def _regularize(self, embeddings: Tensor) -> Tensor:
         return self.embeddings_regularizer(self._with_offset(embeddings))
 
-    def _constrain(self, embeddings: Tensor) -> Tensor:
-        constrained = self._constraint(self._with_offset(embeddings))
-        return constrained if self.offset is None else constrained - ops.convert_to_tensor(self.offset)
-
     def _with_offset(self, embeddings: Tensor) -> Tensor:
         embeddings = ops.convert_to_tensor(embeddings)
         return embeddings if self.offset is None else embeddings + ops.convert_to_tensor(self.offset)
@@ -168,7 +162,11 @@ class CodebookQuantizer(Quantizer):
     @property
     def codebook(self) -> Tensor:
         """The codes, `[K, D]`."""
-        return self._with_offset(self.embeddings)
+        codes = self._with_offset(self.embeddings)
+        if self._constraint is None or not self.codebook_trainable:
+            return codes
+        # Here rather than in the optimizer, which on JAX does not see the offset. `update` moves the weights after it.
+        return estimators.straight_through(codes, self._constraint(codes))
 
     def set_codebook(self, values: Tensor) -> None:
         """Assigns the codebook, `[K, D]`, under its constraint."""
@@ -229,6 +227,8 @@ class CodebookQuantizer(Quantizer):
         # A batch without a valid vector changes nothing.
         rate = backend.at_most(backend.sum_over_replicas(record.count), COUNTS_RATE)
         backend.move_to(self.ema_counts, counts, rate)
+        if self._constraint is not None and self.offset is not None:
+            self.offset.assign(ops.stop_gradient(self.codebook) - ops.convert_to_tensor(self.embeddings))
         if self.dead_code_threshold:
             self.move_dead_codes(record)
 
