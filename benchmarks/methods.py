@@ -8,18 +8,17 @@ from keras import layers, ops
 
 import keras_vqvae
 
-Method = Callable[..., tuple[keras.Model, list]]
+Method = Callable[..., keras.Model]
 
 
-def ours(quantizer: Callable[[int, int], keras_vqvae.Quantizer], adapt: bool = False, every: int = 0) -> Method:
+def ours(quantizer: Callable[[int, int], keras_vqvae.Quantizer], adapt: bool = False) -> Method:
     """Our model; `quantizer` gets the number of codes and the seed."""
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         model = keras_vqvae.VQVAE(encoder, quantizer(num_embeddings, seed), decoder)
         if adapt:
             model.adapt(train[:5000], seed=seed, verbose=0)
-        callbacks = [keras_vqvae.ReviveDeadCodes(train, every=every, seed=seed)] if every else []
-        return model, callbacks
+        return model
 
     return make
 
@@ -38,7 +37,7 @@ def peer(**keywords) -> Method:
             "rotation_trick": False,
         }
         module = VectorQuantize(dim=32, **{**keywords_of_all, **keywords})
-        return PeerVQVAE(encoder, Peer(module), decoder), []
+        return PeerVQVAE(encoder, Peer(module), decoder)
 
     return make
 
@@ -77,18 +76,17 @@ def peer_of(name: str, **keywords) -> Method:
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         import vector_quantize_pytorch
 
-        return PeerVQVAE(encoder, Peer(getattr(vector_quantize_pytorch, name)(dim=32, **keywords)), decoder), []
+        return PeerVQVAE(encoder, Peer(getattr(vector_quantize_pytorch, name)(dim=32, **keywords)), decoder)
 
     return make
 
 
 VQ = keras_vqvae.VectorQuantizer
 METHODS: dict[str, Method] = {
-    "plain": ours(lambda size, seed: VQ(size, seed=seed)),
-    "plain + adapt": ours(lambda size, seed: VQ(size, seed=seed), adapt=True),
-    "plain + revive": ours(lambda size, seed: VQ(size, seed=seed), every=1),
-    "plain + revive every 4": ours(lambda size, seed: VQ(size, seed=seed), every=4),
-    "rotation": ours(lambda size, seed: VQ(size, estimator="rotation", seed=seed)),
+    "default": ours(lambda size, seed: VQ(size, seed=seed)),
+    "plain": ours(lambda size, seed: VQ(size, dead_code_threshold=0, seed=seed)),
+    "plain + adapt": ours(lambda size, seed: VQ(size, dead_code_threshold=0, seed=seed), adapt=True),
+    "rotation": ours(lambda size, seed: VQ(size, dead_code_threshold=0, estimator="rotation", seed=seed)),
     "EMA": ours(lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, seed=seed)),
     "EMA + rotation": ours(
         lambda size, seed: VQ(size, ema_decay=0.99, dead_code_threshold=0, estimator="rotation", seed=seed)
@@ -96,7 +94,7 @@ METHODS: dict[str, Method] = {
     "EMA + dead codes": ours(lambda size, seed: VQ(size, ema_decay=0.99, seed=seed)),
     "peer: plain": peer(learnable_codebook=True, ema_update=False),
     "peer: plain + k-means": peer(learnable_codebook=True, ema_update=False, kmeans_init=True),
-    "peer: plain + revive": peer(learnable_codebook=True, ema_update=False, threshold_ema_dead_code=2),
+    "peer: plain + dead codes": peer(learnable_codebook=True, ema_update=False, threshold_ema_dead_code=2),
     "peer: rotation": peer(learnable_codebook=True, ema_update=False, rotation_trick=True),
     "peer: EMA": peer(),
     "peer: EMA + rotation": peer(rotation_trick=True),

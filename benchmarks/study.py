@@ -29,10 +29,10 @@ def run(
     keras.utils.set_random_seed(seed)
     batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
     encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=32)
-    model, callbacks = method(encoder, decoder, num_embeddings, seed, train)
+    model = method(encoder, decoder, num_embeddings, seed, train)
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     start = time.perf_counter()
-    model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0, callbacks=callbacks)
+    model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0)
     seconds = time.perf_counter() - start
     codes = model.encode(test, batch_size=500, verbose=0)
     # One code for each of 4 x 4 pixels; where it has several indices, all of them together are the code.
