@@ -20,7 +20,9 @@ from keras_vqvae.types import Tensor
 class WithoutCache(keras_vqvae.AutoregressivePrior):
     """Looks at all codes again for each new one."""
 
-    def sample_codes(self, known: Tensor, labels: Tensor, bits: Tensor, guidance: None, **restrictions: None) -> Tensor:
+    def sample_codes(
+        self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: None, **restrictions: None
+    ) -> Tensor:
         def step(position: Tensor, codes: Tensor) -> Tensor:
             logits = ops.take(self.logits(codes, labels, training=False), position, axis=1)
             logits = sampling.restrict(logits, **restrictions)
@@ -42,7 +44,7 @@ def run(length: int, arguments: argparse.Namespace) -> dict:
     agreement = float(np.mean(draw(cached) == draw(naive)))
     functions = {
         "cache": lambda: draw(cached),
-        "cache, guidance": lambda: draw(cached, guidance=2.0),
+        "cache, guidance": lambda: draw(cached, guidance_scale=2.0),
         "no cache": lambda: draw(naive),
         **{f"masked, {steps} steps": lambda steps=steps: draw(masked, num_steps=steps) for steps in (4, 8, 12, 24)},
     }

@@ -57,7 +57,7 @@ def unigram_nats(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> fl
 
 
 def ways_to_draw(name: str) -> list[dict]:
-    ways = [{"guidance": guidance} for guidance in GUIDANCES]
+    ways = [{"guidance_scale": guidance} for guidance in GUIDANCES]
     return ways if name == "autoregressive" else [{**ways[1], "num_steps": steps} for steps in STEPS] + ways
 
 

@@ -58,7 +58,9 @@ def main() -> None:
     ):
         keras.utils.set_random_seed(arguments.seed)
         inner = keras_vqvae.VectorQuantizer(arguments.codes, ema_decay=0.99, seed=arguments.seed)
-        layer = keras_vqvae.ResidualQuantizer(inner, arguments.depth, dropout=dropout, seed=arguments.seed)
+        layer = keras_vqvae.ResidualQuantizer(
+            inner, arguments.depth, quantizer_dropout=float(dropout), seed=arguments.seed
+        )
         model = keras.Sequential([keras.Input((16,)), layer])
         model.compile("sgd", "mse")
         if adapt:

@@ -45,7 +45,7 @@ def build_codec(num_embeddings: int, num_levels: int, seed: int) -> keras_vqvae.
     return keras_vqvae.VQVAE(
         keras_vqvae.build_conv_encoder((None, 1), **sizes),
         # Half of the windows are decoded from fewer levels in training, so that any number makes sense.
-        keras_vqvae.ResidualQuantizer(level, num_levels, dropout=0.5, seed=seed),
+        keras_vqvae.ResidualQuantizer(level, num_levels, quantizer_dropout=0.5, seed=seed),
         keras_vqvae.build_conv_decoder((None, 1), **sizes),
     )
 

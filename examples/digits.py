@@ -69,7 +69,7 @@ def main() -> None:
         codes[0], labels[0], num_embeddings, arguments.batch_size, arguments.prior_epochs, arguments.seed
     )
     classes = np.repeat(np.arange(10), 12)
-    new = model.sample(prior, len(classes), classes, guidance=GUIDANCE, seed=arguments.seed, verbose=0)
+    new = model.sample(prior, len(classes), classes, guidance_scale=GUIDANCE, seed=arguments.seed, verbose=0)
     new = new.reshape(10, 12, *train.shape[1:])
 
     rows, columns = codes[0].shape[1:]

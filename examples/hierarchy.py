@@ -115,7 +115,9 @@ def main() -> None:
     print(f"{sequences.shape[1]} codes, {nats * sequences.shape[1] / math.log(2):.0f} bits an image by the prior")
 
     def draw(classes: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
-        drawn = prior.generate(len(classes), classes, guidance=GUIDANCE, prefix=prefix, seed=arguments.seed, verbose=0)
+        drawn = prior.generate(
+            len(classes), classes, guidance_scale=GUIDANCE, prefix=prefix, seed=arguments.seed, verbose=0
+        )
         return decoder.predict(sequence.split(drawn), verbose=0)
 
     classes, redrawn = np.repeat(np.arange(10), 12), np.repeat(np.arange(6), 12)

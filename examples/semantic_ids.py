@@ -91,7 +91,7 @@ def main() -> None:
     layer.adapt(np.asarray(items[sample], "float32"))
 
     indices, numbers = encode(layer, items)
-    ids = keras_vqvae.append_digit(indices)
+    ids = keras_vqvae.append_collision_index(indices)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     with open(arguments.output_dir / "ids.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -101,7 +101,7 @@ def main() -> None:
     print(f"{len(ids)} items, {arguments.levels} x {codes} codes")
     if len(ids) < len(items):
         print(f"left out, because they are not finite: {len(items) - len(ids)}")
-    shares = [keras_vqvae.unique_share(columns) for columns in (indices, ids)]
+    shares = [keras_vqvae.unique_fraction(columns) for columns in (indices, ids)]
     print("unique without the digit: {:.1%}, with it: {:.1%}".format(*shares))
     print(f"largest digit: {ids[:, -1].max()}")
     for level, column in enumerate(indices.T, start=1):

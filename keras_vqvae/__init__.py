@@ -31,7 +31,7 @@ from keras_vqvae.ops.clustering import kmeans as kmeans
 from keras_vqvae.ops.codebook import init_codebook as init_codebook
 from keras_vqvae.ops.codebook import lookup as lookup
 from keras_vqvae.ops.codebook import quantize as quantize
-from keras_vqvae.ops.entropy import EntropyRegularizer as EntropyRegularizer
+from keras_vqvae.ops.entropy import AssignmentEntropy as AssignmentEntropy
 from keras_vqvae.ops.estimators import diveq as diveq
 from keras_vqvae.ops.estimators import nsvq as nsvq
 from keras_vqvae.ops.estimators import rotation as rotation
@@ -40,7 +40,7 @@ from keras_vqvae.ops.losses import codebook_loss as codebook_loss
 from keras_vqvae.ops.losses import commitment_loss as commitment_loss
 from keras_vqvae.ops.losses import loss as loss
 from keras_vqvae.ops.search import nearest_code as nearest_code
-from keras_vqvae.semantic_ids import append_digit as append_digit
-from keras_vqvae.semantic_ids import unique_share as unique_share
+from keras_vqvae.semantic_ids import append_collision_index as append_collision_index
+from keras_vqvae.semantic_ids import unique_fraction as unique_fraction
 
 __version__ = "0.2.0"

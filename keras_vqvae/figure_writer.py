@@ -35,7 +35,7 @@ class FigureWriter(keras.callbacks.Callback):
     Args:
         directory: Where to write `{name}_{epoch}.png`, epochs from 1, and TensorBoard's files.
         figures: Functions by the names of their figures. Each takes the model and returns a matplotlib figure.
-        every: Epochs between two writings. Defaults to `1`.
+        every_n_epochs: Write the figures every `every_n_epochs` epochs. Defaults to `1`.
         dpi: Of the files. Defaults to `100`.
 
     Raises:
@@ -56,14 +56,18 @@ class FigureWriter(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, directory: str | pathlib.Path, figures: dict[str, Callable[[Any], Any]], every: int = 1, dpi: int = 100
+        self,
+        directory: str | pathlib.Path,
+        figures: dict[str, Callable[[Any], Any]],
+        every_n_epochs: int = 1,
+        dpi: int = 100,
     ):
         super().__init__()
         if not isinstance(figures, dict) or not all(map(callable, figures.values())):
             raise ValueError(f"`figures` must be functions by name. Received: figures={figures!r}")
         self.directory = pathlib.Path(directory)
         self.figures = figures
-        self.every = validation.positive_int("every", every)
+        self.every_n_epochs = validation.positive_int("every_n_epochs", every_n_epochs)
         self.dpi = validation.positive_int("dpi", dpi)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -75,7 +79,7 @@ class FigureWriter(keras.callbacks.Callback):
             self._events = EventFileWriter(str(self.directory))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if (epoch + 1) % self.every:
+        if (epoch + 1) % self.every_n_epochs:
             return
         # On JAX asking for it brings the weights up to date.
         model = self.model

@@ -25,7 +25,7 @@ def _sorted_codes(indices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return codes, order, differs
 
 
-def append_digit(indices: Tensor) -> np.ndarray:
+def append_collision_index(indices: Tensor) -> np.ndarray:
     """Appends the digit that tells items of equal codes apart: 0 for the first of them, 1 for the second, and so on.
 
     Args:
@@ -39,7 +39,7 @@ def append_digit(indices: Tensor) -> np.ndarray:
 
     Example:
 
-    >>> append_digit([[3, 1], [3, 2], [3, 1]]).tolist()
+    >>> append_collision_index([[3, 1], [3, 2], [3, 1]]).tolist()
     [[3, 1, 0], [3, 2, 0], [3, 1, 1]]
 
     Reference:
@@ -54,7 +54,7 @@ def append_digit(indices: Tensor) -> np.ndarray:
     return np.concatenate([codes.astype("int32"), digits[:, None]], axis=1)
 
 
-def unique_share(indices: Tensor) -> float:
+def unique_fraction(indices: Tensor) -> float:
     """How many different codes there are for each item: 1 if no two items have the same, `1 / N` if all have.
 
     Args:
@@ -68,7 +68,7 @@ def unique_share(indices: Tensor) -> float:
 
     Example:
 
-    >>> unique_share([[3, 1], [3, 2], [3, 1], [3, 1]])
+    >>> unique_fraction([[3, 1], [3, 2], [3, 1], [3, 1]])
     0.5
     """
     differs = _sorted_codes(indices)[2]

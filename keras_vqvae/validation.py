@@ -85,7 +85,7 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
-def share(name: str, value: object) -> float:
+def fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` from 0 to 1."""
     if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")

@@ -67,7 +67,7 @@ def vector(rng: np.random.Generator) -> tuple[type, dict]:
         "seed": rng.integers(100).item(),
     }
     if rng.random() < 0.2:
-        keywords["assignment_regularizer"] = keras_vqvae.EntropyRegularizer()
+        keywords["assignment_regularizer"] = keras_vqvae.AssignmentEntropy()
     return keras_vqvae.VectorQuantizer, keywords
 
 
@@ -89,7 +89,7 @@ def digits(rng: np.random.Generator, dim: int) -> tuple[type, dict]:
         keywords = {"levels": (8, 5, 2, 3)[:dim], "symmetric": rng.random() < 0.5, "noise": rng.choice([0, 0.5]).item()}
         return keras_vqvae.FiniteScalarQuantizer, keywords | {"seed": 1}
     kind = keras_vqvae.LookupFreeQuantizer if rng.random() < 0.5 else keras_vqvae.BinarySphericalQuantizer
-    return kind, {"num_bits": dim, "entropy_weight": rng.choice([0, 0.1]).item(), "inverse_temperature": 10.0}
+    return kind, {"num_bits": dim, "entropy_weight": rng.choice([0, 0.1]).item(), "temperature": 0.1}
 
 
 def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, dict]:
@@ -101,7 +101,7 @@ def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, 
         inner = made(*layer_of(rng, dim, depth - 1))
         shared, dropout = rng.random() < 0.3 and not inner.has_fixed_codes, rng.random() < 0.3
         stages = rng.choice([1, 3]).item() if inner.refines else 1
-        keywords = {"num_quantizers": stages, "shared": shared, "dropout": dropout, "seed": 1}
+        keywords = {"num_quantizers": stages, "shared_codebook": shared, "quantizer_dropout": dropout, "seed": 1}
         return keras_vqvae.ResidualQuantizer, {"quantizer": inner, **keywords}
     if kind == "grouped":
         groups = rng.choice([n for n in (1, 2, 4) if dim % n == 0]).item()

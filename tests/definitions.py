@@ -135,7 +135,7 @@ def drops(layer: keras.Layer) -> bool:
     if isinstance(layer, keras_vqvae.ProjectedQuantizer):
         return drops(layer.quantizer)
     stages = getattr(layer, "quantizers", ())
-    drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "dropout", False)
+    drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "quantizer_dropout", False)
     # What a draw leaves is drawn.
     drawn = drawn or (not isinstance(layer, keras_vqvae.GroupedQuantizer) and any(map(draws, stages)))
     return bool(drawn) or any(map(drops, stages))

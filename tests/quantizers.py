@@ -33,7 +33,7 @@ QUANTIZERS = {
     "ibq": lambda **keywords: keras_vqvae.IndexBackpropagationQuantizer(16, seed=7, **keywords),
     "gumbel": lambda **keywords: keras_vqvae.GumbelQuantizer(16, seed=7, **keywords),
     "residual": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, **keywords),
-    "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, shared=True, **keywords),
+    "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, shared_codebook=True, **keywords),
     "residual_fsq": lambda **keywords: keras_vqvae.ResidualQuantizer(scalar(), 3, **keywords),
     "grouped": lambda **keywords: keras_vqvae.GroupedQuantizer(vector(), 2, **keywords),
     "grouped_residual": lambda **keywords: keras_vqvae.GroupedQuantizer(

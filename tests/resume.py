@@ -32,7 +32,7 @@ def make_model() -> keras.Model:
     quantizers = [
         keras_vqvae.VectorQuantizer(64, ema_decay=0.9),
         keras_vqvae.VectorQuantizer(64, estimator="nsvq"),
-        keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, ema_decay=0.9), 3, dropout=0.5),
+        keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, ema_decay=0.9), 3, quantizer_dropout=0.5),
         keras_vqvae.FiniteScalarQuantizer((5, 4, 3, 2), noise=0.5),
         keras_vqvae.GumbelQuantizer(16),
     ]

@@ -171,7 +171,7 @@ def test_codes_of_any_codebook_are_searched(inner):
 
 
 def test_the_beam_is_saved_and_works_in_groups():
-    inner = residual(3, dropout=0.5, shared=True)
+    inner = residual(3, quantizer_dropout=0.5, shared_codebook=True)
     layer = built(keras_vqvae.GroupedQuantizer(inner, 2), 8)
     again = keras_vqvae.GroupedQuantizer.from_config(layer.get_config())
     assert again.quantizers[0].beam_width == 3

@@ -132,8 +132,8 @@ def test_groups_within_levels_are_levels_within_groups():
 
 @pytest.mark.parametrize("make", [lambda: fsq((5, 4)), lambda: keras_vqvae.GroupedQuantizer(fsq((5,)), 2)])
 def test_levels_of_bounded_codes_cannot_be_shared(make):
-    with pytest.raises(ValueError, match="shared.*Received: shared=True"):
-        keras_vqvae.ResidualQuantizer(make(), 2, shared=True)
+    with pytest.raises(ValueError, match="shared_codebook.*Received: shared_codebook=True"):
+        keras_vqvae.ResidualQuantizer(make(), 2, shared_codebook=True)
 
 
 @pytest.mark.parametrize("make", [lambda: fsq((8, 5)), lambda: keras_vqvae.LookupFreeQuantizer(2)])

@@ -107,7 +107,7 @@ def test_adapt_is_that_k_means(x):
 
 
 def test_a_regularizer_of_assignments_gets_directions(x):
-    regularizer = keras_vqvae.EntropyRegularizer(temperature=0.5)
+    regularizer = keras_vqvae.AssignmentEntropy(temperature=0.5)
     layer, codebook = direction(assignment_regularizer=regularizer)
     directions = (ops.convert_to_tensor(unit(each), dtype="float32") for each in (x, codebook))
     expected = regularizer(*directions, ops.ones(len(x), "bool"))
@@ -148,7 +148,7 @@ def cosine():
 
 RESIDUALS = {
     "residual": lambda: keras_vqvae.ResidualQuantizer(cosine(), 2),
-    "shared": lambda: keras_vqvae.ResidualQuantizer(cosine(), 2, shared=True),
+    "shared": lambda: keras_vqvae.ResidualQuantizer(cosine(), 2, shared_codebook=True),
     "sim": lambda: keras_vqvae.ResidualQuantizer(keras_vqvae.SimVectorQuantizer(8, distance="cosine"), 2),
     "of groups": lambda: keras_vqvae.ResidualQuantizer(keras_vqvae.GroupedQuantizer(cosine(), 2), 2),
     "of residuals": lambda: keras_vqvae.ResidualQuantizer(keras_vqvae.ResidualQuantizer(cosine(), 1), 2),

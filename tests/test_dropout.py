@@ -18,7 +18,7 @@ def vector(**keywords):
 def test_dropout_draws_a_number_a_sample(rng, wrapper):
     x = rng.normal(size=(200, 5, 4)).astype("float32")
     inner = vector(dead_code_threshold=0)
-    layer, again = (built(wrapper(inner, 4, dropout=True, seed=3)) for _ in range(2))
+    layer, again = (built(wrapper(inner, 4, quantizer_dropout=1.0, seed=3)) for _ in range(2))
     quantized, indices = (numpy(part) for part in layer(x, training=True, return_indices=True))
     used = indices >= 0
     numbers = used.sum(-1)
@@ -42,17 +42,17 @@ def test_dropout_draws_a_number_a_sample(rng, wrapper):
 def test_dropout_of_a_share_leaves_the_other_samples_whole(rng, wrapper):
     x = rng.normal(size=(2000, 1, 4)).astype("float32")
     levels = (4, 4, 4, 4) if wrapper is keras_vqvae.ResidualQuantizer else (4,)
-    layer = built(wrapper(keras_vqvae.FiniteScalarQuantizer(levels), 4, dropout=0.5, seed=3))
+    layer = built(wrapper(keras_vqvae.FiniteScalarQuantizer(levels), 4, quantizer_dropout=0.5, seed=3))
     used = (numpy(layer(x, training=True, return_indices=True)[1]) >= 0).sum(-1)
     # Half of them are drawn, and a quarter of those for all four.
     np.testing.assert_allclose(np.bincount(used[:, 0], minlength=5)[1:] / 2000, [1 / 8, 1 / 8, 1 / 8, 5 / 8], atol=0.04)
-    assert type(layer).from_config(layer.get_config()).dropout == 0.5
+    assert type(layer).from_config(layer.get_config()).quantizer_dropout == 0.5
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_batch_of_one_sample(rng, wrapper):
     """At the end of an epoch; compiled for any batch size, where the backend does so."""
-    layer = wrapper(vector(), 2, dropout=True, seed=3)
+    layer = wrapper(vector(), 2, quantizer_dropout=1.0, seed=3)
     model = compiled(keras.Sequential([keras.Input((5, 4)), layer]), "sgd", "mse")
     x = rng.normal(size=(3, 5, 4)).astype("float32")
     model.fit(x, x, batch_size=2, shuffle=False, verbose=0)
@@ -65,5 +65,5 @@ def test_a_batch_of_one_sample(rng, wrapper):
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, np.nan, "a", None])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_dropout_is_a_share(wrapper, wrong):
-    with pytest.raises(ValueError, match="dropout.*Received: dropout="):
-        wrapper(vector(), 2, dropout=wrong)
+    with pytest.raises(ValueError, match="quantizer_dropout.*Received: quantizer_dropout="):
+        wrapper(vector(), 2, quantizer_dropout=wrong)

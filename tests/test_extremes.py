@@ -39,7 +39,7 @@ def test_indices_that_are_no_array_are_named(wrong):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda wrong: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 2, shared=wrong),
+        lambda wrong: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 2, shared_codebook=wrong),
         lambda wrong: keras_vqvae.FiniteScalarQuantizer((4, 4), symmetric=wrong),
     ],
 )
@@ -70,11 +70,11 @@ def test_rotation_of_the_shortest_vectors_gives_their_codes():
 def test_directions_and_their_gradients_at_every_size(size):
     x = draw(5, 4)
     expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
-    unit, norm = geometry.unit(ops.convert_to_tensor(x * np.float32(size)))
+    unit, norm = geometry.normalize_with_norm(ops.convert_to_tensor(x * np.float32(size)))
     np.testing.assert_allclose(numpy(unit), expected, rtol=1e-5)
     np.testing.assert_allclose(numpy(norm)[:, 0] / size, np.linalg.norm(x, axis=-1), rtol=1e-5)
     # `(I - u u') / |x|`, times 1.
-    (found,) = gradients(lambda x: ops.sum(geometry.unit(x)[0]), x * np.float32(size))
+    (found,) = gradients(lambda x: ops.sum(geometry.normalize_with_norm(x)[0]), x * np.float32(size))
     gradient = (1 - expected * expected.sum(-1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
     np.testing.assert_allclose(found * size, gradient, rtol=1e-3, atol=1e-5)
 

@@ -56,7 +56,7 @@ def test_index_backpropagation_is_the_papers(x, rng):
 
 def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
     """Beside its other losses, of those vectors alone that count."""
-    layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, 4, 0.3, 0.5, 2.0, seed=1))
+    layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, 4, 0.3, 0.5, temperature=0.5, seed=1))
     mask = np.arange(len(x)) % 3 > 0
     layer(x, mask=mask, training=True)
     p = softmax(2 * x[mask].astype("float64") @ numpy(layer.codebook).T)
@@ -131,7 +131,7 @@ def test_a_schedule_sets_temperatures_wherever_they_are(x):
         "noise": (lambda: keras_vqvae.FiniteScalarQuantizer(noise=1.5), "Received: noise=1.5"),
         "bits": (lambda: keras_vqvae.LookupFreeQuantizer(0), "Received: num_bits=0"),
         "many bits": (lambda: keras_vqvae.BinarySphericalQuantizer(31), "Received: num_bits=31"),
-        "cold": (lambda: keras_vqvae.LookupFreeQuantizer(3, inverse_temperature=0), "Received: inverse_temperature=0"),
+        "cold": (lambda: keras_vqvae.LookupFreeQuantizer(3, temperature=0), "Received: temperature=0"),
         "temperature": (lambda: keras_vqvae.GumbelQuantizer(4, temperature=0), "Received: temperature=0"),
         "ibq": (lambda: keras_vqvae.IndexBackpropagationQuantizer(4, entropy_weight=-1), "Received: entropy_weight=-1"),
         "kl": (lambda: keras_vqvae.GumbelQuantizer(4, kl_weight=-1), "Received: kl_weight=-1"),

@@ -22,7 +22,7 @@ def test_figures_are_written_every_so_many_epochs(tmp_path):
         seen.append(numpy(model.layers[0].kernel).copy())
         return Figure(figsize=(2, 1))
 
-    writer = keras_vqvae.FigureWriter(tmp_path / "new" / "folder", {"weights": weights}, every=2, dpi=50)
+    writer = keras_vqvae.FigureWriter(tmp_path / "new" / "folder", {"weights": weights}, every_n_epochs=2, dpi=50)
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=4, callbacks=[writer], verbose=0)
     files = sorted(path for path in (tmp_path / "new" / "folder").glob("*.png"))
     assert [path.name for path in files] == ["weights_0002.png", "weights_0004.png"]
@@ -42,5 +42,5 @@ def test_figures_are_written_every_so_many_epochs(tmp_path):
 def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=re.escape("Received: figures=['use']")):
         keras_vqvae.FigureWriter(tmp_path, ["use"])
-    with pytest.raises(ValueError, match="Received: every=0"):
-        keras_vqvae.FigureWriter(tmp_path, {}, every=0)
+    with pytest.raises(ValueError, match="Received: every_n_epochs=0"):
+        keras_vqvae.FigureWriter(tmp_path, {}, every_n_epochs=0)

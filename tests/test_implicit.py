@@ -109,7 +109,7 @@ def all_bits(num_bits, size=1.0):
 @pytest.mark.parametrize("spherical", [False, True])
 def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
     kind = keras_vqvae.BinarySphericalQuantizer if spherical else keras_vqvae.LookupFreeQuantizer
-    layer = built(kind(4, commitment_weight=0.5, entropy_weight=0.3, diversity_weight=0.7, inverse_temperature=0.6))
+    layer = built(kind(4, commitment_weight=0.5, entropy_weight=0.3, diversity_weight=0.7, temperature=1 / 0.6))
     z = x.astype("float64") / (np.linalg.norm(x, axis=-1, keepdims=True) if spherical else 1)
     codes = all_bits(4, 0.5 if spherical else 1.0)
     np.testing.assert_allclose(numpy(layer.codebook), codes, rtol=1e-6)
@@ -132,7 +132,7 @@ def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
 @pytest.mark.parametrize("num_bits", [1, 5])
 def test_the_entropy_of_lookup_free_codes_has_the_gradient_of_the_listed_one(rng, num_bits):
     z = (0.3 * rng.normal(size=(20, num_bits))).astype("float32")
-    layer = built(keras_vqvae.LookupFreeQuantizer(num_bits, commitment_weight=0, inverse_temperature=1.0), num_bits)
+    layer = built(keras_vqvae.LookupFreeQuantizer(num_bits, commitment_weight=0, temperature=1.0), num_bits)
     codes = ops.convert_to_tensor(all_bits(num_bits), dtype="float32")
 
     def listed(z):

@@ -157,7 +157,7 @@ def test_the_gradient_is_copied_and_trains_the_convolution():
 )
 def test_any_quantizer_of_vectors_fits(inner):
     shared = not isinstance(inner(), keras_vqvae.ProjectedQuantizer)
-    layer, x = multi_scale(inner=inner(), shared=shared), draw(2, 4, 4, 4)
+    layer, x = multi_scale(inner=inner(), shared_codebook=shared), draw(2, 4, 4, 4)
     layer(x, training=True)
     quantized, indices = layer(x, return_indices=True)
     assert tuple(indices.shape) == (2, 21, *layer.index_shape)
@@ -168,7 +168,7 @@ def test_any_quantizer_of_vectors_fits(inner):
 
 
 def test_all_cells_of_a_sample_use_as_many_levels():
-    layer = multi_scale(inner=keras_vqvae.ResidualQuantizer(vector(), 3, dropout=True, seed=1))
+    layer = multi_scale(inner=keras_vqvae.ResidualQuantizer(vector(), 3, quantizer_dropout=1.0, seed=1))
     # As many samples at a time as elsewhere here, for which JAX has compiled.
     batches = np.split(draw(20, 4, 4, 4), 10)
     indices = np.concatenate([numpy(layer(batch, training=True, return_indices=True)[1]) for batch in batches])
@@ -218,7 +218,7 @@ def test_a_collapsed_scale_is_visible(shared):
     """The mean of each sample is 0, so all samples have one code of the first scale in common."""
     z = draw(64, 4, 4)
     z -= z.mean(1, keepdims=True)
-    quantizer = keras_vqvae.MultiScaleQuantizer(vector(16, dead_code_threshold=0), (1, 4), shared=shared)
+    quantizer = keras_vqvae.MultiScaleQuantizer(vector(16, dead_code_threshold=0), (1, 4), shared_codebook=shared)
     encoder = keras.Sequential([keras.Input((4, 4)), keras.layers.Identity()])
     model = keras_vqvae.VQVAE(encoder, quantizer, keras.layers.Identity())
     model.compile("sgd")
@@ -273,7 +273,7 @@ def test_other_grids_and_indices_than_it_was_built_for_are_refused():
     with pytest.raises(ValueError, match="indices.*Received"):
         layer.decode(np.zeros((2, 20), "int32"))
     with pytest.raises(ValueError, match="adapt.*Received"):
-        multi_scale(shared=True).adapt(draw(2, 4, 4, 4))
+        multi_scale(shared_codebook=True).adapt(draw(2, 4, 4, 4))
 
 
 @pytest.mark.parametrize(

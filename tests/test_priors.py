@@ -16,7 +16,7 @@ from keras_vqvae.models import sampling
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 K, SHAPE, CLASSES = 5, (2, 2, 3), 3
 LENGTH = math.prod(SHAPE)
-ALL_OPTIONS = {"guidance": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}
+ALL_OPTIONS = {"guidance_scale": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0.9}
 
 
 def small(kind, **keywords):
@@ -153,7 +153,7 @@ def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
 def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
     prior = autoregressive if index_shape else small("autoregressive", index_shape=())
-    guidance, restrictions = options.get("guidance"), {k: v for k, v in options.items() if k != "guidance"}
+    guidance, restrictions = options.get("guidance_scale"), {k: v for k, v in options.items() if k != "guidance_scale"}
     given = codes[:, :1].reshape(7, -1)
     expected = np.zeros((7, LENGTH), "int32")
     uniforms = uniforms_of(3, 7, LENGTH)
@@ -320,7 +320,7 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"top_k": 6}, "top_k=6"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.1}, "top_p=1.1"),
-        ({"guidance": -1}, "guidance=-1"),
+        ({"guidance_scale": -1}, "guidance_scale=-1"),
         ({"prefix": np.zeros((4, 3, 2, 3), int)}, "prefix of shape (4, 3, 2, 3)"),
         ({"prefix": np.zeros((3, 1, 2, 3), int)}, "prefix of shape (3, 1, 2, 3)"),
         ({"prefix": np.full((4, 1, 2, 3), 5)}, "prefix with [5]"),
@@ -356,8 +356,8 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
     classless = PRIORS[kind](K, SHAPE, num_layers=1, num_heads=1, hidden_dim=4)
     with pytest.raises(ValueError, match="num_classes=None"):
         classless(((codes), labels))
-    with pytest.raises(ValueError, match="Received: guidance=2"):
-        classless.generate(1, guidance=2)
+    with pytest.raises(ValueError, match="Received: guidance_scale=2"):
+        classless.generate(1, guidance_scale=2)
 
 
 def test_samples_are_decoded_draws(kind, codes):

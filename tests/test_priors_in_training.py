@@ -285,8 +285,8 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
     for data in ({"x": np.full_like(codes, K)}, {"x": codes, "validation_data": (np.full_like(codes, K), None)}):
         with pytest.raises(ValueError, match=r"Received: codes with \[5\]"):
             prior.fit(**data, verbose=0)
-    with pytest.raises(ValueError, match="Received: guidance=2.0, labels=None"):
-        with_classes.generate(2, guidance=2.0)
+    with pytest.raises(ValueError, match="Received: guidance_scale=2.0, labels=None"):
+        with_classes.generate(2, guidance_scale=2.0)
     name = "num_steps" if kind == "autoregressive" else "beam_width"
     with pytest.raises(ValueError, match=f"has no argument `{name}`. Received: {name}=3"):
         prior.generate(2, **{name: 3})

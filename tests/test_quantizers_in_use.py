@@ -21,7 +21,7 @@ def around(quantizer):
 
 
 def with_regularizer():
-    return keras_vqvae.VectorQuantizer(16, assignment_regularizer=keras_vqvae.EntropyRegularizer(), seed=7)
+    return keras_vqvae.VectorQuantizer(16, assignment_regularizer=keras_vqvae.AssignmentEntropy(), seed=7)
 
 
 SCORED = {name: EVERY[name] for name in ("optimizer", "lfq", "ibq", "grouped_residual")} | {"entropy": with_regularizer}

@@ -28,7 +28,7 @@ def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, bloc
     monkeypatch.setattr(backend, "BLOCK_SCORES", block_scores)
     z, e = rng.normal(size=(19, 3)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
     kept = rng.random(19) < 0.7
-    regularizer = keras_vqvae.EntropyRegularizer(0.2, 0.7, 0.3)
+    regularizer = keras_vqvae.AssignmentEntropy(0.2, 0.7, 0.3)
 
     def blocked(z, e):
         if inner_product:
@@ -48,7 +48,7 @@ def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, bloc
 
 def test_it_is_exact_far_from_the_origin(rng):
     z, e = rng.integers(-8, 9, size=(19, 3)) / 8, rng.integers(-8, 9, size=(8, 3)) / 8
-    regularizer = keras_vqvae.EntropyRegularizer(1.0, 0.7, 0.3)
+    regularizer = keras_vqvae.AssignmentEntropy(1.0, 0.7, 0.3)
 
     def loss(z, e):
         return regularizer(z, e, ops.ones((19,), dtype="bool"))
@@ -66,7 +66,7 @@ def test_it_spreads_vectors_over_the_codes(rng):
     x = (0.1 * rng.normal(size=(64, 2))).astype("float32")
 
     def used(weight):
-        regularizer = keras_vqvae.EntropyRegularizer(weight, diversity_weight=2.0, temperature=1.0)
+        regularizer = keras_vqvae.AssignmentEntropy(weight, diversity_weight=2.0, temperature=1.0)
         start = np.concatenate([np.zeros((1, 2)), 1 + rng.random(size=(15, 2))])
         layer = keras_vqvae.VectorQuantizer(
             16,
@@ -108,7 +108,7 @@ def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rn
 
 
 def test_the_config_comes_back_within_the_layers():
-    layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.EntropyRegularizer(0.3, 0.2, 0.1))
+    layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.AssignmentEntropy(0.3, 0.2, 0.1))
     # Numbers and names alone.
     config = json.loads(json.dumps(layer.get_config()))
     again = keras_vqvae.VectorQuantizer.from_config(config)
@@ -118,4 +118,4 @@ def test_the_config_comes_back_within_the_layers():
 @pytest.mark.parametrize(("name", "value"), [("weight", -1), ("diversity_weight", None), ("temperature", 0)])
 def test_wrong_arguments_are_named(name, value):
     with pytest.raises(ValueError, match=f"Received: {name}={value}"):
-        keras_vqvae.EntropyRegularizer(**{name: value})
+        keras_vqvae.AssignmentEntropy(**{name: value})

@@ -25,14 +25,14 @@ def test_the_digit_counts_the_earlier_items_of_the_same_codes(rows, dtype):
         expected.append([*row, seen[row]])
         seen[row] += 1
     given_codes = ops.convert_to_tensor(codes) if dtype == "tensor" else codes.astype(dtype)
-    found = keras_vqvae.append_digit(given_codes)
+    found = keras_vqvae.append_collision_index(given_codes)
     assert found.dtype == "int32"
     assert found.tolist() == expected
-    assert keras_vqvae.unique_share(given_codes) == (len(seen) / len(rows) if rows else 0)
-    assert keras_vqvae.unique_share(found) == (1 if rows else 0)
+    assert keras_vqvae.unique_fraction(given_codes) == (len(seen) / len(rows) if rows else 0)
+    assert keras_vqvae.unique_fraction(found) == (1 if rows else 0)
 
 
-@pytest.mark.parametrize("function", [keras_vqvae.append_digit, keras_vqvae.unique_share])
+@pytest.mark.parametrize("function", [keras_vqvae.append_collision_index, keras_vqvae.unique_fraction])
 @pytest.mark.parametrize(
     "indices", [np.zeros(3, "int32"), np.zeros((3, 2)), np.zeros((2, 3, 4), "int32"), np.zeros((3, 0), "int32")]
 )

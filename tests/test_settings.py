@@ -32,7 +32,7 @@ VECTOR = {
     "embeddings_initializer": "ones",
     "embeddings_regularizer": keras.regularizers.L2(0.1),
     "embeddings_constraint": keras.constraints.UnitNorm(-1),
-    "assignment_regularizer": keras_vqvae.EntropyRegularizer(),
+    "assignment_regularizer": keras_vqvae.AssignmentEntropy(),
     "seed": 2,
 }
 BITS = {
@@ -40,7 +40,7 @@ BITS = {
     "commitment_weight": 0.5,
     "entropy_weight": 0.3,
     "diversity_weight": 0.5,
-    "inverse_temperature": 1.0,
+    "temperature": 1.0,
 }
 CASES = {
     "optimizer": (keras_vqvae.VectorQuantizer, {"num_embeddings": 8, "seed": 1}, VECTOR),
@@ -55,7 +55,7 @@ CASES = {
         keras_vqvae.IndexBackpropagationQuantizer,
         {"num_embeddings": 8, "seed": 1},
         {name: VECTOR[name] for name in VECTOR if name.startswith(("num", "embed", "seed"))}
-        | {"entropy_weight": 0.5, "diversity_weight": 0.5, "inverse_temperature": 1.0}
+        | {"entropy_weight": 0.5, "diversity_weight": 0.5, "temperature": 1.0}
         | {"distance": "cosine", "estimator": "rotation"},
     ),
     "gumbel": (
@@ -78,13 +78,23 @@ CASES = {
     "bsq": (keras_vqvae.BinarySphericalQuantizer, {"num_bits": DIM}, BITS),
     "residual": (
         keras_vqvae.ResidualQuantizer,
-        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "num_quantizers": 2, "dropout": 0.5, "seed": 1},
-        {"num_quantizers": 3, "shared": True, "dropout": 0.9, "beam_width": 3, "seed": 2},
+        {
+            "quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA),
+            "num_quantizers": 2,
+            "quantizer_dropout": 0.5,
+            "seed": 1,
+        },
+        {"num_quantizers": 3, "shared_codebook": True, "quantizer_dropout": 0.9, "beam_width": 3, "seed": 2},
     ),
     "grouped": (
         keras_vqvae.GroupedQuantizer,
-        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "num_groups": 2, "dropout": 0.5, "seed": 1},
-        {"num_groups": 1, "dropout": 0.9, "seed": 2},
+        {
+            "quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA),
+            "num_groups": 2,
+            "quantizer_dropout": 0.5,
+            "seed": 1,
+        },
+        {"num_groups": 1, "quantizer_dropout": 0.9, "seed": 2},
     ),
     "projected": (
         keras_vqvae.ProjectedQuantizer,
@@ -94,7 +104,7 @@ CASES = {
     "scales": (
         keras_vqvae.MultiScaleQuantizer,
         {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "scales": (1, 3)},
-        {"scales": (1, 2), "shared": True, "convolution": True},
+        {"scales": (1, 2), "shared_codebook": True, "convolution": True},
     ),
 }
 PLACES = {

@@ -36,7 +36,7 @@ def by_hand(layer, x):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_residuals_are_quantized_level_by_level(x, shared):
-    layer = built(keras_vqvae.ResidualQuantizer(vector(), 3, shared=shared))
+    layer = built(keras_vqvae.ResidualQuantizer(vector(), 3, shared_codebook=shared))
     codes, indices, errors = by_hand(layer, x)
     quantized, found = layer(x, training=True, return_indices=True)
     np.testing.assert_array_equal(numpy(found), indices)
@@ -157,7 +157,9 @@ def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_a_shared_codebook_learns_once_a_step_from_all_levels(x, levels):
     """The moving average of one codebook over what all levels saw, by the codebook as it stood before the step."""
-    layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), levels, shared=True))
+    layer = built(
+        keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), levels, shared_codebook=True)
+    )
     shared = layer.quantizers[0]
     expected = oracle.MovingAverage(numpy(shared.codebook), 0.9)
     _, indices, _ = by_hand(layer, x)
@@ -238,7 +240,7 @@ def test_grouped_residual_finite_scalars_are_a_composition(x):
 
 def test_a_model_trains_measures_and_decodes_several_codebooks(x):
     encoder, decoder = keras_vqvae.build(4, embedding_dim=6, encoder_sizes=(8,), decoder_sizes=(8,))
-    quantizer = keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9), 3, dropout=True, seed=1)
+    quantizer = keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9), 3, quantizer_dropout=1.0, seed=1)
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.compile("adam")
     model.adapt(x, verbose=0)
@@ -279,8 +281,8 @@ def test_freezing_a_wrapper_freezes_what_is_in_it(x):
         "no groups": (lambda: keras_vqvae.GroupedQuantizer(vector(), 0), "Received: num_groups=0"),
         "dim": (lambda: keras_vqvae.ProjectedQuantizer(vector(), 0), "Received: dim=0"),
         "shared": (
-            lambda: keras_vqvae.ResidualQuantizer(vector(), 2, shared=True).adapt(np.ones((3, 4))),
-            "Received: shared=True",
+            lambda: keras_vqvae.ResidualQuantizer(vector(), 2, shared_codebook=True).adapt(np.ones((3, 4))),
+            "Received: shared_codebook=True",
         ),
     }.values(),
 )
@@ -320,8 +322,8 @@ def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monke
 
 WRAPPERS = {
     "projected": lambda inner: keras_vqvae.ProjectedQuantizer(inner, 4),
-    "residual": lambda inner: keras_vqvae.ResidualQuantizer(inner, 2, dropout=True),
-    "grouped": lambda inner: keras_vqvae.GroupedQuantizer(inner, 1, dropout=True),
+    "residual": lambda inner: keras_vqvae.ResidualQuantizer(inner, 2, quantizer_dropout=1.0),
+    "grouped": lambda inner: keras_vqvae.GroupedQuantizer(inner, 1, quantizer_dropout=1.0),
 }
 SCALES = {"scales": lambda inner: keras_vqvae.MultiScaleQuantizer(inner, (1, 3))}
 

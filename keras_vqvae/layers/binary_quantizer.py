@@ -15,7 +15,7 @@ class BinaryQuantizer(ImplicitQuantizer):
     """Base class of the quantizers that keep the sign of each axis: each is a bit of the index.
 
     The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector sure of its code and
-    all codes equally used; `p` are softmax assignments by squared distance times `inverse_temperature`. Given a
+    all codes equally used; `p` are softmax assignments by squared distance divided by `temperature`. Given a
     vector, the bits are independent under `p`, so that its entropy is the sum of theirs. A subclass defines how it
     takes the entropy of the mean, in `mean_entropy`.
 
@@ -30,7 +30,7 @@ class BinaryQuantizer(ImplicitQuantizer):
         commitment_weight: float = 0.25,
         entropy_weight: float = 0.1,
         diversity_weight: float = 1.0,
-        inverse_temperature: float = 100.0,
+        temperature: float = 0.01,
         **kwargs: Any,
     ):
         self.num_bits = validation.positive_int("num_bits", num_bits)
@@ -40,7 +40,7 @@ class BinaryQuantizer(ImplicitQuantizer):
         self.commitment_weight = validation.non_negative("commitment_weight", commitment_weight)
         self.entropy_weight = validation.non_negative("entropy_weight", entropy_weight)
         self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
-        self.inverse_temperature = validation.positive("inverse_temperature", inverse_temperature)
+        self.temperature = validation.positive("temperature", temperature)
         self._code_scale = 1.0
         """Size of the codes relative to those of the first stage of a residual."""
 
@@ -69,7 +69,7 @@ class BinaryQuantizer(ImplicitQuantizer):
             added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, valid))
         if self.entropy_weight:
             # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`.
-            scale = 4 * self.inverse_temperature * self.code_size
+            scale = 4 * self.code_size / self.temperature
             log_odds = scale * backend.masked(vectors, valid)
             shares = ops.cast(valid, "float32")
             shares = ops.expand_dims(shares / backend.at_least(ops.sum(shares), 1.0), -1)
@@ -89,5 +89,5 @@ class BinaryQuantizer(ImplicitQuantizer):
             "commitment_weight": self.commitment_weight,
             "entropy_weight": self.entropy_weight,
             "diversity_weight": self.diversity_weight,
-            "inverse_temperature": self.inverse_temperature,
+            "temperature": self.temperature,
         }

@@ -39,7 +39,7 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         return self.num_bits**-0.5
 
     def bound(self, vectors: Tensor) -> Tensor:
-        return geometry.unit(vectors)[0]
+        return geometry.normalize_with_norm(vectors)[0]
 
     def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
         ones, zeros = (ops.sum(shares * ops.sigmoid(sign * log_odds), axis=0) for sign in (1.0, -1.0))

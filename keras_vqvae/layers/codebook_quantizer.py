@@ -103,7 +103,7 @@ class CodebookQuantizer(Quantizer):
         if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
             raise ValueError(
                 "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
-                "and which vectors are valid, such as `EntropyRegularizer`, is an `assignment_regularizer` of "
+                "and which vectors are valid, such as `AssignmentEntropy`, is an `assignment_regularizer` of "
                 f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
         self._constraint = self.embeddings_constraint
@@ -188,12 +188,12 @@ class CodebookQuantizer(Quantizer):
         return not own and self.estimator is estimators.straight_through and self.distance != "cosine"
 
     def project(self, vectors: Tensor) -> Tensor:
-        return geometry.unit(vectors)[0] if self.distance == "cosine" else vectors
+        return geometry.normalize_with_norm(vectors)[0] if self.distance == "cosine" else vectors
 
     def compared(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what `distance` compares, `[N, D]` and `[K, D]`, given vectors and codebook."""
         if self.distance == "direction":
-            return geometry.unit(vectors)[0], geometry.unit(codes)[0]
+            return geometry.normalize_with_norm(vectors)[0], geometry.normalize_with_norm(codes)[0]
         return vectors, codes
 
     def search(self, vectors: Tensor, codes: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     ):
         super().__init__(levels, most_significant_first=False, **kwargs)
         self.symmetric = validation.boolean("symmetric", symmetric)
-        self.noise = validation.share("noise", noise)
+        self.noise = validation.fraction("noise", noise)
         self.seed = validation.seed(seed)
         # Tuples, because `torch.compile` does not take arrays of NumPy's.
         steps = np.array(self.levels, "float64")

@@ -23,11 +23,11 @@ class GroupedQuantizer(Quantizer):
     Its losses are the means of those of the groups.
 
     Args:
-        quantizer: The quantizer of a group, not built: the groups have copies of it, each with a seed of its own.
+        quantizer: The quantizer of a group, not built. The groups have copies of it, each with a seed of its own.
         num_groups: Number of groups, `G`, which must divide the input's last axis.
-        dropout: Share of the samples, from 0 to 1, that use a random number of groups in training, from 1 to all, so
-            that the first of them will do. The others are 0, their indices -1. `True` is 1. Defaults to `False`, none.
-        seed: Integer seed of the dropout. Defaults to `None`, a random one.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training: a random
+            number of them, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
+        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -60,7 +60,7 @@ class GroupedQuantizer(Quantizer):
         self,
         quantizer: Quantizer,
         num_groups: int,
-        dropout: bool | float = False,
+        quantizer_dropout: float = 0.0,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -70,7 +70,7 @@ class GroupedQuantizer(Quantizer):
         self.quantizers = wrappers.copies(self, self.num_groups)
         self.num_embeddings = self.quantizers[0].num_embeddings
         self.index_shape = (self.num_groups, *self.quantizers[0].index_shape)
-        self.dropout = wrappers.dropout_share(dropout)
+        self.quantizer_dropout = validation.fraction("quantizer_dropout", quantizer_dropout)
         self.seed = validation.seed(seed)
         self.has_fixed_codes = self.quantizers[0].has_fixed_codes
         self.refines = self.quantizers[0].refines
@@ -147,6 +147,6 @@ class GroupedQuantizer(Quantizer):
             **super().get_config(),
             "quantizer": serialization.saved(self.template.quantizer),
             "num_groups": self.num_groups,
-            "dropout": self.dropout,
+            "quantizer_dropout": self.quantizer_dropout,
             "seed": self.seed,
         }

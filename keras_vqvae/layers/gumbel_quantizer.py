@@ -68,7 +68,7 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def _scores(self, vectors: Tensor) -> Tensor:
         """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.finite(vectors), self.codebook))
+        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.zero_nonfinite(vectors), self.codebook))
         return 2 * backend.matmul(vectors, ops.transpose(embeddings))
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:

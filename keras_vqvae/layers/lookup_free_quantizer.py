@@ -25,7 +25,7 @@ class LookupFreeQuantizer(BinaryQuantizer):
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
         entropy_weight: Weight of the entropy loss, at least 0. Defaults to `0.1`.
         diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0. Defaults to `1.0`.
-        inverse_temperature: Of the assignments, above 0. Defaults to `100.0`.
+        temperature: Temperature of the soft assignments, above 0. Defaults to `0.01`.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:

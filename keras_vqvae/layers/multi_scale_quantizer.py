@@ -35,7 +35,7 @@ class MultiScaleQuantizer(Quantizer):
         quantizer: The quantizer of a scale, not built: the scales have copies of it, each with a seed of its own.
         scales: The sizes of the grids, coarse to fine: integers for grids of equal sides, or tuples of one integer an
             axis. The last may be the full grid or a coarser one.
-        shared: Whether all scales have one and the same quantizer, of one codebook. Defaults to `False`.
+        shared_codebook: Whether all scales have one and the same quantizer, of one codebook. Defaults to `False`.
         convolution: Whether a convolution over 3 elements an axis, the same for all scales and 0 at the start, follows
             the interpolation. Defaults to `False`.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
@@ -75,16 +75,16 @@ class MultiScaleQuantizer(Quantizer):
         self,
         quantizer: Quantizer,
         scales: Iterable[int | Iterable[int]],
-        shared: bool = False,
+        shared_codebook: bool = False,
         convolution: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.scales = _check_scales(scales)
-        self.shared = validation.boolean("shared", shared)
+        self.shared_codebook = validation.boolean("shared_codebook", shared_codebook)
         self.convolution = validation.boolean("convolution", convolution)
-        self.quantizers = wrappers.copies(self, len(self.scales), shared)
+        self.quantizers = wrappers.copies(self, len(self.scales), shared_codebook)
         for each in self.quantizers:
             # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
             each.set_stage(0)
@@ -203,8 +203,8 @@ class MultiScaleQuantizer(Quantizer):
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
         """Fills the codebooks scale by scale, each by k-means of what the scales before it left; see `kmeans`."""
-        if self.shared:
-            raise ValueError("`adapt` needs a codebook for each scale. Received: shared=True")
+        if self.shared_codebook:
+            raise ValueError("`adapt` needs a codebook for each scale. Received: shared_codebook=True")
         rest = ops.convert_to_tensor(vectors, dtype="float32")
         if not self.built:
             self.build(tuple(rest.shape))
@@ -218,7 +218,7 @@ class MultiScaleQuantizer(Quantizer):
             **super().get_config(),
             "quantizer": serialization.saved(self.template.quantizer),
             "scales": self.scales,
-            "shared": self.shared,
+            "shared_codebook": self.shared_codebook,
             "convolution": self.convolution,
         }
 

@@ -84,7 +84,7 @@ class ProjectedQuantizer(Quantizer):
         self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
     ) -> Record:
         """Quantizes the vectors in `dim` dimensions."""
-        projected = self.down(geometry.finite(vectors))
+        projected = self.down(geometry.zero_nonfinite(vectors))
         inner = self.quantizer.quantize_vectors(projected, valid, training, batch_size, indices)
         return Record(self, vectors, valid, inner.indices, self.up(inner.codes), training, (inner,))
 

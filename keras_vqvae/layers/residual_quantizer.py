@@ -15,7 +15,7 @@ from keras_vqvae.layers.stage_sum import StageSum
 from keras_vqvae.ops import clustering, search
 from keras_vqvae.types import Tensor
 
-ADAPTED_SUMS = 4
+ADAPT_BEAM_WIDTH = 4
 """With a beam, `adapt` clusters what up to this many of a vector's best sums leave."""
 ADAPTED_ERROR = 2.0
 """Of them, only sums whose squared error is at most this many times that of the best one."""
@@ -25,7 +25,7 @@ ADAPTED_ROUNDS = 5
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class ResidualQuantizer(Quantizer):
-    """Quantizes a vector by a sum of codes, each of which quantizes what those before it left.
+    """Quantizes a vector by a sum of codes, stage by stage: each stage quantizes the residual of those before it.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)` and leaves `r_(i + 1) = r_i - q_i`. The output is the sum of the
     `q_i`, and gradients are those of this formula: projections, soft assignments, rotations and noise inside the stages
@@ -33,18 +33,19 @@ class ResidualQuantizer(Quantizer):
     gets that of the output exactly once, however many stages there are, and each stage's commitment loss, on
     `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
 
-    Codes at fixed places (FSQ, LFQ, BSQ) get finer from level to level: vectors are bounded once, and the levels of an
-    axis divide the width of one of the level before into equal parts, so that the error falls by their square.
+    Quantizers with fixed codes (FSQ, LFQ, BSQ) get finer from stage to stage. Vectors are bounded once, and each stage
+    subdivides the bins of the previous one: an axis with 8 levels gets bins 8 times narrower, so its squared error
+    falls 64-fold per stage.
 
     Args:
-        quantizer: The quantizer of a level, not built: the levels are copies of it, each with a seed of its own.
-        num_quantizers: Number of levels, `Q`.
-        shared: Whether all levels are one and the same quantizer, of one codebook. Defaults to `False`.
-        dropout: Share of the samples, from 0 to 1, that use a random number of levels in training, from 1 to all, so
-            that fewer will do. The indices of the others are -1. `True` is 1. Defaults to `False`, none.
-        beam_width: How many of the best sums go on at each level, in training and inference. With more than 1 the error
-            is less, at that many times the cost of the search. Defaults to `1`: each level takes the nearest code.
-        seed: Integer seed of the dropout. Defaults to `None`, a random one.
+        quantizer: The quantizer of a stage, not built. The stages are copies of it, each with a seed of its own.
+        num_quantizers: Number of stages, `Q`.
+        shared_codebook: Whether all stages are the same quantizer, with one codebook. Defaults to `False`.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training: a random
+            number of them, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
+        beam_width: Beam width of the search, in training and inference. A wider beam lowers the error; the cost of the
+            search grows in proportion. Defaults to `1`: each stage takes the nearest code.
+        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -80,8 +81,8 @@ class ResidualQuantizer(Quantizer):
         self,
         quantizer: Quantizer,
         num_quantizers: int,
-        shared: bool = False,
-        dropout: bool | float = False,
+        shared_codebook: bool = False,
+        quantizer_dropout: float = 0.0,
         beam_width: int = 1,
         seed: int | None = None,
         **kwargs: Any,
@@ -89,19 +90,19 @@ class ResidualQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         self.num_quantizers = validation.positive_int("num_quantizers", num_quantizers, wrappers.MAX_COPIES)
-        self.shared = validation.boolean("shared", shared)
-        self.dropout = wrappers.dropout_share(dropout)
+        self.shared_codebook = validation.boolean("shared_codebook", shared_codebook)
+        self.quantizer_dropout = validation.fraction("quantizer_dropout", quantizer_dropout)
         self.beam_width = validation.positive_int("beam_width", beam_width)
         self.seed = validation.seed(seed)
-        self.quantizers = wrappers.copies(self, self.num_quantizers, shared)
+        self.quantizers = wrappers.copies(self, self.num_quantizers, shared_codebook)
         first = self.quantizers[0]
         self.num_embeddings = first.num_embeddings
         self.index_shape = (self.num_quantizers, *first.index_shape)
         self.has_fixed_codes = first.has_fixed_codes
-        if shared and self.has_fixed_codes:
+        if shared_codebook and self.has_fixed_codes:
             raise ValueError(
-                "`shared` must be False where codes get finer from level to level. "
-                f"Received: shared=True, quantizer={quantizer!r}"
+                "`shared_codebook` must be False for quantizers with fixed codes, which get finer from stage to stage. "
+                f"Received: shared_codebook=True, quantizer={quantizer!r}"
             )
         if self.beam_width > 1 and not first.supports_beam_search:
             raise ValueError(
@@ -176,8 +177,8 @@ class ResidualQuantizer(Quantizer):
         stages are refined in turn: the codes of one move to the means of what the others leave, along the sums that the
         beam finds.
         """
-        if self.shared:
-            raise ValueError("`adapt` needs a codebook for each level. Received: shared=True")
+        if self.shared_codebook:
+            raise ValueError("`adapt` needs a codebook for each stage. Received: shared_codebook=True")
         vectors = ops.convert_to_numpy(vectors)
         # A copy, which may be changed.
         vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32")
@@ -208,7 +209,7 @@ class ResidualQuantizer(Quantizer):
         much: of clusters, the second best sum is a code of another cluster, which no vector will use.
         """
         # `[n, S, depth]`
-        indices = ops.stack(self._search(backend.spread_rows(vectors), depth), axis=-1)[:, :ADAPTED_SUMS]
+        indices = ops.stack(self._search(backend.spread_rows(vectors), depth), axis=-1)[:, :ADAPT_BEAM_WIDTH]
         sums = ops.convert_to_numpy(self.lookup(ops.reshape(indices, (-1, depth))))
         rests = vectors[:, None] - sums.reshape(len(vectors), -1, vectors.shape[-1])
         errors = np.einsum("nsd,nsd->ns", rests, rests)
@@ -231,8 +232,8 @@ class ResidualQuantizer(Quantizer):
             **super().get_config(),
             "quantizer": serialization.saved(self.template.quantizer),
             "num_quantizers": self.num_quantizers,
-            "shared": self.shared,
-            "dropout": self.dropout,
+            "shared_codebook": self.shared_codebook,
+            "quantizer_dropout": self.quantizer_dropout,
             "beam_width": self.beam_width,
             "seed": self.seed,
         }

@@ -47,7 +47,7 @@ class VectorQuantizer(CodebookQuantizer):
         embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
         assignment_regularizer: A function of vectors `[N, D]`, codebook `[K, D]` and which vectors are valid, `[N]`,
-            that returns a loss, such as `EntropyRegularizer`. With `distance="direction"` it gets vectors and codes
+            that returns a loss, such as `AssignmentEntropy`. With `distance="direction"` it gets vectors and codes
             scaled to length 1. Defaults to `None`.
         seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
             Defaults to `None`, a random one.

@@ -107,22 +107,17 @@ def nearest(quantizer: Quantizer, vectors: Tensor) -> Tensor:
         return quantizer.quantize_vectors(vectors, ops.ones((rows,), dtype="bool"), False, rows).codes
 
 
-def dropout_share(dropout: bool | float) -> float:
-    """Returns the share of the samples that use fewer quantizers, given it or whether all do."""
-    return validation.share("dropout", float(dropout) if isinstance(dropout, bool) else dropout)
-
-
 def draw_used(wrapper: Quantizer, vectors: Tensor, batch_size: Tensor, training: bool) -> list[Tensor | None]:
     """Draws which vectors use each of a wrapper's quantizers: booleans `[N]`, or `None` if all of them do.
 
     A fraction of the samples uses only the first quantizers, from 1 to all with equal probability.
     """
     most, seed = len(wrapper.quantizers), wrapper.seed_generator
-    if not (training and wrapper.trainable and wrapper.dropout):
+    if not (training and wrapper.trainable and wrapper.quantizer_dropout):
         return [None] * most
     numbers = keras.random.randint((batch_size,), 1, most + 1, seed=seed)
-    if wrapper.dropout < 1:
-        drawn = keras.random.uniform((batch_size,), dtype="float32", seed=seed) < wrapper.dropout
+    if wrapper.quantizer_dropout < 1:
+        drawn = keras.random.uniform((batch_size,), dtype="float32", seed=seed) < wrapper.quantizer_dropout
         numbers = ops.where(drawn, numbers, most)
     at_least_one = max(batch_size, 1) if isinstance(batch_size, int) else ops.maximum(batch_size, 1)
     numbers = ops.repeat(numbers, ops.shape(vectors)[0] // at_least_one)

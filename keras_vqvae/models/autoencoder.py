@@ -174,22 +174,22 @@ class CodeAutoencoder(keras.Model):
         return predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
 
     def sample(
-        self, prior: Prior, n: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any
+        self, prior: Prior, num_samples: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any
     ) -> np.ndarray:
         """Draws new data: codes from `prior`, decoded.
 
         Args:
-            prior: Of codes as this model's `encode` returns them.
-            n: How many samples.
+            prior: A prior of codes as this model's `encode` returns them.
+            num_samples: Number of samples.
             labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
             verbose: As in `predict`. Defaults to `"auto"`.
-            **keywords: Of the prior's `generate`, such as `temperature`, `guidance` and `seed`.
+            **keywords: Arguments of the prior's `generate`, such as `temperature`, `guidance_scale` and `seed`.
 
         Returns:
             An array of the decoder's outputs.
 
         Raises:
-            ValueError: If `prior` is none of codes of this number and shape.
+            ValueError: If `prior` draws codes of another number or shape.
         """
         if not isinstance(prior, Prior):
             raise ValueError(f"`prior` must be a Prior. Received: prior={prior!r}")
@@ -200,7 +200,7 @@ class CodeAutoencoder(keras.Model):
                 f"`prior` must be one of {own[0]} codes of shape {own[1:]}. "
                 f"Received: prior of {of_prior[0]} codes of shape {of_prior[1:]}"
             )
-        return self.decode(prior.generate(n, labels, verbose=verbose, **keywords), verbose=verbose)
+        return self.decode(prior.generate(num_samples, labels, verbose=verbose, **keywords), verbose=verbose)
 
     def get_config(self) -> dict[str, Any]:
         parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}

@@ -43,7 +43,7 @@ class AutoregressivePrior(Prior):
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
     - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for levels
-    - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for `guidance`
+    - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for classifier-free guidance
     """
 
     transformer_class = CausalCodeTransformer
@@ -55,9 +55,9 @@ class AutoregressivePrior(Prior):
         return (self.length,)
 
     def sample_codes(  # type: ignore[override]  # The options are those of `generate`.
-        self, known: Tensor, labels: Tensor, bits: Tensor, guidance: float | None, **restrictions: Any
+        self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: float | None, **restrictions: Any
     ) -> Tensor:
-        labels, copies = generation.paired(labels, self.num_classes, guidance)
+        labels, copies = generation.paired(labels, self.num_classes, guidance_scale)
         network, levels = self.transformer, self.transformer.num_codebooks
         caches, level_caches = network.start_caches(ops.shape(labels)[0])
 
@@ -69,7 +69,7 @@ class AutoregressivePrior(Prior):
                 codes, so_far, caches = state
                 inputs = ops.where(level == 0, x, ops.tile(so_far, (copies, 1)))
                 logits, caches = network.step_level(inputs, caches, level)
-                logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
+                logits = sampling.restrict(sampling.guide(logits, guidance_scale), **restrictions)
                 position = place * levels + level
                 given = ops.take(codes, position, axis=1)
                 drawn = ops.where(given < 0, sampling.draw(logits, ops.take(bits, position, axis=1)), given)

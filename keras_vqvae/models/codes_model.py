@@ -12,7 +12,7 @@ from keras_vqvae import backend, validation
 from keras_vqvae.types import Data, Tensor
 
 LABEL_DROPOUT = 0.1
-"""Fraction of samples that are trained without their class, so that `guidance` can compare with and without."""
+"""Fraction of samples that are trained without their class, so that guidance can compare with and without."""
 
 
 class Perplexity(keras.metrics.Mean):

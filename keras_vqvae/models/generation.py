@@ -56,8 +56,8 @@ class Sampler(keras.Model):
         return local_predict.predict(self, batches(), steps=steps, verbose=verbose)[:n]
 
 
-def paired(labels: Tensor, none: int | None, guidance: float | None) -> tuple[Tensor, int]:
-    """Classes, and with `guidance` as many times `none` after them; how many times there are as many as samples."""
-    if guidance is None:
+def paired(labels: Tensor, none: int | None, guidance_scale: float | None) -> tuple[Tensor, int]:
+    """Returns `(labels, copies)`. With guidance, appends one unconditional label per sample, so `copies` is 2."""
+    if guidance_scale is None:
         return labels, 1
     return ops.concatenate([labels, ops.full_like(labels, none)]), 2

@@ -62,7 +62,7 @@ class MaskedPrior(Prior):
 
     def generate(  # type: ignore[override]  # `Prior`'s further arguments are by name here.
         self,
-        n: int,
+        num_samples: int,
         labels: Tensor | None = None,
         num_steps: int = 12,
         choice_temperature: float = 4.5,
@@ -70,16 +70,16 @@ class MaskedPrior(Prior):
     ) -> np.ndarray:
         """Draws the codes of new samples.
 
-        Each step draws all codes that are still masked, and keeps those that were likeliest: after `t` of `T` steps all
-        but a share of `cos(pi / 2 * t / T)`.
+        Each step draws all codes that are still masked, and keeps the most likely ones: after `t` of `T` steps, all but
+        a fraction of `cos(pi / 2 * t / T)`.
 
         Args:
-            n: How many samples.
-            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
-            num_steps: In how many steps; at most one a code. Defaults to `12`.
-            choice_temperature: Of the choice of what to keep: 0 keeps the likeliest, more adds chance, which falls to
-                nothing in the last step. Defaults to `4.5`.
-            **keywords: Those of `Prior.generate`.
+            num_samples: Number of samples, `n`.
+            labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
+            num_steps: Number of steps, at most one for each code. Defaults to `12`.
+            choice_temperature: Randomness in choosing which codes to keep at each step. 0 keeps the most likely ones;
+                larger values add Gumbel noise, annealed to zero by the last step. Defaults to `4.5`.
+            **keywords: Arguments of `Prior.generate`.
 
         Returns:
             An int32 array `[n, *shape]`.
@@ -88,7 +88,7 @@ class MaskedPrior(Prior):
             ValueError: If a label or a code is out of range, or a sampling argument is invalid.
         """
         return super().generate(
-            n,
+            num_samples,
             labels,
             num_steps=min(validation.positive_int("num_steps", num_steps), self.length),
             choice_temperature=validation.non_negative("choice_temperature", choice_temperature),
@@ -106,11 +106,11 @@ class MaskedPrior(Prior):
         labels: Tensor,
         bits: Tensor,
         num_steps: int,
-        guidance: float | None,
+        guidance_scale: float | None,
         choice_temperature: float,
         **restrictions: Any,
     ) -> Tensor:
-        labels, copies = generation.paired(labels, self.num_classes, guidance)
+        labels, copies = generation.paired(labels, self.num_classes, guidance_scale)
         given = ops.sum(ops.cast(known >= 0, "float32"), axis=1, keepdims=True)
 
         def step(index: Tensor, codes: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class MaskedPrior(Prior):
             numbers = ops.take(bits, index, axis=1)
             masked = codes == self.num_embeddings
             logits = self.logits(ops.tile(codes, (copies, 1)), labels, training=False)
-            logits = sampling.restrict(sampling.guide(logits, guidance), **restrictions)
+            logits = sampling.restrict(sampling.guide(logits, guidance_scale), **restrictions)
             drawn = sampling.draw(logits, numbers[:, 0])
             sureness = -ops.sparse_categorical_crossentropy(drawn, logits, from_logits=True)
             # Gumbel noise, less and less of it.

@@ -88,7 +88,7 @@ class Prior(CodesModel):
             raise ValueError(
                 f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
             )
-        self.dropout = validation.share("dropout", dropout)
+        self.dropout = validation.fraction("dropout", dropout)
         self.seed = validation.seed(seed)
         self.length = math.prod(self.shape)
         self.transformer = self.transformer_class(
@@ -128,12 +128,12 @@ class Prior(CodesModel):
 
     def generate(
         self,
-        n: int,
+        num_samples: int,
         labels: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float | None = None,
+        guidance_scale: float | None = None,
         prefix: Tensor | None = None,
         seed: int | None = None,
         batch_size: int = 128,
@@ -143,14 +143,16 @@ class Prior(CodesModel):
         """Draws the codes of new samples.
 
         Args:
-            n: How many samples.
-            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
-            temperature: What logits are divided by: below 1 draws what is likely more often. Defaults to `1.0`.
-            top_k: Draws among so many of the likeliest codes. Defaults to `None`, all.
-            top_p: Draws among the fewest codes that are so likely together, from 0 to 1. Defaults to `None`, all.
-            guidance: Scale of classifier-free guidance, at twice the cost: logits are `u + guidance * (c - u)`, of
-                logits `u` without and `c` with the class. It needs `labels`. Defaults to `None`, as 1.
-            prefix: Codes that are given, `[n, p, *shape[1:]]`: the first `p` along the first axis. Defaults to `None`.
+            num_samples: Number of samples, `n`.
+            labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
+            temperature: Divides the logits. Values below 1 make likely codes likelier. Defaults to `1.0`.
+            top_k: Sample only from the `top_k` most likely codes. Defaults to `None`, all.
+            top_p: Nucleus sampling: sample from the smallest set of codes whose total probability is at least `top_p`.
+                Defaults to `None`, all.
+            guidance_scale: Scale `s` of classifier-free guidance, at twice the cost: logits are `u + s * (c - u)`, with
+                `u` the logits without the class and `c` those with it. It needs `labels`. Defaults to `None`, as 1.
+            prefix: Codes to keep fixed: the first `p` positions along the first axis, `[n, p, *shape[1:]]`. The rest is
+                generated. Defaults to `None`.
             seed: Integer; equal seeds draw equal codes, whatever the batch size, and up to the rounding of logits on
                 every backend. Defaults to `None`, drawn from NumPy's state, which `keras.utils.set_random_seed` sets.
             batch_size: How many samples to draw at a time. Defaults to `128`.
@@ -163,21 +165,28 @@ class Prior(CodesModel):
         Raises:
             ValueError: If a label or a code is out of range, or a sampling argument is invalid.
         """
-        n, batch_size = validation.positive_int("n", n), validation.positive_int("batch_size", batch_size)
+        num_samples = validation.positive_int("num_samples", num_samples)
+        batch_size = validation.positive_int("batch_size", batch_size)
         for name in options.keys() - set(self.generate_options):
             raise ValueError(
                 f"`{type(self).__name__}.generate` has no argument `{name}`. Received: {name}={options[name]!r}"
             )
         options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
-        if guidance is not None and self.num_classes is None:
-            raise ValueError(f"`guidance` needs a prior with `num_classes`. Received: guidance={guidance!r}")
-        options["guidance"] = None if guidance is None else validation.non_negative("guidance", guidance)
-        if guidance is not None and labels is None:
-            raise ValueError(f"`guidance` needs `labels`. Received: guidance={guidance!r}, labels=None")
-        labels = ops.convert_to_numpy(self._check_labels(labels, n))
-        known = np.full((n, self.length), -1, "int32")
+        if guidance_scale is not None and self.num_classes is None:
+            raise ValueError(
+                f"`guidance_scale` needs a prior with `num_classes`. Received: guidance_scale={guidance_scale!r}"
+            )
+        options["guidance_scale"] = (
+            None if guidance_scale is None else validation.non_negative("guidance_scale", guidance_scale)
+        )
+        if guidance_scale is not None and labels is None:
+            raise ValueError(
+                f"`guidance_scale` needs `labels`. Received: guidance_scale={guidance_scale!r}, labels=None"
+            )
+        labels = ops.convert_to_numpy(self._check_labels(labels, num_samples))
+        known = np.full((num_samples, self.length), -1, "int32")
         if prefix is not None:
-            prefix = self._check_prefix(n, prefix)
+            prefix = self._check_prefix(num_samples, prefix)
             known[:, : prefix.shape[1]] = prefix
         # NumPy's own state is what `keras.utils.set_random_seed` sets.
         seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
@@ -188,16 +197,19 @@ class Prior(CodesModel):
         if not self.built:
             self.build((None, *self.shape))
         codes = self._parts.samplers[key].generate(known, labels, shape, seed, batch_size, verbose)
-        return codes.reshape(n, *self.shape)
+        return codes.reshape(num_samples, *self.shape)
 
-    def _check_prefix(self, n: int, prefix: Tensor) -> np.ndarray:
+    def _check_prefix(self, num_samples: int, prefix: Tensor) -> np.ndarray:
         prefix = ops.convert_to_numpy(validation.code_indices("prefix", prefix, self.num_embeddings))
-        if prefix.shape != (n, *prefix.shape[1:2], *self.shape[1:]) or prefix.size > n * self.length:
+        if (
+            prefix.shape != (num_samples, *prefix.shape[1:2], *self.shape[1:])
+            or prefix.size > num_samples * self.length
+        ):
             raise ValueError(
-                f"`prefix` must be codes of {n} samples along the first axis of {self.shape}, that long or shorter. "
+                f"`prefix` must be codes of {num_samples} samples along the first axis of {self.shape}. "
                 f"Received: prefix of shape {prefix.shape}"
             )
-        return prefix.reshape(n, -1)
+        return prefix.reshape(num_samples, -1)
 
     def get_config(self) -> dict[str, Any]:
         own = (

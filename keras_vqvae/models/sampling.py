@@ -14,7 +14,7 @@ RANDOM_BITS = 22
 
 def check(num_embeddings: int, temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
     """Returns the arguments of `restrict`, which must make sense."""
-    if top_p is not None and not validation.share("top_p", top_p):
+    if top_p is not None and not validation.fraction("top_p", top_p):
         raise ValueError(f"`top_p` must be above 0. Received: top_p={top_p!r}")
     return {
         "temperature": validation.positive("temperature", temperature),
@@ -23,16 +23,16 @@ def check(num_embeddings: int, temperature: float, top_k: int | None, top_p: flo
     }
 
 
-def guide(logits: Tensor, guidance: float | None) -> Tensor:
+def guide(logits: Tensor, guidance_scale: float | None) -> Tensor:
     """Classifier-free guidance: logits `[2 n, ..., K]`, with classes and then without, -> `[n, ..., K]`.
 
     `u + s (c - u)`, of logits `c` with a class and `u` without: 0 draws without the class, 1 with it, and more takes
     what the class makes likelier. `None` leaves the logits as they are.
     """
-    if guidance is None:
+    if guidance_scale is None:
         return logits
     conditional, unconditional = ops.split(logits, 2)
-    return unconditional + guidance * (conditional - unconditional)
+    return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def restrict(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:

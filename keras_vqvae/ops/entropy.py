@@ -15,7 +15,7 @@ from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class EntropyRegularizer:
+class AssignmentEntropy:
     """Makes each vector sure of its code, and all codes equally used: an entropy loss on soft assignments.
 
     `weight * (E[H(p)] - diversity_weight * H(E[p]))`, where `p = softmax(-|z - e|^2 / temperature)` are a vector's
@@ -37,7 +37,7 @@ class EntropyRegularizer:
 
     Example:
 
-    >>> layer = VectorQuantizer(num_embeddings=16, assignment_regularizer=EntropyRegularizer(weight=0.05))
+    >>> layer = VectorQuantizer(num_embeddings=16, assignment_regularizer=AssignmentEntropy(weight=0.05))
     >>> quantized = layer(keras.random.normal((32, 4)), training=True)
     >>> len(layer.losses)
     3
@@ -64,7 +64,7 @@ class EntropyRegularizer:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "EntropyRegularizer":
+    def from_config(cls, config: dict[str, Any]) -> "AssignmentEntropy":
         return cls(**config)
 
 

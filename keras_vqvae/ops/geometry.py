@@ -10,7 +10,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return ops.sum(a * b, axis=-1, keepdims=True)
 
 
-def finite(x: Tensor) -> Tensor:
+def zero_nonfinite(x: Tensor) -> Tensor:
     """`x`, with 0 in place of what has no finite square.
 
     Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
@@ -18,7 +18,7 @@ def finite(x: Tensor) -> Tensor:
     return ops.where(ops.abs(x) < 1e19, x, 0.0)
 
 
-def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def normalize_with_norm(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`.
 
     The gradient is finite everywhere; that of `keras.ops.normalize` is no number at 0.

@@ -46,7 +46,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
         )
     if check_distance(distance) != "euclidean":
         # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
-        vectors, codebook = geometry.unit(vectors)[0], geometry.unit(codebook)[0]
+        vectors, codebook = geometry.normalize_with_norm(vectors)[0], geometry.normalize_with_norm(codebook)[0]
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     indices = search(ops.reshape(vectors, (-1, vectors.shape[-1])), codebook)

@@ -36,7 +36,7 @@ makes = QUANTIZERS | {
     "residual": lambda: keras_vqvae.ResidualQuantizer(vector(), 3),
     "residual_sim": lambda: keras_vqvae.ResidualQuantizer(INNER["sim"](SHAPE[-1]), 2, beam_width=4),
     # Parts of unequal length of one codebook's batch.
-    "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared=True),
+    "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared_codebook=True),
 }
 if spread:
     makes = {name: makes[name] for name in ("optimizer", "ema", "cosine", "residual", "grouped", "ibq")}

@@ -38,7 +38,7 @@ for threshold in (0, 0.1):
         results[f"{name}-{threshold}"] = ops.convert_to_numpy(getattr(layer, name))
 
 # Losses that are no means over vectors: entropies of a batch.
-regularizer = keras_vqvae.EntropyRegularizer()
+regularizer = keras_vqvae.AssignmentEntropy()
 for name, quantizer in {
     "lfq": keras_vqvae.LookupFreeQuantizer(4),
     "bsq": keras_vqvae.BinarySphericalQuantizer(4),

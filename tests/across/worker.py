@@ -58,7 +58,7 @@ def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
 
 
 def draws(prior: keras_vqvae.Prior) -> np.ndarray:
-    return prior.generate(50, np.arange(50) % 3, temperature=3.0, guidance=1.5, top_p=0.9, seed=5, verbose=0)
+    return prior.generate(50, np.arange(50) % 3, temperature=3.0, guidance_scale=1.5, top_p=0.9, seed=5, verbose=0)
 
 
 def train(folder: pathlib.Path) -> None:
