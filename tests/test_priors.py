@@ -312,7 +312,7 @@ def test_wrong_arguments_are_named(kind, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n=0"),
+        ({"num_samples": 0}, "num_samples=0"),
         ({"labels": 3}, "labels with [3]"),
         ({"labels": [0, 1]}, "labels of shape (2,) for 4 samples"),
         ({"labels": 0.5}, "labels of dtype float32"),
@@ -330,7 +330,7 @@ def test_wrong_arguments_are_named(kind, arguments, message):
 )
 def test_what_makes_no_sense_is_named(prior, arguments, message):
     with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
-        prior.generate(**{"n": 4, **arguments})
+        prior.generate(**{"num_samples": 4, **arguments})
 
 
 def test_steps_that_make_no_sense_are_named(codes):

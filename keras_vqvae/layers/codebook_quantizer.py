@@ -39,7 +39,7 @@ class CodebookQuantizer(Quantizer):
     the layer itself in `update`, with `codebook_trainable = False`.
 
     A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
-    or codes are constrained, the non-trainable `codebook_offset`. A layer may change only the latter while it is
+    or codes are constrained, the non-trainable `offset_codebook`. A layer may change only the latter while it is
     called, so a dead code is moved by its offset. The attribute `codebook` is the sum. The weight `ema_counts`, the
     moving average of how often each code is chosen in a step, tells which codes are dead.
 
@@ -144,7 +144,7 @@ class CodebookQuantizer(Quantizer):
             regularizer=self.embeddings_regularizer and self._regularize,
         )
         if self.codebook_trainable and (self.dead_code_threshold or self._constraint):
-            self.offset = self.add_float32("codebook_offset", shape)
+            self.offset = self.add_float32("offset_codebook", shape)
 
     def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
         return self.project(self.embeddings_initializer(shape, dtype=dtype))

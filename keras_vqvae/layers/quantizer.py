@@ -105,9 +105,10 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         valid = valid_vectors(vectors, shape[:-1], mask)
         with backend.full_precision(vectors):
             record = self.quantize_vectors(vectors, valid, bool(training), shape[0])
+            # Output and losses come before the updates, which change the codebook that they may read.
+            quantized = ops.reshape(ops.cast(record.output, self.compute_dtype), shape)
             self.add_record(record)
             self.apply_updates(record)
-            quantized = ops.reshape(ops.cast(record.output, self.compute_dtype), shape)
         if not return_indices:
             return quantized
         return quantized, ops.reshape(ops.cast(record.indices, "int32"), (*axes, *self.index_shape))

@@ -23,7 +23,7 @@ class VectorQuantizer(CodebookQuantizer):
     codes, and in training codes that fall out of use move onto vectors of the batch.
 
     A codebook that the optimizer trains is the sum of two weights, the trainable `codebook` and the non-trainable
-    `codebook_offset`, because a layer may change only the latter while it is called. A regularizer or constraint sees
+    `offset_codebook`, because a layer may change only the latter while it is called. A regularizer or constraint sees
     the sum; an optimizer's weight decay shrinks the trainable part only.
 
     Args:

@@ -3,6 +3,8 @@
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -16,11 +18,14 @@ STRIDE = 1052792407
 def initial_seeds(shape: tuple[int], seed: Seed) -> Tensor:
     """Returns int32 numbers `[K]` from which the draws of all steps follow.
 
-    Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of an odd one, which is
-    as large as int32 allows, by the golden ratio: so the rows of a step are nearly all different, and spread evenly.
+    Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of a prime, as large as
+    int32 allows, by the golden ratio: so the rows of a step are nearly all different, and spread evenly.
     """
     first = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=seed)
-    spacing = 2 * int(0.6180339887 * 2**30 / shape[0]) + 1
+    spacing = int(0.6180339887 * 2**31 / shape[0])
+    # A prime: with a factor of the number of rows, only a fraction of them would be drawn.
+    while any(spacing % factor == 0 for factor in range(2, math.isqrt(spacing) + 1)):
+        spacing += 1
     return first + spacing * ops.arange(shape[0], dtype="int32")
 
 

@@ -44,7 +44,7 @@ def vectors(**keywords):
 
 for make in (
     lambda: keras_vqvae.ResidualQuantizer(vectors(dead_code_threshold=0), 2),
-    lambda: keras_vqvae.VectorQuantizer(16, seed=0),
+    lambda: keras_vqvae.VectorQuantizer(16, dead_code_threshold=0, seed=0),
 ):
     (alone,), expected = train(make, x, ALONE)
     (first, other), logs = train(make, x, BOTH)
