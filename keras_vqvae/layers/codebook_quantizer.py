@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, serialization, validation
+from keras_vqvae import serialization, validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.quantizer_outputs import QuantizerOutputs
 from keras_vqvae.ops import clustering, codebook, estimators, geometry, search

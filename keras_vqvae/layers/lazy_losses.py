@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer_outputs import Update, apply_updates
 from keras_vqvae.types import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 Lazy: TypeAlias = Callable[[], Tensor]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import MOST_COUNTED, Quantizer
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models.autoencoder import CodeAutoencoder

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor
 

@@ -17,6 +17,7 @@ from helpers import set_layout
 from quantizers import INNER, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import codebook, search
 
 BATCH = 1000
@@ -27,7 +28,7 @@ COLLECTIVE = re.compile(
 keras.utils.set_random_seed(0)
 output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
 # Blocks that neither the vectors nor what each device has of them fill.
-keras_vqvae.backend.BLOCK_SCORES, keras_vqvae.backend.BLOCK_CODES = 1 << 12, 12
+backend.BLOCK_SCORES, backend.BLOCK_CODES = 1 << 12, 12
 if jax.device_count() > 1:
     set_layout("codebook" if spread else "data")
 
@@ -71,7 +72,7 @@ def step(trainable, others, x):
 
 
 variables = model.trainable_variables, model.non_trainable_variables
-state = *([v.value for v in part] for part in variables), keras_vqvae.backend.spread_rows(x)
+state = *([v.value for v in part] for part in variables), backend.spread_rows(x)
 program = step.lower(*state).compile()
 learned = {
     id(v): value for pair in zip(variables, program(*state), strict=True) for v, value in zip(*pair, strict=True)
@@ -92,7 +93,7 @@ crossing = [
 ]
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-kept, seed = keras_vqvae.backend.spread_rows(x[:, 0, 0] > 0), keras.random.SeedGenerator(0)
+kept, seed = backend.spread_rows(x[:, 0, 0] > 0), keras.random.SeedGenerator(0)
 for _ in range(2):
     compiled.clear()
     codebook.draw_kept(kept, 4, seed)
