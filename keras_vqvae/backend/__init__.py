@@ -3,8 +3,8 @@
 This is the only package that knows which backend runs.
 
 **Search.** A product writes a block of scores, and the maximum is read from it. `BLOCK_SCORES`, 4 MB, stay in a
-processor's cache in between. An accelerator needs larger tiles. The fastest way to the maximum and its place differs:
-XLA fuses a comparison with the maximum, and is slow in `argmax` and `top_k`; PyTorch fuses nothing.
+processor's cache in between. An accelerator needs larger tiles. A maximum is fast to find, and its index is slow.
+Therefore the search reads all scores once, for the maxima of groups of 64 codes, and finds the index in the best group.
 
 **Statistics.** Sums by code use indices, never one-hot rows.
 

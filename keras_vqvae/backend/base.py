@@ -24,6 +24,8 @@ class Backend:
     BLOCK_CODES = 4096
     """Fewest codes per search block. It was the fastest of 1024 to 8192: XLA's products need more codes than oneDNN's.
     """
+    GROUP_CODES = 64
+    """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
     MAX_BLOCKS = 64
     """Most blocks of codes in one program, which contains each of them. XLA takes ten times as long to compile 256."""
     COUNTER = "int64"
@@ -86,19 +88,40 @@ class Backend:
 
     def block_codes(self, num_embeddings: int) -> int:
         """Codes per search block."""
-        return max(self.BLOCK_CODES, -(-num_embeddings // self.MAX_BLOCKS))
+        # Rounded up to whole groups.
+        groups = -(-num_embeddings // (self.MAX_BLOCKS * self.GROUP_CODES))
+        return max(self.BLOCK_CODES, self.GROUP_CODES * groups)
 
     def best_code(self, vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Maximum of each row of `vectors codes^T + bias`, and its first index.
 
         `[n, D]`, `[k, D]`, `[k]` -> `[n]`, int32 `[n]`.
         """
-        scores = self.matmul(vectors, ops.transpose(codes)) + bias
-        best = ops.max(scores, axis=-1, keepdims=True)
-        indices = ops.arange(codes.shape[0], dtype="int32")
-        # `scores < best` is false for a NaN, which therefore finds code 0. With `scores == best` it would find none.
-        indices = ops.min(ops.where(scores < best, codes.shape[0], indices), axis=-1)
-        return ops.squeeze(best, -1), indices
+        # The bias is one more dimension of the product, so that no further pass over the scores adds it. XLA fuses a
+        # product over a single dimension with each operation that reads it, and may round it differently in each.
+        vectors = ops.concatenate([vectors, ops.ones_like(vectors[:, :1])], axis=1)
+        scores = self.matmul(vectors, ops.transpose(ops.concatenate([codes, bias[:, None]], axis=1)))
+        if not self.in_groups(codes.shape[0]):
+            return _first_maximum(scores)
+        # The scores are read once, for the maxima of groups. Then only the maxima and the best group are compared.
+        groups = ops.reshape(scores, (-1, codes.shape[0] // self.GROUP_CODES, self.GROUP_CODES))
+        group = self.argmax(ops.max(groups, axis=-1))
+        best, index = _first_maximum(self.pick_rows(groups, group))
+        return best, self.GROUP_CODES * group + index
+
+    def in_groups(self, num_embeddings: int) -> bool:
+        """Whether the search first finds the group of `GROUP_CODES` codes that has the maximum."""
+        return num_embeddings % self.GROUP_CODES == 0
+
+    def argmax(self, x: Tensor) -> Tensor:
+        """First index of the maximum of each row: `[n, k]` -> int32 `[n]`."""
+        # `ops.argmax` of Keras 3.15 considers -0.0 less than 0.0, in a way that exporters do not convert
+        # (keras-team/keras#20350).
+        return _first_maximum(x)[1]
+
+    def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Row `indices[i]` of each matrix `x[i]`: `[n, k, D]`, `[n]` -> `[n, D]`."""
+        return ops.squeeze(ops.take_along_axis(x, indices[:, None, None], axis=1), 1)
 
     def best_places(self, scores: Tensor, count: int) -> Tensor:
         """Indices of the `count` highest scores in descending order: `[n, k]` -> int32 `[n, count]`."""
@@ -209,3 +232,12 @@ class Backend:
 
     def refuse_separate_training(self, model: keras.Model) -> None:
         """Raises an error where `fit` would train each replica separately."""
+
+
+def _first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row, and its first index: `[n, k]` -> `[n]`, int32 `[n]`."""
+    best = ops.max(scores, axis=-1, keepdims=True)
+    indices = ops.arange(scores.shape[-1], dtype="int32")
+    # `scores < best` is false for a NaN, which therefore finds index 0. With `scores == best` it would find none.
+    indices = ops.min(ops.where(scores < best, scores.shape[-1], indices), axis=-1)
+    return ops.squeeze(best, -1), indices

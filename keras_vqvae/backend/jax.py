@@ -59,9 +59,16 @@ class JaxBackend(Backend):
         return (trainable, others, *rest), batch
 
     def block_codes(self, num_embeddings: int) -> int:
-        # The codebook may be sharded, and each device should search its own part all the time.
-        sharded = isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)
-        return num_embeddings if sharded else super().block_codes(num_embeddings)
+        # Each device searches its own part of a sharded codebook all the time.
+        return num_embeddings if _codes_sharded() else super().block_codes(num_embeddings)
+
+    def in_groups(self, num_embeddings: int) -> bool:
+        # The scores of the best group would cross devices.
+        return not _codes_sharded() and super().in_groups(num_embeddings)
+
+    def argmax(self, x: Tensor) -> Tensor:
+        # XLA would merge a maximum of maxima into a single one over all scores, and read them all again.
+        return jax.lax.argmax(x, 1, "int32")
 
     def parts_of_rows(self, rows: int) -> int:
         distribution = keras.distribution.distribution()
@@ -108,3 +115,8 @@ class JaxBackend(Backend):
             return jax.lax.psum(jax.numpy.where((ranks >= 0) & (ranks < counts[device]), found, 0), axis)
 
         return self._on_each_device(on_device, (PartitionSpec(axis), PartitionSpec()), PartitionSpec())(kept, ranks)
+
+
+def _codes_sharded() -> bool:
+    """Whether a codebook may be sharded."""
+    return isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel)

@@ -25,6 +25,15 @@ COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\("
 )
 
+
+def crossing(program):
+    return [
+        (kind, [int(n) for n in re.findall(r"\d+", dims)])
+        for shapes, kind in COLLECTIVE.findall(program.as_text())
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
+
+
 keras.utils.set_random_seed(0)
 output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
 # Blocks that neither the vectors nor what each device has of them fill.
@@ -85,17 +94,20 @@ results = {
 # A number of rows that the devices do not divide. Their indices in one number, as arrays are looked at for their size.
 odd = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
 results["odd"] = np.sum(odd * np.arange(1.0, len(odd) + 1))
+# So many codes that they are searched in groups.
+many = np.random.default_rng(1).normal(size=(256, SHAPE[-1])).astype("float32")
+backend.BLOCK_CODES = 128
+if spread:
+    many = jax.device_put(many, layers["ema"].codebook.value.sharding)
+vectors = backend.spread_rows(x.reshape(-1, SHAPE[-1]))
+grouped = jax.jit(nearest_code).lower(vectors, many).compile()
+results["grouped"] = np.sum(np.asarray(grouped(vectors, many)) * np.arange(1.0, len(vectors) + 1))
 np.savez(output, **results)
-crossing = [
-    (kind, [int(n) for n in re.findall(r"\d+", dims)])
-    for shapes, kind in COLLECTIVE.findall(program.as_text())
-    for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
-]
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
 kept, seed = backend.spread_rows(x[:, 0, 0] > 0), keras.random.SeedGenerator(0)
 for _ in range(2):
     compiled.clear()
     codebook.draw_kept(kept, 4, seed)
-found = {"adapt": list(rows_of_a_device), "step": crossing, "compiled": compiled}
+found = {"adapt": list(rows_of_a_device), "step": crossing(program), "grouped": crossing(grouped), "compiled": compiled}
 output.with_suffix(".json").write_text(json.dumps(found))

@@ -61,6 +61,15 @@ def test_trap_no_vector_crosses_devices(found):
         assert np.prod(shape) <= (largest if kind == "all-reduce" else 4), (kind, shape)
 
 
+def test_trap_a_search_in_groups_stays_on_each_device(found):
+    """With sharded codes only the best scores and indices of the vectors cross, and no group of scores."""
+    assert found["one"][1]["grouped"] == found["spread"][1]["grouped"] == []
+    crossing = found["codebook"][1]["grouped"]
+    assert crossing
+    for kind, shape in crossing:
+        assert np.prod(shape) <= 2 * 2 * VECTORS_OF_A_DEVICE, (kind, shape)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_trap_a_draw_outside_of_a_program_is_not_compiled_anew(found, name):
     """As `ReviveDeadCodes` draws; and `shard_map`, alone, compiles each of its operations at every call."""
