@@ -92,10 +92,10 @@ def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
     assert_same_weights(*({path: np.round(value, 5) for path, value in each.items()} for each in (state, again)))
 
 
-def test_what_is_no_number_is_searched_on_mps(mps):
-    vectors, codes = draw(6, DIM), draw(8, DIM, seed=1)
-    vectors[2] = np.nan
-    _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, np.zeros(8, "float32"))))
-    expected = (vectors @ codes.T).argmax(-1)
-    np.testing.assert_array_equal(numpy(indices)[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
-    assert 0 <= numpy(indices)[2] < 8
+@pytest.mark.parametrize("num_embeddings", [8, 192])
+def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
+    vectors, codes, bias = draw(6, DIM), draw(num_embeddings, DIM, seed=1), draw(num_embeddings, seed=2)
+    expected = (vectors @ codes.T + bias).argmax(-1)
+    vectors[2], expected[2] = np.nan, 0
+    _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, bias)))
+    np.testing.assert_array_equal(numpy(indices), expected)
