@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 
 
 class FigureWriter(keras.callbacks.Callback):

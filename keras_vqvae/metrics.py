@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import codebook
 from keras_vqvae.types import Tensor
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 INT32_MAX = 2**31 - 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import search
 
 

@@ -7,8 +7,7 @@ from helpers import draw, numpy, restore, weights
 from quantizers import EVERY, SHAPE
 
 import keras_vqvae
-from keras_vqvae import backend
-from keras_vqvae.backend import common
+from keras_vqvae.backend import backend
 from keras_vqvae.layers import code_counts
 
 FULL = 2**31 - 1
@@ -85,4 +84,4 @@ def test_programs_hold_few_blocks_however_many_codes():
         block = backend.block_codes(codes)
         assert block >= backend.BLOCK_CODES
         if keras.backend.backend() != "torch":
-            assert -(-codes // block) <= common.MOST_BLOCKS
+            assert -(-codes // block) <= backend.MAX_BLOCKS

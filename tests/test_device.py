@@ -1,7 +1,5 @@
 """The device is that of the tensor, whatever else the machine has. Devices that are not at hand are faked."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -9,8 +7,7 @@ from helpers import assert_same_weights, draw, numpy, restore, weights
 from keras import ops
 from quantizers import DIM, EVERY
 
-from keras_vqvae import backend
-from keras_vqvae.backend import common
+from keras_vqvae.backend import backend
 
 BACKEND = keras.backend.backend()
 
@@ -41,7 +38,7 @@ def test_blocks_are_those_of_the_processor_where_the_tensor_lies(accelerator):
 def test_blocks_are_those_of_an_accelerator_where_the_tensor_lies_there():
     import torch
 
-    assert backend.block_scores(torch.ones(2, 3, device="meta")) == common.ACCELERATOR_SCORES
+    assert backend.block_scores(torch.ones(2, 3, device="meta")) == backend.ACCELERATOR_SCORES
 
 
 @pytest.mark.each_backend
@@ -64,7 +61,7 @@ def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
         import tensorflow as tf
 
         tf.function(look)(tf.ones((2, 3)))
-    assert found == {"unnamed": common.ACCELERATOR_SCORES, "named": backend.BLOCK_SCORES}
+    assert found == {"unnamed": backend.ACCELERATOR_SCORES, "named": backend.BLOCK_SCORES}
 
 
 @pytest.fixture
@@ -72,8 +69,7 @@ def mps(monkeypatch):
     """Takes tensors for ones on Apple's device, where some of PyTorch's operations are avoided."""
     if BACKEND != "torch":
         pytest.skip("it is PyTorch's")
-    # By its whole name: of `backend` it is PyTorch itself.
-    monkeypatch.setattr(sys.modules["keras_vqvae.backend.torch"], "_on_mps", lambda x: True)
+    monkeypatch.setattr(backend, "_on_mps", lambda x: True)
 
 
 @pytest.mark.parametrize("name", ["ema", "residual", "gumbel", "scales"])
@@ -96,10 +92,10 @@ def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
     assert_same_weights(*({path: np.round(value, 5) for path, value in each.items()} for each in (state, again)))
 
 
-def test_what_is_no_number_is_searched_on_mps(mps):
-    vectors, codes = draw(6, DIM), draw(8, DIM, seed=1)
-    vectors[2] = np.nan
-    _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, np.zeros(8, "float32"))))
-    expected = (vectors @ codes.T).argmax(-1)
-    np.testing.assert_array_equal(numpy(indices)[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
-    assert 0 <= numpy(indices)[2] < 8
+@pytest.mark.parametrize("num_embeddings", [8, 192])
+def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
+    vectors, codes, bias = draw(6, DIM), draw(num_embeddings, DIM, seed=1), draw(num_embeddings, seed=2)
+    expected = (vectors @ codes.T + bias).argmax(-1)
+    vectors[2], expected[2] = np.nan, 0
+    _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, bias)))
+    np.testing.assert_array_equal(numpy(indices), expected)

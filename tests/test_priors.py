@@ -11,6 +11,7 @@ from helpers import numpy, softmax
 from keras import ops
 
 import keras_vqvae
+from keras_vqvae.backend import backend
 from keras_vqvae.models import sampling
 
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
@@ -283,7 +284,7 @@ def test_codes_of_samples_without_axes(kind):
 
 def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
     asked = []
-    monkeypatch.setattr(keras_vqvae.backend, "refuse_separate_training", asked.append)
+    monkeypatch.setattr(backend, "refuse_separate_training", asked.append)
     prior.compile(optimizer="sgd")
     prior.train_on_batch(codes, labels)
     assert asked == [prior]

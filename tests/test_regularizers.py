@@ -8,7 +8,7 @@ from helpers import compiled
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.ops.entropy import entropy_loss
 
 

@@ -7,12 +7,21 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_vqvae
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 
 pytestmark = pytest.mark.each_backend
 
 BLOCKS = [(50, 7), (640, 64), (1 << 20, 1024)]
 """Scores and codes at a time."""
+
+
+def by_xla(function):
+    """`function`, on TensorFlow compiled by XLA, as JAX's search always is."""
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def set_blocks(patch, blocks):
@@ -86,8 +95,17 @@ def test_vectors_that_are_not_finite_find_some_code():
     vectors = np.array([[np.nan, 0], [np.inf, 0], [-np.inf, np.inf], [1e30, 1e30]], "float32")
     for num_embeddings in (3, 128):
         codes = np.eye(num_embeddings, 2, dtype="float32")
-        indices = ops.convert_to_numpy(keras_vqvae.nearest_code(vectors, codes))
-        assert ((indices >= 0) & (indices < num_embeddings)).all()
+        for search in (keras_vqvae.nearest_code, by_xla(keras_vqvae.nearest_code)):
+            indices = ops.convert_to_numpy(search(vectors, codes))
+            assert indices[0] == 0
+            assert ((indices >= 0) & (indices < num_embeddings)).all()
+
+
+def test_trap_zeros_of_both_signs_are_equal():
+    """To `ops.argmax` of JAX and TensorFlow they are not."""
+    x = np.array([[-1, -0.0, 0.0], [-1, 0.0, -0.0], [0, 1, 1], [-np.inf, -np.inf, -np.inf]], "float32")
+    for argmax in (backend.argmax, by_xla(backend.argmax)):
+        np.testing.assert_array_equal(ops.convert_to_numpy(argmax(ops.convert_to_tensor(x))), [1, 1, 1, 0])
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone has a precision that code can set")

@@ -1,26 +1,39 @@
-"""The few things that `keras.ops` cannot say: `common`, and what another backend does otherwise.
+"""The operations that `keras.ops` lacks: `base.Backend`, and a subclass for each backend that overrides some of them.
 
-The one module that knows which backend runs.
+This is the only package that knows which backend runs.
 
-**Search.** A block of scores is written by a product and read again for its maximum. `BLOCK_SCORES`, 4 MB, stay
-in a processor's cache in between; an accelerator wants larger tiles. The fastest way to the maximum and its
-place differs: XLA fuses a comparison with the maximum, and is slow in `argmax` and `top_k`; PyTorch fuses nothing.
+**Search.** A product writes a block of scores, and the maximum is read from it. `BLOCK_SCORES`, 4 MB, stay in a
+processor's cache in between. An accelerator needs larger tiles. A maximum is fast to find, and its index is slow.
+Therefore the search reads all scores once, for the maxima of groups of 64 codes, and finds the index in the best group.
 
-**Statistics.** Sums by code go through an index, never through one-hot rows.
+**Statistics.** Sums by code use indices, never one-hot rows.
 
 **Replicas.** State that a layer updates in `call` must be the same in every replica. On JAX arrays are global, and so
-is every sum over a batch. On PyTorch each process has its own part of the batch, and they must exchange their sums. On
-TensorFlow an exchange within `call` corrupts the losses that `add_loss` gathers, without a word: so quantizers are
-updated after `VQVAE` has read the losses, and there alone.
+is every sum over a batch. On PyTorch each process has its own part of the batch, and the processes must exchange their
+sums. On TensorFlow an exchange within `call` silently corrupts the losses that `add_loss` collects. Therefore only
+`VQVAE` updates quantizers there, after it has read the losses.
 """
 
 import keras
 
-if keras.backend.backend() == "jax":
-    from keras_vqvae.backend.jax import *
-elif keras.backend.backend() == "tensorflow":
-    from keras_vqvae.backend.tensorflow import *
-elif keras.backend.backend() == "torch":
-    from keras_vqvae.backend.torch import *
-else:
-    from keras_vqvae.backend.common import *
+from keras_vqvae.backend.base import Backend
+
+
+def _running_backend() -> Backend:
+    # The other backends need not be installed, so their files are not imported.
+    if keras.backend.backend() == "jax":
+        from keras_vqvae.backend.jax import JaxBackend
+
+        return JaxBackend()
+    if keras.backend.backend() == "tensorflow":
+        from keras_vqvae.backend.tensorflow import TensorFlowBackend
+
+        return TensorFlowBackend()
+    if keras.backend.backend() == "torch":
+        from keras_vqvae.backend.torch import TorchBackend
+
+        return TorchBackend()
+    return Backend()
+
+
+backend = _running_backend()

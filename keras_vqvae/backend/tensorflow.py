@@ -1,4 +1,4 @@
-"""TensorFlow: gradients of a gather are not dense, and replicas are threads that take turns."""
+"""The backend for TensorFlow."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,89 +7,89 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_vqvae.backend.common import *
+from keras_vqvae.backend.base import Backend, Outputs
+from keras_vqvae.types import Tensor
 
 
-def on_accelerator(x: Tensor) -> bool:
-    # In a graph a tensor has a device only where `keras.device` named one.
-    if device := getattr(x, "device", ""):
-        return "CPU" not in device.upper()
-    return bool(tf.config.get_visible_devices("GPU"))
+class TensorFlowBackend(Backend):
+    """Gradients of a gather are not dense. Replicas are threads that take turns."""
 
+    def on_accelerator(self, x: Tensor) -> bool:
+        # In a graph a tensor has a device only where `keras.device` named one.
+        if device := getattr(x, "device", ""):
+            return "CPU" not in device.upper()
+        return bool(tf.config.get_visible_devices("GPU"))
 
-def compile_draws(model: keras.Model) -> None:
-    # Keras leaves XLA out on a processor, where a loop of small steps takes a quarter of the time with it.
-    if replicas_in_turns() == 1:
-        with warnings.catch_warnings():
-            # Where XLA cannot be had, Keras says so, and goes on without.
-            warnings.simplefilter("ignore")
-            model.jit_compile = True
+    def compile_draws(self, model: keras.Model) -> None:
+        # Keras does not use XLA on a processor, where it makes a loop of small steps four times as fast.
+        if self.replicas_in_turns() == 1:
+            with warnings.catch_warnings():
+                # Keras warns where XLA is not available, and continues without it.
+                warnings.simplefilter("ignore")
+                model.jit_compile = True
 
+    def is_traced(self, x: Tensor) -> bool:
+        return tf.is_symbolic_tensor(x)
 
-def is_traced(x: Tensor) -> bool:
-    return tf.is_symbolic_tensor(x)
+    def map_blocks(
+        self, function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs
+    ) -> Sequence[Tensor]:
+        # `ops.map` would create lists of tensors, which OpenVINO does not support.
+        def search(block: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+            pairs = zip(found, function(blocks[:, block]), strict=True)
+            return block + 1, *(tf.tensor_scatter_nd_update(old, [[block]], [new]) for old, new in pairs)
 
+        n, count, _ = ops.shape(blocks)
+        none = (0, *(tf.zeros((count, n, *shape), dtype) for shape, dtype in outputs))
+        return tf.while_loop(lambda block, *_: block < count, search, none)[1:]
 
-def map_blocks(function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs) -> Sequence[Tensor]:
-    # `ops.map` would make lists of tensors, which OpenVINO does not take.
-    def search(block: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
-        news = function(blocks[:, block])
-        return block + 1, *(tf.tensor_scatter_nd_update(f, [[block]], [n]) for f, n in zip(found, news, strict=True))
+    def argmax(self, x: Tensor) -> Tensor:
+        # XLA would merge a maximum of maxima into a single one over all scores, and read them all again.
+        return tf.argmax(x, 1, "int32")
 
-    n, count, _ = ops.shape(blocks)
-    none = (0, *(tf.zeros((count, n, *shape), dtype) for shape, dtype in outputs))
-    return tf.while_loop(lambda block, *_: block < count, search, none)[1:]
+    def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        # `ops.take_along_axis` of Keras 3.15 gathers each number by its own index. Outside of XLA the search would take
+        # half as long again.
+        return tf.gather(x, indices, batch_dims=1)
 
+    def gather_rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        # The gradient of a gather is a list of rows, and in Keras 3.15 Adam is wrong where a row occurs twice in it.
+        # The gradient of a product is dense.
+        return ops.take(x * 1.0, indices, axis=0)
 
-def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
-    # The gradient of a gather is a list of rows, and Adam is wrong where a row occurs twice in it. That of a
-    # product is dense.
-    return ops.take(x * 1.0, indices, axis=0)
+    def replicas_in_turns(self) -> int:
+        return tf.distribute.get_strategy().num_replicas_in_sync
 
+    def refuse_updates_in_call(self) -> None:
+        # An exchange lets the other replicas run, and Keras keeps the losses of all replicas in one list.
+        if self.replicas_in_turns() > 1:
+            raise NotImplementedError(
+                "With several TensorFlow replicas only `VQVAE.fit` can train a quantizer, as elsewhere its statistics "
+                "would differ between replicas. Use `DataParallel` on JAX or `torch.distributed` on PyTorch. "
+                f"Received: a strategy of {self.replicas_in_turns()} replicas"
+            )
 
-def searchsorted(ascending: Tensor, values: Tensor) -> Tensor:
-    # That of Keras 3.10 asks for a length that a graph does not know.
-    return tf.searchsorted(ascending, values)
+    def _replica(self) -> tf.distribute.ReplicaContext | None:
+        """The replica whose turn it is. It is `None` if there is only one, and outside of a step."""
+        return tf.distribute.get_replica_context() if self.replicas_in_turns() > 1 else None
 
+    def sum_over_replicas(self, x: Tensor) -> Tensor:
+        replica = self._replica()
+        return x if replica is None else replica.all_reduce("sum", x)
 
-def replicas_in_turns() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    def of_first_replica(self, x: Tensor) -> Tensor:
+        replica = self._replica()
+        if replica is None:
+            return x
+        numbers = ops.cast(x, "float32")
+        first = ops.where(replica.replica_id_in_sync_group == 0, numbers, ops.zeros_like(numbers))
+        return ops.cast(replica.all_reduce("sum", first), x.dtype)
 
-
-def refuse_updates_in_call() -> None:
-    # An exchange lets the other replicas run, and Keras keeps the losses of all of them in one list.
-    if replicas_in_turns() > 1:
-        raise NotImplementedError(
-            "In several TensorFlow replicas a quantizer can be trained by `VQVAE.fit` alone: elsewhere its statistics "
-            "would differ between them. `keras.distribution.DataParallel` on JAX and `torch.distributed` on PyTorch "
-            f"keep them equal. Received: a strategy of {replicas_in_turns()} replicas"
-        )
-
-
-def _replica() -> tf.distribute.ReplicaContext | None:
-    """The replica that takes its turn, if there are several; none outside of a step, where all see the same."""
-    return tf.distribute.get_replica_context() if replicas_in_turns() > 1 else None
-
-
-def sum_over_replicas(x: Tensor) -> Tensor:
-    replica = _replica()
-    return x if replica is None else replica.all_reduce("sum", x)
-
-
-def of_first_replica(x: Tensor) -> Tensor:
-    replica = _replica()
-    if replica is None:
+    def mean_over_replicas(self, x: Tensor) -> Tensor:
+        if self._replica() is not None:
+            raise NotImplementedError(
+                "Batch entropies are not supported with several TensorFlow replicas. "
+                "Use `DataParallel` on JAX or `torch.distributed` on PyTorch. "
+                f"Received: a strategy of {self.replicas_in_turns()} replicas"
+            )
         return x
-    numbers = ops.cast(x, "float32")
-    first = ops.where(replica.replica_id_in_sync_group == 0, numbers, ops.zeros_like(numbers))
-    return ops.cast(replica.all_reduce("sum", first), x.dtype)
-
-
-def mean_over_replicas(x: Tensor) -> Tensor:
-    if _replica() is not None:
-        raise NotImplementedError(
-            "The entropy of a batch cannot be had in several TensorFlow replicas, but with JAX's "
-            "`keras.distribution.DataParallel` and PyTorch's `torch.distributed`. "
-            f"Received: a strategy of {replicas_in_turns()} replicas"
-        )
-    return x

@@ -4,7 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import losses

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import codebook
 from keras_vqvae.types import Tensor

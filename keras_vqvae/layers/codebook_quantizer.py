@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, serialization, validation
+from keras_vqvae import serialization, validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers import resized
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record

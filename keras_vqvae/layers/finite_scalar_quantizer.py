@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
 from keras_vqvae.ops import estimators
 from keras_vqvae.types import Tensor

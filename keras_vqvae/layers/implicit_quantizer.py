@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.types import Tensor

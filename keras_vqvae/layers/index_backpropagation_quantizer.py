@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import entropy, estimators, geometry, losses, search

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.binary_quantizer import BinaryQuantizer
 from keras_vqvae.types import Tensor
 

@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers import index_shapes
 from keras_vqvae.layers.added_losses import AddedLosses
 from keras_vqvae.layers.code_counts import CountedCodes

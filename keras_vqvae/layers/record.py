@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 

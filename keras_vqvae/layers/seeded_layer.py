@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 
 
 class SeededLayer(keras.Layer):

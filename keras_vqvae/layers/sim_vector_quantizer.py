@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.vector_quantizer import VectorQuantizer
 from keras_vqvae.types import Tensor
 

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, serialization, validation
+from keras_vqvae import serialization, validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer, default_initializer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import estimators, moving_average

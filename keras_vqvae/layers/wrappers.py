@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend, serialization, validation
+from keras_vqvae import serialization, validation
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.types import Tensor

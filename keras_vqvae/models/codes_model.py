@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Data, Tensor
 
 LABEL_DROPOUT = 0.1

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.types import Tensor

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Data
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record, apply_updates

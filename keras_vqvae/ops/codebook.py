@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import keras
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import estimators
 from keras_vqvae.ops.search import nearest_code
 from keras_vqvae.types import Tensor

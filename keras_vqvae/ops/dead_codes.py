@@ -8,7 +8,7 @@ import math
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Seed, Tensor
 
 STRIDE = 1052792407

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor
 

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vqvae import backend, serialization, validation
+from keras_vqvae import serialization, validation
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Seed, Tensor
 

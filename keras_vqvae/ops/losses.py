@@ -2,7 +2,8 @@
 
 from keras import ops
 
-from keras_vqvae import backend, validation
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 

@@ -6,7 +6,7 @@ Shapes in comments: `K` codes, `D` dimensions.
 import keras
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 SPAN_GROWTH = 1 / 20

@@ -7,7 +7,7 @@ import math
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor
 
@@ -77,10 +77,6 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     """`[N, D]`, `[K, D]` -> int32 `[N]`."""
     if vectors.shape[0] == 0:
         return ops.zeros((0,), dtype="int32")
-    if codebook.shape[1] == 1:
-        # A product over one axis XLA fuses with what reads it, and may round where it is compared otherwise than where
-        # its maximum is taken: then no score is the best. With a second axis, of zeros, it is computed once.
-        vectors, codebook = (ops.pad(x, ((0, 0), (0, 1))) for x in (vectors, codebook))
     # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
     # rounding does not hide the distances of vectors far from the origin.
     centre = ops.mean(codebook, axis=0)

@@ -17,6 +17,7 @@ from helpers import set_layout
 from quantizers import INNER, QUANTIZERS, SHAPE, vector
 
 import keras_vqvae
+from keras_vqvae.backend import backend
 from keras_vqvae.ops import search
 
 BATCH = 1000
@@ -27,7 +28,7 @@ COLLECTIVE = re.compile(
 keras.utils.set_random_seed(0)
 output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
 # Blocks that neither the vectors nor what each device has of them fill.
-keras_vqvae.backend.BLOCK_SCORES, keras_vqvae.backend.BLOCK_CODES = 1 << 12, 12
+backend.BLOCK_SCORES, backend.BLOCK_CODES = 1 << 12, 12
 if jax.device_count() > 1:
     set_layout("codebook" if spread else "data")
 
@@ -60,6 +61,14 @@ with pytest.MonkeyPatch.context() as patch:
             layer.adapt(x, epochs=2, seed=0, verbose=0)
 
 
+def crossing(program):
+    return [
+        (kind, [int(n) for n in re.findall(r"\d+", dims)])
+        for shapes, kind in COLLECTIVE.findall(program.as_text())
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
+
+
 @jax.jit
 def step(trainable, others, x):
     def loss(trainable):
@@ -71,7 +80,7 @@ def step(trainable, others, x):
 
 
 variables = model.trainable_variables, model.non_trainable_variables
-state = *([v.value for v in part] for part in variables), keras_vqvae.backend.spread_rows(x)
+state = *([v.value for v in part] for part in variables), backend.spread_rows(x)
 program = step.lower(*state).compile()
 learned = {
     id(v): value for pair in zip(variables, program(*state), strict=True) for v, value in zip(*pair, strict=True)
@@ -84,11 +93,14 @@ results = {
 # A number of rows that the devices do not divide. Their indices in one number, as arrays are looked at for their size.
 odd = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
 results["odd"] = np.sum(odd * np.arange(1.0, len(odd) + 1))
+# So many codes that they are searched in groups.
+many = np.random.default_rng(1).normal(size=(256, SHAPE[-1])).astype("float32")
+backend.BLOCK_CODES = 128
+if spread:
+    many = jax.device_put(many, layers["ema"].embeddings.value.sharding)
+vectors = backend.spread_rows(x.reshape(-1, SHAPE[-1]))
+grouped = jax.jit(nearest_code).lower(vectors, many).compile()
+results["grouped"] = np.sum(np.asarray(grouped(vectors, many)) * np.arange(1.0, len(vectors) + 1))
 np.savez(output, **results)
-crossing = [
-    (kind, [int(n) for n in re.findall(r"\d+", dims)])
-    for shapes, kind in COLLECTIVE.findall(program.as_text())
-    for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
-]
-found = {"adapt": list(rows_of_a_device), "step": crossing}
+found = {"adapt": list(rows_of_a_device), "step": crossing(program), "grouped": crossing(grouped)}
 output.with_suffix(".json").write_text(json.dumps(found))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_vqvae
-from keras_vqvae import backend
+from keras_vqvae.backend import backend
 
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 # One strategy each: two over the same devices mix up TensorFlow's own exchanges.
@@ -89,11 +89,11 @@ with BOTH.scope():
     layer = keras_vqvae.LookupFreeQuantizer(4)
     layer(x)
     assert np.isfinite(sum(layer.losses))
-with pytest.raises(NotImplementedError, match="entropy of a batch .* a strategy of 2 replicas"):
+with pytest.raises(NotImplementedError, match="Batch entropies .* a strategy of 2 replicas"):
     train(lambda: keras_vqvae.LookupFreeQuantizer(2), x, BOTH)
 with BOTH.scope():
     model = keras.Sequential([keras.Input((4,)), vectors()])
     model.compile("sgd", "mse")
 model.predict(x, verbose=0)
-with pytest.raises(NotImplementedError, match=r"`VQVAE.fit` alone.* a strategy of 2 replicas"):
+with pytest.raises(NotImplementedError, match=r"only `VQVAE.fit`.* a strategy of 2 replicas"):
     model.fit(x, x, verbose=0)

@@ -60,6 +60,15 @@ def test_trap_no_vector_crosses_devices(found):
         assert np.prod(shape) <= (largest if kind == "all-reduce" else 4), (kind, shape)
 
 
+def test_trap_a_search_in_groups_stays_on_each_device(found):
+    """With sharded codes the best score and its index cross for each vector of a block, and no group of scores."""
+    block_rows, crossing = 4096 // 256, found["codebook"][1]["grouped"]
+    assert found["one"][1]["grouped"] == found["spread"][1]["grouped"] == []
+    assert any(shape == [block_rows] for _, shape in crossing)
+    for kind, shape in crossing:
+        assert np.prod(shape) <= block_rows, (kind, shape)
+
+
 def test_trap_a_codebook_stays_where_it_lies(found):
     """Each device searches its own codes: the best of them, their places and the codes cross, for each vector."""
     vectors, dim, codes_of_a_device, crossing = 1500, 4, 8, found["codebook"][1]["step"]
