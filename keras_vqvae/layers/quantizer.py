@@ -33,8 +33,8 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     `[batch, *grid, D]`, it sets `quantizes_grids = True` and also implements `index_axes` and `vector_axes`.
 
     Call arguments:
-        inputs: Floats `[..., D]`, of rank 2 or more. mask: Optional booleans `[batch, ...]` over the leading
-        dimensions. Masked vectors are quantized like the others,
+        inputs: Floats `[..., D]`, of rank 2 or more.
+        mask: Optional booleans `[batch, ...]` over the leading dimensions. Masked vectors are quantized like the others,
             but they are excluded from losses, statistics and codebook updates. A vector with a NaN or an infinity
             counts as masked.
         training: Whether to update statistics, and to draw if the quantizer draws. Losses are added either way.
