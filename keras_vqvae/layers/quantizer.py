@@ -34,9 +34,9 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
-        mask: Optional booleans `[batch, ...]` over the leading dimensions. Masked vectors are quantized like the others,
-            but they are excluded from losses, statistics and codebook updates. A vector with a NaN or an infinity
-            counts as masked.
+        mask: Optional booleans `[batch, ...]` over the leading dimensions. Masked vectors are quantized like the
+            others, but they are excluded from losses, statistics and codebook updates. A vector with a NaN or an
+            infinity counts as masked.
         training: Whether to update statistics, and to draw if the quantizer draws. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
         reverse: Whether `inputs` are indices to decode: what `decode` is in functional models. Defaults to `False`.
