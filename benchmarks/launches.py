@@ -1,0 +1,200 @@
+"""What a training step asks the backend to run, which on small batches may take longer than the work itself.
+
+On PyTorch, beside vector-quantize-pytorch: the operations of forward, losses, backward and update, and how many of them
+copy from the host or make it wait for the device. Views and allocations, which run nothing, are left out; each weight
+adds one operation, plain gradient descent. On JAX: the instructions of the compiled step, of which each is a kernel or
+a loop. Counts are those of the device at hand: on another one both sides run other operations.
+
+KERAS_BACKEND=torch python -m benchmarks.launches --names
+KERAS_BACKEND=torch python -m benchmarks.launches --times
+KERAS_BACKEND=jax python -m benchmarks.launches
+"""
+
+import argparse
+import collections
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from keras import ops
+
+import keras_vqvae
+from benchmarks import backends, timing
+
+VECTORS = 1024
+SIZES = (256, 1024, 4096, 16384)
+"""The same where time is measured."""
+CODES = 1024
+DIMS = {"FSQ": 4, "LFQ": 10, "BSQ": 10}
+"""Of the vectors, where it is not 64."""
+
+VQ = keras_vqvae.VectorQuantizer
+OURS: dict[str, Callable[[], keras_vqvae.Quantizer]] = {
+    "EMA": lambda: VQ(CODES, ema_decay=0.99),
+    "optimizer": lambda: VQ(CODES),
+    "cosine": lambda: VQ(CODES, ema_decay=0.99, distance="cosine"),
+    "rotation": lambda: VQ(CODES, estimator="rotation"),
+    "residual of 8": lambda: keras_vqvae.ResidualQuantizer(VQ(CODES, ema_decay=0.99), 8),
+    "4 groups": lambda: keras_vqvae.GroupedQuantizer(VQ(CODES, ema_decay=0.99), 4),
+    "FSQ": lambda: keras_vqvae.FiniteScalarQuantizer((8, 5, 5, 5)),
+    "LFQ": lambda: keras_vqvae.LookupFreeQuantizer(DIMS["LFQ"]),
+    "BSQ": lambda: keras_vqvae.BinarySphericalQuantizer(DIMS["BSQ"]),
+    "SimVQ": lambda: keras_vqvae.SimVectorQuantizer(CODES),
+    "IBQ": lambda: keras_vqvae.IndexBackpropagationQuantizer(CODES),
+    "Gumbel": lambda: keras_vqvae.GumbelQuantizer(CODES),
+}
+VECTOR = {"dim": 64, "codebook_size": CODES, "commitment_weight": 0.25, "rotation_trick": False}
+MOVING = {**VECTOR, "decay": 0.99, "threshold_ema_dead_code": 2}
+LEARNED = {**VECTOR, "learnable_codebook": True, "ema_update": False}
+BITS = {"codebook_size": CODES, "commitment_loss_weight": 0.25}
+PEERS: dict[str, tuple[str, dict]] = {
+    "EMA": ("VectorQuantize", MOVING),
+    "optimizer": ("VectorQuantize", LEARNED),
+    "cosine": ("VectorQuantize", {**MOVING, "use_cosine_sim": True}),
+    "rotation": ("VectorQuantize", {**LEARNED, "rotation_trick": True}),
+    "residual of 8": ("ResidualVQ", {**MOVING, "num_quantizers": 8}),
+    "4 groups": ("VectorQuantize", {**MOVING, "heads": 4, "separate_codebook_per_head": True, "codebook_dim": 16}),
+    "FSQ": ("FSQ", {"levels": [8, 5, 5, 5]}),
+    "LFQ": ("LFQ", BITS),
+    "BSQ": ("LFQ", {**BITS, "spherical": True}),
+    "SimVQ": ("SimVQ", {"dim": 64, "codebook_size": CODES, "rotation_trick": False}),
+    "Gumbel": ("VectorQuantize", {**VECTOR, "straight_through": True, "stochastic_sample_codes": True}),
+}
+"""Class and arguments. Both sides replace dead codes where our step does: under a moving average."""
+
+HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")
+"""PyTorch's operations on a tensor that comes from Python, or whose values decide what Python does next."""
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+"""XLA's instructions that run nothing."""
+
+
+def batch(name: str, vectors: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(4, vectors // 4, DIMS.get(name, 64))).astype("float32")
+
+
+def torch_step(forward: Callable[[object], tuple[object, list]], weights: Iterable, x: object) -> Callable[[], None]:
+    """A step of `forward`, from a batch to the quantized one and losses."""
+    import torch
+
+    weights, accelerator = list(weights), torch.accelerator.is_available()
+    x = x.clone().requires_grad_()
+
+    def step() -> None:
+        for tensor in (x, *weights):
+            tensor.grad = None
+        quantized, losses = forward(x)
+        sum(losses, quantized.square().mean()).backward()
+        with torch.no_grad():
+            for weight in weights:
+                weight.sub_(weight.grad, alpha=1e-3)
+        if accelerator:
+            torch.accelerator.synchronize()
+
+    return step
+
+
+def torch_steps(name: str, vectors: int) -> dict[str, Callable[[], None]]:
+    import vector_quantize_pytorch
+
+    x, layer = ops.convert_to_tensor(batch(name, vectors)), OURS[name]()
+    layer.build(x.shape)
+    ours = [variable.value for variable in layer.trainable_variables]
+    steps = {"ours": torch_step(lambda x: (layer(x, training=True), layer.losses), ours, x)}
+    if name in PEERS:
+        kind, keywords = PEERS[name]
+        module = getattr(vector_quantize_pytorch, kind)(**keywords).to(x.device)
+
+        def forward(x: object) -> tuple[object, list]:
+            quantized, _, *losses = module(x)
+            return quantized, [loss.sum() if loss.ndim else loss for loss in losses]
+
+        steps["peer"] = torch_step(forward, module.parameters(), x)
+    return steps
+
+
+def operations(step: Callable[[], None]) -> tuple[collections.Counter, int]:
+    """How often a step runs each operation, and how many of all copy from the host or wait for the device."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names, host = collections.Counter(), []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in HOST or not (function.is_view or name.startswith(("empty", "new_empty"))):
+                names[name] += 1
+            # Of booleans it has to know how many are true.
+            indices = args[1] if name in ("index", "index_put", "index_put_") else []
+            if name in HOST or any(index is not None and index.dtype == torch.bool for index in indices):
+                host.append(name)
+            return function(*args, **(kwargs or {}))
+
+    # What only the first steps do does not count.
+    step(), step()
+    with Count():
+        step()
+    return names, len(host)
+
+
+def instructions(name: str) -> collections.Counter:
+    """How many instructions of each kind the compiled step has; a loop is one, however often it goes round."""
+    import jax
+
+    layer, x = OURS[name](), batch(name, VECTORS)
+    layer.build(x.shape)
+
+    def loss(weights, others, x):
+        # As Keras's trainer calls it.
+        quantized, others, losses = layer.stateless_call(weights, others, x, training=True, return_losses=True)
+        return ops.mean(ops.square(quantized)) + sum(losses), others
+
+    def step(weights, others, x):
+        (value, others), (of_weights, of_x) = jax.value_and_grad(loss, (0, 2), has_aux=True)(weights, others, x)
+        return value, [w - 1e-3 * g for w, g in zip(weights, of_weights, strict=True)], others, of_x
+
+    state = [[v.value for v in of] for of in (layer.trainable_variables, layer.non_trainable_variables)]
+    text = jax.jit(step).lower(*state, x).compile().as_text()
+    entry = re.search(r"^ENTRY .*?^}", text, re.M | re.S).group()
+    kinds = re.findall(r"^  (?:ROOT )?\S+ = .*? ([a-z][\w-]*)\(", entry, re.M)
+    return collections.Counter(kind for kind in kinds if kind not in FREE)
+
+
+def row_of_counts(name: str, names: int) -> dict[str, object]:
+    if backends.BACKEND == "jax":
+        found = instructions(name)
+        return {"quantizer": name, "ours": found.total(), **found}
+    row = {"quantizer": name}
+    for whose, step in torch_steps(name, VECTORS).items():
+        found, host = operations(step)
+        row |= {whose: found.total(), f"{whose}: host": host}
+        if names:
+            row[f"{whose}: most frequent"] = ", ".join(f"{key} {count}" for key, count in found.most_common(names))
+    return row
+
+
+def row_of_times(name: str) -> dict[str, object]:
+    row = {"quantizer": name}
+    for vectors in SIZES:
+        times = timing.medians(torch_steps(name, vectors), repeats=max(3, 8192 // vectors))
+        row |= {f"{vectors:,}: {whose} ms": time["ms"] for whose, time in times.items()}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", type=int, nargs="?", const=8, default=0, help="the most frequent operations, too")
+    parser.add_argument("--times", action="store_true", help="milliseconds in place of counts")
+    parser.add_argument("--rows", nargs="+", default=list(OURS), choices=list(OURS))
+    arguments = parser.parse_args()
+    if backends.BACKEND != "torch" and (backends.BACKEND != "jax" or arguments.times or arguments.names):
+        parser.error("Runs on PyTorch or, for counts alone, on JAX.")
+    if arguments.times:
+        timing.report("launches-times", [row_of_times(name) for name in arguments.rows])
+    else:
+        rows = [row_of_counts(name, arguments.names) for name in arguments.rows]
+        timing.report(f"launches-{backends.BACKEND}", rows)
+
+
+if __name__ == "__main__":
+    main()
