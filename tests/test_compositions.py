@@ -35,7 +35,7 @@ LEAVES = {
 }
 WRAPPERS = {
     "residual": lambda inner, dim, draw: keras_vqvae.ResidualQuantizer(
-        inner(dim), draw(st.integers(1, 3)), dropout=draw(st.sampled_from([0, 0.5])), seed=1
+        inner(dim), draw(st.integers(1, 3)), quantizer_dropout=draw(st.sampled_from([0, 0.5])), seed=1
     ),
     "grouped": lambda inner, dim, draw: keras_vqvae.GroupedQuantizer(inner(dim // 2), 2),
     "projected": lambda inner, dim, draw: keras_vqvae.ProjectedQuantizer(inner(2), 2),

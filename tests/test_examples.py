@@ -204,8 +204,8 @@ def test_the_levels_of_a_hierarchy_share_their_layers(rng):
     both, alone = (numpy(outputs[name]) for name in ("both", "coarse"))
     np.testing.assert_allclose(numpy(decoder([coarse, fine])), both, atol=1e-6)
     # One of the pictures is of the coarse codes alone.
-    codebook = model.get_layer("fine").codebook
-    codebook.assign(codebook + 1.0)
+    fine_quantizer = model.get_layer("fine")
+    fine_quantizer.set_codebook(fine_quantizer.codebook + 1.0)
     changed = model(x)
     np.testing.assert_array_equal(numpy(changed["coarse"]), alone)
     assert np.abs(numpy(changed["both"]) - both).max() > 1e-3

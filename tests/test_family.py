@@ -87,7 +87,7 @@ def test_gumbel_noise_is_finite_at_both_ends_of_what_is_drawn(monkeypatch, end):
     def uniform(shape, dtype, seed, **ends):
         return keras.ops.full(shape, ends[end], dtype)
 
-    layer = built(keras_vqvae.GumbelQuantizer(4, seed=1), 2)
+    layer = built(keras_vqvae.GumbelQuantizer(4, dead_code_threshold=0, seed=1), 2)
     monkeypatch.setattr(keras.random, "uniform", uniform)
     x = np.array([[0.3, -0.2]], "float32")
     # Equal noise for all codes: the nearest one is drawn.
