@@ -45,7 +45,7 @@ OURS: dict[str, Callable[[], keras_vqvae.Quantizer]] = {
 }
 VECTOR = {"dim": 64, "codebook_size": CODES, "commitment_weight": 0.25, "rotation_trick": False}
 MOVING = {**VECTOR, "decay": 0.99, "threshold_ema_dead_code": 2}
-LEARNED = {**VECTOR, "learnable_codebook": True, "ema_update": False}
+LEARNED = {**VECTOR, "learnable_codebook": True, "ema_update": False, "threshold_ema_dead_code": 2}
 BITS = {"codebook_size": CODES, "commitment_loss_weight": 0.25}
 PEERS: dict[str, tuple[str, dict]] = {
     "EMA": ("VectorQuantize", MOVING),
@@ -60,7 +60,7 @@ PEERS: dict[str, tuple[str, dict]] = {
     "SimVQ": ("SimVQ", {"dim": 64, "codebook_size": CODES, "rotation_trick": False}),
     "Gumbel": ("VectorQuantize", {**VECTOR, "straight_through": True, "stochastic_sample_codes": True}),
 }
-"""Class and arguments. Both sides replace dead codes where our step does: under a moving average."""
+"""Class and arguments. Both sides replace dead codes, except for the implicit quantizers, `SimVQ` and `Gumbel`."""
 
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")
 """PyTorch's operations on a tensor that comes from Python, or whose values decide what Python does next."""
