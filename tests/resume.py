@@ -81,10 +81,12 @@ def train(
         model = make_model()
 
     def look(batch, logs=None):
-        if int(model.optimizer.iterations) == step:
+        # Through the callback: on JAX that brings the variables up to date.
+        if int(looking.model.optimizer.iterations) == step:
             stop(callbacks)
 
-    callbacks.append(keras.callbacks.LambdaCallback(on_train_batch_begin=look))
+    looking = keras.callbacks.LambdaCallback(on_train_batch_begin=look)
+    callbacks.append(looking)
     if len(x):
         model.fit(x, x, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
     return [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables + model.optimizer.variables]
