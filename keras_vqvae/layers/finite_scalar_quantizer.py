@@ -97,7 +97,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         digits = (vectors - backend.constants(self._lowest, vectors)) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
         # What is no number gets digit 0. Not `nan_to_num`, which OpenVINO does not take from PyTorch.
-        digits = ops.where(digits > 0.0, digits, 0.0)
+        digits = ops.where(digits > 0.0, digits, backend.constants((0.0,), digits))
         return ops.minimum(digits, backend.constants(self._last, vectors))
 
     def from_digits(self, digits: Tensor) -> Tensor:

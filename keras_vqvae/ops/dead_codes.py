@@ -5,28 +5,30 @@ Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 
 import math
 
-import keras
+import numpy as np
 from keras import ops
 
 from keras_vqvae.backend import backend
-from keras_vqvae.types import Seed, Tensor
+from keras_vqvae.types import Tensor
 
 STRIDE = 1052792407
 """What the seeds of all codes grow by in each step, until they wrap around at 2^31: about 2^31 times 0.49, and odd."""
 
 
-def initial_seeds(shape: tuple[int], seed: Seed) -> Tensor:
+def initial_seeds(shape: tuple[int], seed: int | None) -> Tensor:
     """Returns int32 numbers `[K]` from which the draws of all steps follow.
 
     Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of a prime, as large as
     int32 allows, by the golden ratio: so the rows of a step are nearly all different, and spread evenly.
     """
-    first = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=seed)
+    # Drawn by NumPy, so that they are the same on every backend. `keras.utils.set_random_seed` sets its state.
+    first = np.random.randint(2**31 - 1) if seed is None else np.random.default_rng(seed).integers(2**31 - 1)
     spacing = int(0.6180339887 * 2**31 / shape[0])
     # A prime: with a factor of the number of rows, only a fraction of them would be drawn.
     while any(spacing % factor == 0 for factor in range(2, math.isqrt(spacing) + 1)):
         spacing += 1
-    return first + spacing * ops.arange(shape[0], dtype="int32")
+    numbers = int(first) + spacing * np.arange(shape[0])
+    return ops.convert_to_tensor(numbers.astype("int32"))
 
 
 def candidates(vectors: Tensor, valid: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:

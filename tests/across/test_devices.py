@@ -89,5 +89,5 @@ keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=
 keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(10), 2).build((None, 4))
 """
     process = run(["-c", program], 4)
-    assert "ValueError: The weight `codebook` of `vector_quantizer_0` cannot be made" in process.stderr
+    assert "ValueError: The weight `codebook` of `vector_quantizer_0` could not be created" in process.stderr
     assert "(10, 4)" in process.stderr
