@@ -19,7 +19,7 @@ def initial_seeds(shape: tuple[int], seed: int | None) -> Tensor:
     """Returns int32 numbers `[K]` from which the draws of all steps follow.
 
     Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of a prime, as large as
-    int32 allows, by the golden ratio: so the rows of a step are nearly all different, and spread evenly.
+    int32 allows, by the golden ratio: so most rows of a step are different, and they spread evenly.
     """
     # Drawn by NumPy, so that they are the same on every backend. `keras.utils.set_random_seed` sets its state.
     first = np.random.randint(2**31 - 1) if seed is None else np.random.default_rng(seed).integers(2**31 - 1)
