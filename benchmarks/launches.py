@@ -3,7 +3,7 @@
 On PyTorch, beside vector-quantize-pytorch: the operations of forward, losses, backward and update, and how many of them
 copy from the host or make it wait for the device. Views and allocations, which run nothing, are left out; each weight
 adds one operation, plain gradient descent. On JAX: the instructions of the compiled step, of which each is a kernel or
-a loop. Counts are those of the device at hand: on another one both sides run other operations.
+a loop. Counts depend on the device: other devices run other operations.
 
 KERAS_BACKEND=torch python -m benchmarks.launches --names
 KERAS_BACKEND=torch python -m benchmarks.launches --times

@@ -159,10 +159,10 @@ def test_every_row_is_as_likely(rng):
 @pytest.mark.parametrize(
     ("rows", "codes"), [(196, 256), (784, 256), (3136, 256), (768, 1024), (1024, 1024), (1000, 512)]
 )
-def test_most_rows_of_a_step_are_different(rows, codes):
+def test_the_rows_of_a_step_are_different(rows, codes):
     """Numbers of rows that share a factor with many numbers, as grids of vectors do."""
     drawn = numpy(dead_codes.initial_seeds((codes,), 0)) % rows
-    assert len(np.unique(drawn)) > 0.6 * min(rows, codes)
+    assert len(np.unique(drawn)) > 0.9 * min(rows, codes)
 
 
 def test_the_codebook_is_a_weight_and_an_offset(x):

@@ -18,12 +18,13 @@ STRIDE = 1052792407
 def initial_seeds(shape: tuple[int], seed: int | None) -> Tensor:
     """Returns int32 numbers `[K]` from which the draws of all steps follow.
 
-    Seeds modulo the number of rows are the rows drawn. They are a random number and multiples of a prime, as large as
-    int32 allows, by the golden ratio: so most rows of a step are different, and they spread evenly.
+    Seeds modulo the number of rows are the rows drawn. They are a random number plus multiples of a prime, so the rows
+    of a step are different and spread over the batch. All of them lie within 2^26, so that few steps see some of them
+    wrap around at 2^31 and others not, which can make rows equal.
     """
     # Drawn by NumPy, so that they are the same on every backend. `keras.utils.set_random_seed` sets its state.
     first = np.random.randint(2**31 - 1) if seed is None else np.random.default_rng(seed).integers(2**31 - 1)
-    spacing = int(0.6180339887 * 2**31 / shape[0])
+    spacing = max(int(0.6180339887 * 2**26 / shape[0]), 2)
     # A prime: with a factor of the number of rows, only a fraction of them would be drawn.
     while any(spacing % factor == 0 for factor in range(2, math.isqrt(spacing) + 1)):
         spacing += 1
