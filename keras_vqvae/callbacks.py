@@ -85,11 +85,12 @@ class CodebookMonitor(keras.callbacks.Callback):
         for quantizer, earlier, now in zip(quantizers, before, self._counts(), strict=True):
             name = prefix + (f"{quantizer.name}_" if len(quantizers) > 1 else "")
             counts = now - earlier
-            logs = metrics.summary(counts)
+            sizes = quantizer.codebook_sizes
+            logs = metrics.summary(counts, sizes)
             if self.per_codebook and len(logs) > 2:
-                for place in np.ndindex(counts.shape[:-1]):
-                    suffix = "_".join(map(str, place))
-                    logs |= {f"{log}_{suffix}": value for log, value in metrics.summary(counts[place]).items()}
+                for place, size in zip(np.ndindex(counts.shape[:-1]), sizes, strict=True):
+                    suffix, own = "_".join(map(str, place)), metrics.summary(counts[place][:size])
+                    logs |= {f"{log}_{suffix}": value for log, value in own.items()}
             found |= {name + log: float(value) for log, value in logs.items()}
         return found
 

@@ -25,17 +25,23 @@ def perplexity(counts: Tensor) -> Tensor:
     return ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0)
 
 
-def usage(counts: Tensor) -> Tensor:
-    """The fraction of the codes with a count above 0, of each codebook: `[..., K]` -> `[...]`."""
-    return ops.mean(ops.cast(ops.convert_to_tensor(counts) > 0, "float32"), axis=-1)
+def usage(counts: Tensor, sizes: Sequence[int] = ()) -> Tensor:
+    """The fraction of the codes with a count above 0, of each codebook: `[..., K]` -> `[...]`.
+
+    `sizes` are the numbers of codes of the codebooks, if they are not all `K`.
+    """
+    used = ops.cast(ops.convert_to_tensor(counts) > 0, "float32")
+    if len(set(sizes)) < 2:
+        return ops.mean(used, axis=-1)
+    return ops.sum(used, axis=-1) / ops.reshape(ops.convert_to_tensor(sizes, "float32"), used.shape[:-1])
 
 
-def summary(counts: Tensor) -> dict[str, Tensor]:
+def summary(counts: Tensor, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
     """The logs of codebooks with counts `[..., K]`: `perplexity` and `codebook_usage`.
 
     Of several codebooks these are the means, and `min_perplexity` and `min_codebook_usage` are those of the worst.
     """
-    each = {"perplexity": perplexity(counts), "codebook_usage": usage(counts)}
+    each = {"perplexity": perplexity(counts), "codebook_usage": usage(counts, sizes)}
     found = {name: ops.mean(values) for name, values in each.items()}
     if math.prod(counts.shape[:-1]) > 1:
         found |= {f"min_{name}": ops.min(values) for name, values in each.items()}
@@ -49,11 +55,13 @@ class CodebookSummary(keras.metrics.Metric):
 
     Args:
         shape: That of the counts, `[..., K]`.
+        sizes: Number of codes of each codebook.
         name: Defaults to `"codebooks"`, which is in no log.
     """
 
-    def __init__(self, shape: tuple[int, ...], name: str = "codebooks", dtype: DType = None):
+    def __init__(self, shape: tuple[int, ...], sizes: tuple[int, ...], name: str = "codebooks", dtype: DType = None):
         super().__init__(name=name, dtype=dtype)
+        self._sizes = sizes
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(shape=shape, initializer="zeros", dtype=backend.COUNTER, name="counts")
 
@@ -61,7 +69,7 @@ class CodebookSummary(keras.metrics.Metric):
         backend.add_counts(self.counts, counts)
 
     def result(self) -> dict[str, Tensor]:
-        return summary(self.counts)
+        return summary(self.counts, self._sizes)
 
 
 class _CodeCounts(keras.metrics.Metric):
@@ -71,22 +79,23 @@ class _CodeCounts(keras.metrics.Metric):
 
     def __init__(
         self,
-        num_embeddings: int,
+        num_embeddings: int | Sequence[int],
         num_codebooks: int | Sequence[int] = 1,
         reduction: str = "mean",
         name: str | None = None,
         dtype: DType = None,
     ):
         super().__init__(name=name or ("min_" if reduction == "min" else "") + self.log_name, dtype=dtype)
-        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         self._codebooks = codebook.codebooks_in_turn(num_codebooks)
+        self._sizes = validation.codebook_sizes(num_embeddings, max(self._codebooks) + 1)
+        self.num_embeddings = self._sizes if hasattr(num_embeddings, "__iter__") else self._sizes[0]
         self.num_codebooks = num_codebooks if isinstance(num_codebooks, int) else tuple(num_codebooks)
         if reduction not in ("mean", "min"):
             raise ValueError(f"`reduction` must be 'mean' or 'min'. Received: reduction={reduction!r}")
         self.reduction = reduction
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(
-            shape=(max(self._codebooks) + 1, self.num_embeddings),
+            shape=(len(self._sizes), max(self._sizes)),
             initializer="zeros",
             dtype=backend.COUNTER,
             name="counts",
@@ -95,7 +104,7 @@ class _CodeCounts(keras.metrics.Metric):
     def update_state(self, indices: Tensor) -> None:
         # `[..., Q]` -> `[N, Q]` -> `[C, K]`
         indices = ops.reshape(ops.convert_to_tensor(indices, dtype="int32"), (-1, len(self._codebooks)))
-        counts = codebook.count_columns(indices, indices >= 0, self.num_embeddings, self._codebooks)
+        counts = codebook.count_columns(indices, indices >= 0, max(self._sizes), self._codebooks)
         backend.add_counts(self.counts, counts)
 
     def _reduced(self, values: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ class CodebookPerplexity(_CodeCounts):
     It lies between 1, a single code, and `num_embeddings`, uniform use; 0 before the first update.
 
     Args:
-        num_embeddings: Number of codes, of each codebook.
+        num_embeddings: Number of codes of each codebook, an integer, or a sequence of one integer a codebook.
         num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
             indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
@@ -143,7 +152,7 @@ class CodebookUsage(_CodeCounts):
     """The fraction of the codes that were chosen at least once, between 0 and 1.
 
     Args:
-        num_embeddings: Number of codes, of each codebook.
+        num_embeddings: Number of codes of each codebook, an integer, or a sequence of one integer a codebook.
         num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
             indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
@@ -161,4 +170,4 @@ class CodebookUsage(_CodeCounts):
     log_name = "codebook_usage"
 
     def result(self) -> Tensor:
-        return self._reduced(usage(self.counts))
+        return self._reduced(usage(self.counts, self._sizes))

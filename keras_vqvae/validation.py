@@ -71,6 +71,19 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     return tuple(positive_int(name, value) for value in values)
 
 
+def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...]:
+    """Returns the number of codes of each codebook, given that of all of them or a sequence with one for each."""
+    if not hasattr(num_embeddings, "__iter__"):
+        return (positive_int("num_embeddings", num_embeddings),) * num_codebooks
+    sizes = positive_ints("num_embeddings", num_embeddings)
+    if len(sizes) != num_codebooks:
+        raise ValueError(
+            f"`num_embeddings` must be an integer, or one for each of {num_codebooks} codebooks. "
+            f"Received: num_embeddings={num_embeddings!r}"
+        )
+    return sizes
+
+
 def non_negative(name: str, value: object) -> float:
     """Returns `value` as a finite `float` of at least 0."""
     if not _is_real(value) or not 0 <= value < float("inf"):
@@ -138,3 +151,34 @@ def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 
             f"`{name}` must lie between {lowest} and {num_embeddings - 1}. Received: {name} with {outside}"
         )
     return ops.cast(indices, "int32")
+
+
+def within_codebooks(
+    name: str,
+    indices: Tensor,
+    sizes: tuple[int, ...],
+    codebooks: tuple[int, ...] | None,
+    index_shape: tuple[int, ...],
+) -> Tensor:
+    """Returns int32 `indices` `[..., *index_shape]`, each inside its own codebook; as `code_indices`.
+
+    Args:
+        name: That of the argument.
+        indices: Integers that lie inside the largest codebook.
+        sizes: Number of codes of each codebook.
+        codebooks: The codebook of each index of a sample, or `None`, if each has its own.
+        index_shape: The last axes of the indices.
+    """
+    if len(set(sizes)) == 1:
+        return indices
+    limits = np.array(sizes, "int32")
+    limits = limits.reshape(index_shape) if codebooks is None else limits[list(codebooks)].reshape(-1, *index_shape)
+    if backend.is_traced(indices):
+        return ops.minimum(indices, limits - 1)
+    values = ops.convert_to_numpy(indices)
+    outside = np.unique(values[values >= limits])[:5].tolist()
+    if outside:
+        raise ValueError(
+            f"`{name}` must lie inside their codebooks, of {list(sizes)} codes. Received: {name} with {outside}"
+        )
+    return indices

@@ -36,7 +36,7 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
     `z` is `[N, D]`, and `slack` `[N, 1]` what rounding may have moved each element of it by.
     """
     if isinstance(layer, keras_vqvae.ResidualQuantizer):
-        z = z if layer.depth is not None else bounded(layer, z)
+        z = z if layer.stage is not None else bounded(layer, z)
         for level, quantizer in enumerate(layer.quantizers):
             check_indices(quantizer, z, indices[:, level], slack)
             z = z - numpy(quantizer.decode(indices[:, level])).astype("float64")
@@ -51,8 +51,8 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
         moved = slack * np.abs(kernel).sum() + 8 * EPSILON * (np.abs(z) @ np.abs(kernel)).max(-1, keepdims=True)
         check_indices(layer.quantizer, z @ kernel + numpy(layer.down_bias), indices, moved)
     elif isinstance(layer, keras_vqvae.FiniteScalarQuantizer):
-        z = z if layer.depth is not None else bounded(layer, z)
-        steps, depth = np.array(layer.levels), layer.depth or 0
+        z = z if layer.stage is not None else bounded(layer, z)
+        steps, depth = np.array(layer.levels), layer.stage or 0
         bins = ((steps - 1) / 2 if layer.symmetric else steps // 2) * steps**depth
         place = ((z + 1) * bins if depth == 0 else z * bins + (steps - 1) / 2).clip(0, steps - 1)
         found = indices[:, None] // np.cumprod([1, *steps[:-1]]) % steps

@@ -35,6 +35,14 @@ QUANTIZERS = {
     "residual": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, **keywords),
     "residual_shared": lambda **keywords: keras_vqvae.ResidualQuantizer(vector(), 2, shared_codebook=True, **keywords),
     "residual_fsq": lambda **keywords: keras_vqvae.ResidualQuantizer(scalar(), 3, **keywords),
+    "stages": lambda **keywords: keras_vqvae.ResidualQuantizer(
+        [
+            keras_vqvae.VectorQuantizer(16, distance="cosine", seed=7),
+            keras_vqvae.VectorQuantizer(8, ema_decay=0.9, seed=8),
+            keras_vqvae.ProjectedQuantizer(keras_vqvae.VectorQuantizer(4, seed=9), 3),
+        ],
+        **keywords,
+    ),
     "grouped": lambda **keywords: keras_vqvae.GroupedQuantizer(vector(), 2, **keywords),
     "grouped_residual": lambda **keywords: keras_vqvae.GroupedQuantizer(
         keras_vqvae.ResidualQuantizer(vector(ema_decay=None), 2), 2, **keywords
@@ -97,6 +105,7 @@ MOVE_THEIR_CODES = {
     "residual",
     "residual_shared",
     "residual_fsq",
+    "stages",
     "grouped_residual",
     "projected",
     "scales",

@@ -20,6 +20,7 @@ class CountedCodes(keras.Layer):
     """A layer that counts how often each of its codes is chosen, in the weight `code_counts`."""
 
     num_embeddings: int
+    """Number of codes of the codebook; of several, the largest of them."""
     index_shape: tuple[int, ...] = ()
     """The shape of one vector's indices: `()`, or an axis for each wrapper."""
     has_codebook: bool = False
@@ -39,38 +40,46 @@ class CountedCodes(keras.Layer):
         """The shape of the codebooks that are counted separately: `()`, or an axis for each wrapper."""
         return self.index_shape
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each codebook, in the order of `codebook_shape`."""
+        return (self.num_embeddings,)
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         shape = (*self.codebook_shape, self.num_embeddings)
         if self.has_codebook or math.prod(shape) <= MAX_COUNTED_CODES:
             self.code_counts = self.add_weight(shape, "zeros", backend.COUNTER, trainable=False, name="code_counts")
 
-    def count_codes(self, indices: Tensor, valid: Tensor | None = None) -> Tensor:
+    def count_codes(self, indices: Tensor) -> Tensor:
         """Returns how often each code of each codebook was chosen, int32 `[*codebook_shape, num_embeddings]`.
 
         Args:
             indices: Integers `[..., *index_shape]`. Negative ones do not count.
-            valid: Booleans `[...]`: which vectors count. Defaults to `None`: all of them.
         """
         # `[..., *index_shape]` -> `[N, Q]`
         columns = math.prod(self.index_shape) if self.codebooks is None else len(self.codebooks)
-        counted = indices >= 0
-        if valid is not None:
-            valid = ops.reshape(valid, (*valid.shape, *(1 for _ in self.index_shape)))
-            counted = ops.logical_and(counted, valid)
-        indices, counted = (ops.reshape(x, (-1, columns)) for x in (indices, counted))
-        counts = codebook.count_columns(indices, counted, self.num_embeddings, self.codebooks)
+        indices = ops.reshape(indices, (-1, columns))
+        counts = codebook.count_columns(indices, indices >= 0, self.num_embeddings, self.codebooks)
         return ops.reshape(counts, (*self.codebook_shape, self.num_embeddings))
 
     def count_record(self, record: Record, parts: Sequence[Tensor | None]) -> Tensor | None:
         """Returns the counts of a record in all replicas, given those of its parts; `None` if codes are not counted."""
-        if any(counts is None for counts in parts) or (not parts and self.code_counts is None):
-            return None
         if not parts:
+            if self.code_counts is None:
+                return None
             counts = codebook.count_codes(record.indices, record.valid, self.num_embeddings)
             return backend.sum_over_replicas(counts)
+        counted = [counts for counts in parts if counts is not None]
+        if len(counted) < len(parts):
+            return None
+        # Smaller codebooks have no codes at the end.
+        missing = [self.num_embeddings - counts.shape[-1] for counts in counted]
+        if any(missing):
+            ends = [(0, 0)] * (len(counted[0].shape) - 1)
+            counted = [ops.pad(each, [*ends, (0, size)]) for each, size in zip(counted, missing, strict=True)]
         shape = (*self.codebook_shape, self.num_embeddings)
-        return ops.reshape(parts[0] if len(parts) == 1 else ops.stack(parts), shape)
+        return ops.reshape(counted[0] if len(counted) == 1 else ops.stack(counted), shape)
 
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero.

@@ -229,7 +229,8 @@ class CodebookQuantizer(Quantizer):
         rate = backend.at_most(backend.sum_over_replicas(record.count), COUNTS_RATE)
         backend.move_to(self.ema_counts, counts, rate)
         if self._constraint is not None and self.offset is not None:
-            self.offset.assign(ops.stop_gradient(self.codebook) - ops.convert_to_tensor(self.embeddings))
+            offsets = ops.stop_gradient(self.codebook) - ops.convert_to_tensor(self.embeddings)
+            backend.replace_where(self.offset, ops.reshape(rate > 0, (1, 1)), offsets)
         if self.dead_code_threshold:
             self.move_dead_codes(record)
 
@@ -267,7 +268,7 @@ class CodebookQuantizer(Quantizer):
         seed = self.seed if seed is None else seed
         init = keywords.get("init")
         if isinstance(init, str) and init == "codebook":
-            keywords["init"] = self.codebook
+            keywords["init"] = ops.stop_gradient(self.codebook)
         codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
         # One vector a code on average: the first batches weigh more.

@@ -75,6 +75,10 @@ class GroupedQuantizer(Quantizer):
         self.has_fixed_codes = self.quantizers[0].has_fixed_codes
         self.refines = self.quantizers[0].refines
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return wrappers.codebook_sizes(self.quantizers)
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
         if dim % self.num_groups:

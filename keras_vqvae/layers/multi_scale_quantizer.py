@@ -114,9 +114,7 @@ class MultiScaleQuantizer(Quantizer):
             for _ in range(cells)
             for book in range(inner)
         )
-        for quantizer in self.quantizers:
-            if not quantizer.built:
-                quantizer.build((None, dim))
+        wrappers.build_once(self.quantizers, dim)
         if self.convolution:
             self.kernel = self.add_float32("kernel", (3,) * rank + (dim, dim), trainable=True)
         super().build(input_shape)
@@ -124,6 +122,10 @@ class MultiScaleQuantizer(Quantizer):
     @property
     def codebook_shape(self) -> tuple[int, ...]:
         return (len(self.scales), *self.index_shape)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return wrappers.codebook_sizes(self.quantizers)
 
     def index_axes(self, axes: Sizes) -> Sizes:
         if tuple(axes[1:]) != self._grid:

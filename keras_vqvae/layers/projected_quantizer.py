@@ -58,6 +58,10 @@ class ProjectedQuantizer(Quantizer):
         self.min_index = self.quantizer.min_index
         self.supports_beam_search = self.quantizer.supports_beam_search
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.quantizer.codebook_sizes
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = self._check_input_shape(input_shape)
         # Weights rather than `Dense` layers, which `model.quantize("int8")` would convert.

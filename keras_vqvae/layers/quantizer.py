@@ -219,7 +219,8 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         """Returns `indices` as an int32 tensor inside the codebook, with -1 for stages or groups that are left out."""
         indices = validation.code_indices(name, indices, self.num_embeddings, self.min_index)
         index_shapes.leading_axes(name, indices.shape, self.index_shape)
-        return index_shapes.completed(indices, self.index_shape)
+        indices = index_shapes.completed(indices, self.index_shape)
+        return validation.within_codebooks(name, indices, self.codebook_sizes, self.codebooks, self.index_shape)
 
     @property
     def output(self) -> Any:

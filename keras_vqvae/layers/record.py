@@ -120,11 +120,8 @@ def apply_updates(record: Record, within_call: bool = True) -> None:
     _count(record, found)
     for group in found.values():
         records, counts = zip(*group, strict=True)
-        quantizer, total = (
-            records[0].quantizer,
-            None if any(each is None for each in counts) else sum(counts[1:], counts[0]),
-        )
-        updated = records[0].updates_state
+        quantizer, updated = records[0].quantizer, records[0].updates_state
+        total = None if counts[0] is None else sum(counts[1:], counts[0])
         if total is not None and quantizer.code_counts is not None and (updated or quantizer.count_in_inference):
             backend.add_counts(quantizer.code_counts, total)
         if updated:

@@ -1,27 +1,18 @@
-"""Residual quantization: each level quantizes what the levels before it left."""
+"""Residual quantization: each stage quantizes what the stages before it left."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vqvae import serialization, validation
-from keras_vqvae.backend import backend
-from keras_vqvae.layers import wrappers
+from keras_vqvae.layers import residual_adapt, wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.layers.stage_sum import StageSum
-from keras_vqvae.ops import clustering, search
+from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
-
-ADAPT_BEAM_WIDTH = 4
-"""With a beam, `adapt` clusters what up to this many of a vector's best sums leave."""
-ADAPTED_ERROR = 2.0
-"""Of them, only sums whose squared error is at most this many times that of the best one."""
-ADAPTED_ROUNDS = 5
-"""How often `adapt` then moves the codes of every stage along the sums that the beam finds."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -39,8 +30,10 @@ class ResidualQuantizer(Quantizer):
     falls 64-fold per stage.
 
     Args:
-        quantizer: The quantizer of a stage, not built. The stages are copies of it, each with a seed of its own.
-        num_quantizers: Number of stages, `Q`.
+        quantizer: The quantizer of a stage, not built: the stages are copies of it, each with a seed of its own. Or a
+            list of quantizers, which are the stages themselves. They may differ in everything but the shape of their
+            indices, and may have been trained before.
+        num_quantizers: Number of stages, `Q`. Defaults to `None`, the length of the list.
         shared_codebook: Whether all stages are the same quantizer, with one codebook. Defaults to `False`.
         quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training: a random
             number of them, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
@@ -55,19 +48,23 @@ class ResidualQuantizer(Quantizer):
 
     Output shape:
         `[..., D]`; the indices are int32 `[..., Q]`, with a further axis where the inner quantizer has one. `decode`
-        takes -1 for no code: with the last columns so, it decodes to fewer levels.
+        takes -1 for no code: with the last columns so, it decodes the first stages.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer or built already, if its `distance` is `"cosine"`, if
-            `num_quantizers` is not positive, if levels are to share codes that get finer, or if `beam_width > 1` and
-            the codes stand in no codebook or are compared by direction.
+        ValueError: If `quantizer` is not a quantizer, or is one that is built already; if `num_quantizers` is not
+            positive; if `distance` is `"cosine"` in a stage after the first; if stages are to share codes that get
+            finer; if a list has a quantizer twice, or one with fixed codes; or if `beam_width > 1` and a stage has no
+            codebook or another `distance` than `"euclidean"`.
 
-    Example:
+    Example: four stages of equal sizes, and three whose sizes fall.
 
     >>> layer = ResidualQuantizer(VectorQuantizer(num_embeddings=16), num_quantizers=4)
     >>> quantized, indices = layer(keras.random.normal((2, 5, 8)), return_indices=True)
     >>> indices.shape == (2, 5, 4), bool(keras.ops.all(layer.decode(indices) == quantized))
     (True, True)
+    >>> layer = ResidualQuantizer([VectorQuantizer(num_embeddings=size) for size in (64, 32, 16)])
+    >>> layer(keras.random.normal((2, 5, 8)), return_indices=True)[1].shape == (2, 5, 3)
+    True
 
     References:
 
@@ -80,8 +77,8 @@ class ResidualQuantizer(Quantizer):
 
     def __init__(
         self,
-        quantizer: Quantizer,
-        num_quantizers: int,
+        quantizer: Quantizer | Sequence[Quantizer],
+        num_quantizers: int | None = None,
         shared_codebook: bool = False,
         quantizer_dropout: float = 0.0,
         beam_width: int = 1,
@@ -89,32 +86,46 @@ class ResidualQuantizer(Quantizer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.template = wrappers.template(quantizer)
-        self.num_quantizers = validation.positive_int("num_quantizers", num_quantizers, wrappers.MAX_COPIES)
         self.shared_codebook = validation.boolean("shared_codebook", shared_codebook)
         self.quantizer_dropout = validation.fraction("quantizer_dropout", quantizer_dropout)
         self.beam_width = validation.positive_int("beam_width", beam_width)
         self.seed = validation.seed(seed)
-        self.quantizers = wrappers.copies(self, self.num_quantizers, shared_codebook)
-        first = self.quantizers[0]
-        self.num_embeddings = first.num_embeddings
-        self.index_shape = (self.num_quantizers, *first.index_shape)
-        self.has_fixed_codes = first.has_fixed_codes
+        # Stages of a list are not copies of anything.
+        self.template: wrappers.Untracked | None = None
+        if isinstance(quantizer, list | tuple):
+            if num_quantizers is not None or shared_codebook:
+                raise ValueError(
+                    "`num_quantizers` and `shared_codebook` must be left at their defaults for a list of stages. "
+                    f"Received: num_quantizers={num_quantizers!r}, shared_codebook={shared_codebook!r}"
+                )
+            self.quantizers = wrappers.stages(self, quantizer)
+        else:
+            self.template = wrappers.template(quantizer)
+            number = validation.positive_int("num_quantizers", num_quantizers, wrappers.MAX_COPIES)
+            self.quantizers = wrappers.copies(self, number, shared_codebook)
+        self.num_quantizers = len(self.quantizers)
+        self.num_embeddings = max(stage.num_embeddings for stage in self.quantizers)
+        self.index_shape = (self.num_quantizers, *self.quantizers[0].index_shape)
+        self.has_fixed_codes = self.quantizers[0].has_fixed_codes
+        self.refines = all(stage.refines for stage in self.quantizers)
         if shared_codebook and self.has_fixed_codes:
             raise ValueError(
                 "`shared_codebook` must be False for quantizers with fixed codes, which get finer from stage to stage. "
                 f"Received: shared_codebook=True, quantizer={quantizer!r}"
             )
-        if self.beam_width > 1 and not first.supports_beam_search:
+        if self.beam_width > 1 and not all(stage.supports_beam_search for stage in self.quantizers):
             raise ValueError(
-                "`beam_width > 1` ranks sums of codes by their squared error. It needs a quantizer with an explicit "
-                "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
+                "`beam_width > 1` ranks sums of codes by their squared error. It needs quantizers with an explicit "
+                "codebook, such as `VectorQuantizer`, whose `distance` is 'euclidean'. "
                 f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
             )
-        if self.num_quantizers > 1:
-            wrappers.check_refines(first)
-        self.refines = first.refines
+        for stage in self.quantizers[1:]:
+            wrappers.check_refines(stage)
         self._set_stages(0)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return wrappers.codebook_sizes(self.quantizers)
 
     def _set_stages(self, first: int) -> None:
         for stage, quantizer in enumerate(self.quantizers):
@@ -128,10 +139,7 @@ class ResidualQuantizer(Quantizer):
         self._set_stages(stage * self.num_quantizers)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self._check_input_shape(input_shape)
-        for quantizer in self.quantizers:
-            if not quantizer.built:
-                quantizer.build((None, input_shape[-1]))
+        wrappers.build_once(self.quantizers, self._check_input_shape(input_shape))
         super().build(input_shape)
 
     def copies_gradient(self, training: bool) -> bool:
@@ -146,7 +154,7 @@ class ResidualQuantizer(Quantizer):
             vectors = self.bound(vectors)
         given = [None] * self.num_quantizers if indices is None else ops.unstack(indices, axis=1)
         if indices is None and self.beam_width > 1:
-            given = [sums[:, 0] for sums in self._search(vectors, self.num_quantizers)]
+            given = [sums[:, 0] for sums in self.search(vectors, self.num_quantizers)]
         copied = self.copies_gradient(training)
         total = StageSum(vectors, copied)
         parts = []
@@ -157,8 +165,8 @@ class ResidualQuantizer(Quantizer):
         indices = ops.stack([part.used_indices for part in parts], axis=1)
         return Record(self, vectors, valid, indices, total.codes, training, parts, _output=total.output(training))
 
-    def _search(self, vectors: Tensor, depth: int) -> Sequence[Tensor]:
-        """The indices `[N, B]` of the best sums of the first levels' codes, for each of them."""
+    def search(self, vectors: Tensor, depth: int) -> Sequence[Tensor]:
+        """Returns the indices `[N, B]` of the best sums of the first stages' codes, for each of these stages."""
         codebooks = [
             quantizer.lookup(ops.arange(quantizer.num_embeddings, dtype="int32"))
             for quantizer in self.quantizers[:depth]
@@ -167,8 +175,8 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         return sum(
-            wrappers.lookup_used(quantizer, indices[:, level])
-            for level, quantizer in enumerate(self.quantizers[: indices.shape[1]])
+            wrappers.lookup_used(quantizer, indices[:, stage])
+            for stage, quantizer in enumerate(self.quantizers[: indices.shape[1]])
         )
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
@@ -176,65 +184,23 @@ class ResidualQuantizer(Quantizer):
 
         With a beam, a stage clusters what up to four of the best sums of the stages before it leave. Afterwards the
         stages are refined in turn: the codes of one move to the means of what the others leave, along the sums that the
-        beam finds.
+        beam finds. A stage that is frozen on its own keeps its codes.
         """
         if self.shared_codebook:
             raise ValueError("`adapt` needs a codebook for each stage. Received: shared_codebook=True")
-        vectors = ops.convert_to_numpy(vectors)
-        # A copy, which may be changed.
-        vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32")
-        if not self.built:
-            self.build(vectors.shape)
-        rest = vectors
-        for depth, quantizer in enumerate(self.quantizers, start=1):
-            quantizer.adapt(rest, **keywords)
-            if depth < self.num_quantizers:
-                rest = self._rests(vectors, rest, depth)
-        if self.beam_width > 1:
-            self._refine(vectors, {**keywords, "init": "codebook", "epochs": 1, "verbose": 0})
-
-    def _rests(self, vectors: np.ndarray, rest: np.ndarray, depth: int) -> np.ndarray:
-        """What the first stages leave, given what those before the last of them left: `[N, D]` -> `[M, D]`."""
-        if self.beam_width > 1:
-            return np.concatenate([self._near_rests(vectors[chunk], depth) for chunk in clustering.chunks(vectors)])
-        # In place: large data is in memory twice, and no more. Without a beam `vectors` are not needed again.
-        for chunk in clustering.chunks(rest):
-            nearest = wrappers.nearest(self.quantizers[depth - 1], backend.spread_rows(rest[chunk]))
-            rest[chunk] -= ops.convert_to_numpy(nearest)
-        return rest
-
-    def _near_rests(self, vectors: np.ndarray, depth: int) -> np.ndarray:
-        """What the best sums of the first stages' codes leave, and those that are nearly as good: `[n, D]` -> `[m, D]`.
-
-        The best sums alone show the next stage too little of what a beam will leave. All of a fixed number show it too
-        much: of clusters, the second best sum is a code of another cluster, which no vector will use.
-        """
-        # `[n, S, depth]`
-        indices = ops.stack(self._search(backend.spread_rows(vectors), depth), axis=-1)[:, :ADAPT_BEAM_WIDTH]
-        sums = ops.convert_to_numpy(self.lookup(ops.reshape(indices, (-1, depth))))
-        rests = vectors[:, None] - sums.reshape(len(vectors), -1, vectors.shape[-1])
-        errors = np.einsum("nsd,nsd->ns", rests, rests)
-        return rests[errors <= ADAPTED_ERROR * errors[:, :1]]
-
-    def _refine(self, vectors: np.ndarray, keywords: dict[str, Any]) -> None:
-        """Moves the codes of each stage in turn, with those of the others as they are."""
-        parts = list(clustering.chunks(vectors))
-        for _ in range(ADAPTED_ROUNDS):
-            best = [self._search(backend.spread_rows(vectors[part]), self.num_quantizers) for part in parts]
-            # `[n, Q]` each
-            indices = [np.stack([ops.convert_to_numpy(sums[:, 0]) for sums in found], axis=1) for found in best]
-            for stage, quantizer in enumerate(self.quantizers):
-                others = [np.where(np.arange(self.num_quantizers) == stage, -1, each) for each in indices]
-                sums = [ops.convert_to_numpy(self.lookup(backend.spread_rows(each))) for each in others]
-                quantizer.adapt(vectors - np.concatenate(sums), **keywords)
+        residual_adapt.adapt(self, vectors, **keywords)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "quantizer": serialization.saved(self.template.quantizer),
-            "num_quantizers": self.num_quantizers,
+            **self._stages_config(),
             "shared_codebook": self.shared_codebook,
             "quantizer_dropout": self.quantizer_dropout,
             "beam_width": self.beam_width,
             "seed": self.seed,
         }
+
+    def _stages_config(self) -> dict[str, Any]:
+        if self.template is None:
+            return {"quantizer": [serialization.saved(stage) for stage in self.quantizers], "num_quantizers": None}
+        return {"quantizer": serialization.saved(self.template.quantizer), "num_quantizers": self.num_quantizers}

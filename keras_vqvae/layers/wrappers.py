@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -28,8 +29,8 @@ class Untracked:
     quantizer: Quantizer
 
 
-def template(quantizer: object) -> Untracked:
-    """Returns the quantizer that a wrapper makes copies of, given it or its saved configuration."""
+def _checked(quantizer: object) -> Quantizer:
+    """Returns a quantizer that a wrapper can hold, given it or its saved configuration."""
     if isinstance(quantizer, dict):
         quantizer = keras.saving.deserialize_keras_object(quantizer)
     if not isinstance(quantizer, Quantizer):
@@ -39,12 +40,59 @@ def template(quantizer: object) -> Untracked:
             f"`{type(quantizer).__name__}` quantizes whole grids, so it can only be the outermost wrapper. Wrap its "
             f"inner quantizer instead. Received: quantizer={quantizer!r}"
         )
-    if quantizer.built:
+    return quantizer
+
+
+def template(quantizer: object) -> Untracked:
+    """Returns the quantizer that a wrapper makes copies of, given it or its saved configuration."""
+    quantizer = _checked(quantizer)
+    built = [each for each in quantizer._flatten_layers() if isinstance(each, Quantizer) and each.built]
+    if built:
         raise ValueError(
             "`quantizer` must not be built yet: a wrapper works with copies, and what this one has learned would be "
-            f"lost. Received: quantizer={quantizer.name}, built=True"
+            f"lost. Received: quantizer={built[0].name}, built=True"
         )
     return Untracked(quantizer)
+
+
+def stages(wrapper: Quantizer, quantizers: Sequence[object]) -> list[Quantizer]:
+    """Returns the quantizers of a list, given them or their saved configurations, as the stages of a residual."""
+    if not 1 <= len(quantizers) <= MAX_COPIES:
+        raise ValueError(f"`quantizer` must have 1 to {MAX_COPIES} stages. Received: quantizer={quantizers!r}")
+    made = [_checked(quantizer) for quantizer in quantizers]
+    if len({id(stage) for stage in made}) < len(made):
+        raise ValueError(
+            "`quantizer` must not have a stage twice. For one codebook of all stages give it once, with "
+            f"`shared_codebook=True`. Received: quantizer={quantizers!r}"
+        )
+    if any(stage.has_fixed_codes for stage in made):
+        raise ValueError(
+            "`quantizer` must be one quantizer, with `num_quantizers`, where codes are fixed: each stage gets finer "
+            f"ones than the stage before. Received: quantizer={quantizers!r}"
+        )
+    if len({stage.index_shape for stage in made}) > 1:
+        raise ValueError(
+            "`quantizer` must have stages whose indices have one shape. "
+            f"Received: stages with indices of shape {[stage.index_shape for stage in made]} a vector"
+        )
+    for stage in made:
+        # What is frozen from the start has no layers yet to hand it on to.
+        stage.trainable = stage.trainable and wrapper.trainable
+    return made
+
+
+def codebook_sizes(quantizers: Iterable[Quantizer]) -> tuple[int, ...]:
+    """The number of codes of each codebook of a wrapper, given the quantizers that it holds."""
+    return tuple(size for quantizer in quantizers for size in quantizer.codebook_sizes)
+
+
+def build_once(quantizers: Iterable[Quantizer], dim: int) -> None:
+    """Builds quantizers for vectors of a size; one that is built already must be of that size."""
+    for quantizer in quantizers:
+        if quantizer.built:
+            quantizer._check_input_shape((None, dim), dim=quantizer._dim)
+        else:
+            quantizer.build((None, dim))
 
 
 def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer:
@@ -59,8 +107,11 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     if config.get("embeddings_initializer") is not None:
         # Equal draws in two stages would be equal codes.
         config["embeddings_initializer"] = serialization.fresh_initializer(config["embeddings_initializer"], number)
-    if isinstance(config.get("quantizer"), Quantizer):
-        config["quantizer"] = copy(config["quantizer"], number)
+    inner = config.get("quantizer")
+    if isinstance(inner, Quantizer):
+        config["quantizer"] = copy(inner, number)
+    elif isinstance(inner, list):
+        config["quantizer"] = [copy(stage, number) for stage in inner]
     return type(quantizer).from_config(config)
 
 

@@ -194,6 +194,12 @@ class CodeAutoencoder(keras.Model):
         if not isinstance(prior, Prior):
             raise ValueError(f"`prior` must be a Prior. Received: prior={prior!r}")
         own = self.quantizer.num_embeddings, *self.tokenizer.output_shape[1:]
+        sizes = self.quantizer.codebook_sizes
+        if len(set(sizes)) > 1 and prior.codebook_sizes != sizes:
+            raise ValueError(
+                "`prior` must have the quantizer's `codebook_sizes` as its `num_embeddings`. "
+                f"Received: prior of {list(prior.codebook_sizes)} codes, quantizer of {list(sizes)}"
+            )
         of_prior = prior.num_embeddings, *prior.shape
         if len(own) != len(of_prior) or any(a not in (None, b) for a, b in zip(own, of_prior, strict=True)):
             raise ValueError(

@@ -21,9 +21,9 @@ class CausalCodeTransformer(CodeTransformer):
     - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941)
     """
 
-    def __init__(self, num_codebooks: int, num_layers: int, **kwargs: Any):
-        super().__init__(num_codebooks=num_codebooks, num_layers=num_layers, **kwargs)
-        count = -(-num_layers // 2) if num_codebooks > 1 else 0
+    def __init__(self, num_layers: int, **kwargs: Any):
+        super().__init__(num_layers=num_layers, **kwargs)
+        count = -(-num_layers // 2) if self.num_codebooks > 1 else 0
         self.level_blocks = self.make_blocks("level_block", count, first=2 + num_layers)
 
     @property
@@ -79,7 +79,9 @@ class CausalCodeTransformer(CodeTransformer):
         x, caches = step(self.level_blocks, ops.expand_dims(x + levels, 1), caches, level)
         # Keras 3.16 normalizes inputs of the rank that the layer was built for.
         x = self.norm(ops.expand_dims(x, 1))[:, 0]
-        return ops.cast(ops.matmul(x, head) + bias, "float32"), caches
+        outside = self.outside
+        outside = None if outside is None else ops.take(ops.convert_to_tensor(outside), level, axis=0)
+        return self.within_codebooks(ops.matmul(x, head) + bias, outside), caches
 
 
 def step(

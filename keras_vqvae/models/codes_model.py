@@ -196,7 +196,9 @@ class CodesModel(keras.Model):
             raise ValueError(
                 f"`codes` must have shape {('samples', *self.shape)}. Received: codes of shape {tuple(codes.shape)}"
             )
-        return codes
+        if masked:
+            return codes
+        return validation.within_codebooks("codes", codes, self.codebook_sizes, None, self.index_shape)
 
     def _check_labels(self, labels: Tensor | None, samples: Tensor, or_none: bool = False) -> Tensor:
         """Returns int32 classes `[samples]`. The class `num_classes`, which `or_none` allows, stands for none."""

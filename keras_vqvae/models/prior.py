@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,8 @@ class Prior(CodesModel):
     constructor of its own, it is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
 
     Args:
-        num_embeddings: Number of codes, `K`.
+        num_embeddings: Number of codes, `K`, an integer; or a sequence of one integer for each codebook, such as the
+            `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
         shape: Of the codes of one sample, as `VQVAE.encode` returns them: `codes.shape[1:]`.
         num_classes: Number of classes of samples. Defaults to `None`, no classes.
         index_shape: The last axes of `shape` that are several codes of one place, each of a codebook of its own: the
@@ -61,7 +62,7 @@ class Prior(CodesModel):
 
     def __init__(
         self,
-        num_embeddings: int,
+        num_embeddings: int | Sequence[int],
         shape: Iterable[int],
         num_classes: int | None = None,
         index_shape: Iterable[int] = (),
@@ -73,9 +74,10 @@ class Prior(CodesModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
         self.shape = validation.positive_ints("shape", shape)
         self.index_shape = validation.positive_ints("index_shape", index_shape)
+        self.codebook_sizes = validation.codebook_sizes(num_embeddings, math.prod(self.index_shape))
+        self.num_embeddings = max(self.codebook_sizes)
         if self.shape[max(0, len(self.shape) - len(self.index_shape)) :] != self.index_shape:
             raise ValueError(
                 f"The last axes of `shape` must be `index_shape`. Received: shape={shape}, index_shape={index_shape}"
@@ -92,9 +94,8 @@ class Prior(CodesModel):
         self.seed = validation.seed(seed)
         self.length = math.prod(self.shape)
         self.transformer = self.transformer_class(
-            num_embeddings=self.num_embeddings,
+            codebook_sizes=self.codebook_sizes,
             length=self.length,
-            num_codebooks=math.prod(self.index_shape),
             num_classes=self.num_classes or 0,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
@@ -200,20 +201,24 @@ class Prior(CodesModel):
         return codes.reshape(num_samples, *self.shape)
 
     def _check_prefix(self, num_samples: int, prefix: Tensor) -> np.ndarray:
-        prefix = ops.convert_to_numpy(validation.code_indices("prefix", prefix, self.num_embeddings))
+        prefix = validation.code_indices("prefix", prefix, self.num_embeddings)
         if (
             prefix.shape != (num_samples, *prefix.shape[1:2], *self.shape[1:])
-            or prefix.size > num_samples * self.length
+            or math.prod(prefix.shape) > num_samples * self.length
         ):
             raise ValueError(
                 f"`prefix` must be codes of {num_samples} samples along the first axis of {self.shape}. "
-                f"Received: prefix of shape {prefix.shape}"
+                f"Received: prefix of shape {tuple(prefix.shape)}"
             )
-        return prefix.reshape(num_samples, -1)
+        prefix = ops.reshape(prefix, (num_samples, math.prod(prefix.shape[1:])))
+        codebooks = tuple(place % len(self.codebook_sizes) for place in range(prefix.shape[1]))
+        prefix = validation.within_codebooks("prefix", prefix, self.codebook_sizes, codebooks, ())
+        return ops.convert_to_numpy(prefix)
 
     def get_config(self) -> dict[str, Any]:
         own = (
-            *("num_embeddings", "shape", "num_classes", "index_shape", "num_layers", "num_heads", "hidden_dim"),
+            *("shape", "num_classes", "index_shape", "num_layers", "num_heads", "hidden_dim"),
             *("dropout", "seed"),
         )
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+        sizes = self.codebook_sizes if len(set(self.codebook_sizes)) > 1 else self.num_embeddings
+        return {**super().get_config(), "num_embeddings": sizes, **{name: getattr(self, name) for name in own}}

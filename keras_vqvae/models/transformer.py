@@ -3,11 +3,15 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.seeded_layer import SeededLayer
 from keras_vqvae.types import Sizes, Tensor
+
+NEVER = -1e9
+"""The logit of what is never drawn. Not minus infinity, because guidance takes differences of logits."""
 
 
 class TransformerBlock(keras.Layer):
@@ -69,9 +73,8 @@ class CodeTransformer(SeededLayer):
 
     def __init__(
         self,
-        num_embeddings: int,
+        codebook_sizes: tuple[int, ...],
         length: int,
-        num_codebooks: int,
         num_classes: int,
         num_layers: int,
         num_heads: int,
@@ -81,7 +84,8 @@ class CodeTransformer(SeededLayer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_embeddings, self.length, self.num_codebooks = num_embeddings, length, num_codebooks
+        self.codebook_sizes, self.length = codebook_sizes, length
+        self.num_embeddings, self.num_codebooks = max(codebook_sizes), len(codebook_sizes)
         self.num_classes, self.num_heads, self.hidden_dim, self.seed = num_classes, num_heads, hidden_dim, seed
         self.dropout = layers.Dropout(dropout, seed=self.seed_of(1), dtype=self.dtype_policy, name="dropout")
         self.blocks = self.make_blocks("block", num_layers, first=2)
@@ -142,5 +146,16 @@ class CodeTransformer(SeededLayer):
     def logits(self, x: Tensor) -> Tensor:
         """The logits of the blocks' outputs for all codes in order: `[a, b, H]` -> float32 `[batch, L, K]`."""
         x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
-        logits = ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias
-        return ops.reshape(ops.cast(logits, "float32"), (-1, self.length, self.num_embeddings))
+        logits = self.within_codebooks(ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias, self.outside)
+        return ops.reshape(logits, (-1, self.length, self.num_embeddings))
+
+    @property
+    def outside(self) -> np.ndarray | None:
+        """Booleans `[num_codebooks, num_embeddings]`: what is no code, if some codebooks are smaller than others."""
+        sizes = np.array(self.codebook_sizes)[:, None]
+        return np.arange(self.num_embeddings) >= sizes if len(set(self.codebook_sizes)) > 1 else None
+
+    def within_codebooks(self, logits: Tensor, outside: Tensor | None) -> Tensor:
+        """The logits in float32, so low that it is never drawn for what is outside."""
+        logits = ops.cast(logits, "float32")
+        return logits if outside is None else ops.where(outside, NEVER, logits)

@@ -88,7 +88,9 @@ class VQVAE(CodeAutoencoder):
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
         # The codes of a vast implicit codebook are not counted.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
-        self._codebooks = CodebookSummary(shape) if math.prod(shape) <= MAX_COUNTED_CODES else None
+        self._codebooks = (
+            CodebookSummary(shape, quantizer.codebook_sizes) if math.prod(shape) <= MAX_COUNTED_CODES else None
+        )
         self._step = _Step()
         self._parts.logged = set()
 
