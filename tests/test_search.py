@@ -31,7 +31,7 @@ def set_blocks(patch, blocks):
 
 @given(
     leading=st.lists(st.integers(1, 4), max_size=3),
-    num_embeddings=st.sampled_from([1, 3, 40, 64, 128]),
+    num_embeddings=st.sampled_from([1, 3, 40, 64, 128, 300]),
     dim=st.integers(1, 9),
     dtype=st.sampled_from(["float16", "float32", "float64"]),
     blocks=st.sampled_from(BLOCKS),
@@ -63,7 +63,7 @@ def test_the_block_does_not_change_the_result(rng, monkeypatch):
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("copies", [1, 16])
+@pytest.mark.parametrize("copies", [1, 16, 33])
 def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
     set_blocks(monkeypatch, blocks)
     codes = np.tile(
@@ -71,6 +71,16 @@ def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
     )
     indices = keras_vqvae.nearest_code(np.zeros((3, 2), "float32"), codes)
     np.testing.assert_array_equal(ops.convert_to_numpy(indices), [1, 1, 1])
+
+
+@pytest.mark.parametrize("num_embeddings", [257, 319, 1000])
+def test_a_last_group_that_is_not_full_finds_its_own_codes_alone(num_embeddings, rng):
+    codes = rng.normal(size=(num_embeddings, 5)).astype("float32")
+    found = ops.convert_to_numpy(keras_vqvae.nearest_code(codes, codes))
+    np.testing.assert_array_equal(found, np.arange(num_embeddings))
+    bad = np.array([np.nan, np.inf, -np.inf, 1e30], "float32")[:, None] * np.ones(5, "float32")
+    found = ops.convert_to_numpy(keras_vqvae.nearest_code(bad, codes))
+    assert ((found >= 0) & (found < num_embeddings)).all()
 
 
 def test_by_cosine_the_direction_decides(rng):

@@ -105,18 +105,24 @@ class Backend:
         # The bias is one more dimension of the product, so that no further pass over the scores adds it. XLA fuses a
         # product over a single dimension with each operation that reads it, and may round it differently in each.
         vectors = ops.concatenate([vectors, ops.ones_like(vectors[:, :1])], axis=1)
-        scores = self.matmul(vectors, ops.transpose(ops.concatenate([codes, bias[:, None]], axis=1)))
-        if not self.in_groups(codes.shape[0]):
-            return _first_maximum(scores)
+        size, codes = codes.shape[0], ops.concatenate([codes, bias[:, None]], axis=1)
+        if not self.in_groups(size):
+            return _first_maximum(self.matmul(vectors, ops.transpose(codes)))
+        # Copies of the last code fill up the last group. Rounded otherwise, a copy may be better than the code.
+        if missing := -size % self.GROUP_CODES:
+            codes = ops.concatenate([codes, ops.repeat(codes[-1:], missing, axis=0)])
         # The scores are read once, for the maxima of groups. Then only the maxima and the best group are compared.
-        groups = ops.reshape(scores, (-1, codes.shape[0] // self.GROUP_CODES, self.GROUP_CODES))
-        group = self.argmax(ops.max(groups, axis=-1))
-        best, index = _first_maximum(self.pick_rows(groups, group))
-        return best, self.GROUP_CODES * group + index
+        groups = (-1, codes.shape[0] // self.GROUP_CODES, self.GROUP_CODES)
+        scores = ops.reshape(self.matmul(vectors, ops.transpose(codes)), groups)
+        group = self.argmax(ops.max(scores, axis=-1))
+        best, index = _first_maximum(self.pick_rows(scores, group))
+        index = self.GROUP_CODES * group + index
+        return best, ops.minimum(index, size - 1) if missing else index
 
     def in_groups(self, num_embeddings: int) -> bool:
         """Whether the search first finds the group of `GROUP_CODES` codes that has the maximum."""
-        return num_embeddings % self.GROUP_CODES == 0
+        # A last group that is not full costs more than it saves where there are few.
+        return num_embeddings % self.GROUP_CODES == 0 or num_embeddings > 4 * self.GROUP_CODES
 
     def argmax(self, x: Tensor) -> Tensor:
         """First index of the maximum of each row: `[n, k]` -> int32 `[n]`."""
