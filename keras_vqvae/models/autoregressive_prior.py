@@ -18,7 +18,7 @@ _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 class AutoregressivePrior(Prior):
     """A Transformer that draws the codes of a sample one after another, each given those before it.
 
-    The order is that of the rows, the levels of a residual last: `codes.reshape(samples, -1)`. `fit(codes)`, or
+    The order is that of the rows, the stages of a residual last: `codes.reshape(samples, -1)`. `fit(codes)`, or
     `fit(codes, labels)` with `num_classes`, trains it; `loss` is the exact negative log-likelihood in nats a code, and
     `perplexity` its exponential. Called on codes, or on `(codes, labels)`, it returns the logits of each code.
 
@@ -42,7 +42,7 @@ class AutoregressivePrior(Prior):
     Reference:
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
-    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for levels
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a place
     - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for classifier-free guidance
     """
 

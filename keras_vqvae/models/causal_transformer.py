@@ -37,7 +37,7 @@ class CausalCodeTransformer(CodeTransformer):
             block.build((None, None, self.hidden_dim))
 
     def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
-        # `[batch, L]` -> `[batch, places, levels]` -> `[batch, places, levels, H]`
+        # `[batch, L]` -> `[batch, places, stages]` -> `[batch, places, stages, H]`
         codes = ops.reshape(codes, (-1, self.num_positions, self.num_codebooks))
         sums = ops.cumsum(self.embed(codes, ops.arange(self.num_codebooks)), axis=2)
         before = ops.concatenate([ops.expand_dims(self.start(codes[:, 0, 0]), 1), sums[:, :-1, -1]], axis=1)
@@ -45,7 +45,7 @@ class CausalCodeTransformer(CodeTransformer):
         for block in self.blocks:
             x = block(x, causal=True, training=training)
         x = ops.concatenate([ops.expand_dims(x, 2), sums[:, :, :-1]], axis=2)
-        # `[batch, places, levels, H]` -> `[batch places, levels, H]`
+        # `[batch, places, stages, H]` -> `[batch places, stages, H]`
         x = ops.reshape(x, (-1, self.num_codebooks, self.hidden_dim)) + self.levels
         for block in self.level_blocks:
             x = block(x, causal=True, training=training)
@@ -72,7 +72,7 @@ class CausalCodeTransformer(CodeTransformer):
         return step(self.blocks, x, caches, place)
 
     def step_level(self, x: Tensor, caches: list[Tensor], level: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[batch, K]` of a level, given the output for its place or the sum of its codes so far; new caches."""
+        """Logits `[batch, K]` of a stage, given the output for its place or the sum of its codes so far; new caches."""
         levels, head, bias = (
             ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
         )

@@ -68,7 +68,7 @@ class CodeTransformer(SeededLayer):
     """Maps codes to the logits of codes; every position attends to all.
 
     The code `num_embeddings` stands for none: one to be filled in, or the start of a sequence; the class `num_classes`
-    for no class. Position `i` is of the codebook `i % num_codebooks`, as the levels of a residual are.
+    for no class. Position `i` is of the codebook `i % num_codebooks`, as the stages of a residual are.
     """
 
     def __init__(
