@@ -36,13 +36,19 @@ def usage(counts: Tensor, sizes: Sequence[int] = ()) -> Tensor:
     return ops.sum(used, axis=-1) / ops.reshape(ops.convert_to_tensor(sizes, "float32"), used.shape[:-1])
 
 
-def summary(counts: Tensor, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
-    """The logs of codebooks with counts `[..., K]`: `perplexity` and `codebook_usage`.
+def summary(counts: Tensor, sizes: Sequence[int] = (), samples: Tensor | None = None) -> dict[str, Tensor]:
+    """The logs of codebooks with counts `[..., K]`: `perplexity`, `codebook_usage` and `bits_per_index`.
 
-    Of several codebooks these are the means, and `min_perplexity` and `min_codebook_usage` are those of the worst.
+    Of several codebooks these are the means, and `min_perplexity` and `min_codebook_usage` are those of the worst. If
+    the number of samples is given, `bits_per_sample` is what an entropy coder needs for all indices of a sample.
     """
+    counts = ops.convert_to_tensor(counts)
     each = {"perplexity": perplexity(counts), "codebook_usage": usage(counts, sizes)}
-    found = {name: ops.mean(values) for name, values in each.items()}
+    bits = ops.log2(ops.maximum(each["perplexity"], 1.0))
+    found = {name: ops.mean(values) for name, values in (each | {"bits_per_index": bits}).items()}
+    if samples is not None:
+        totals = ops.sum(ops.cast(counts, "float32"), axis=-1)
+        found["bits_per_sample"] = ops.sum(bits * totals) / ops.maximum(ops.cast(samples, "float32"), 1.0)
     if math.prod(counts.shape[:-1]) > 1:
         found |= {f"min_{name}": ops.min(values) for name, values in each.items()}
     return found
@@ -64,12 +70,14 @@ class CodebookSummary(keras.metrics.Metric):
         self._sizes = sizes
         # Integers: a float32 count stands still at 2^24.
         self.counts = self.add_variable(shape=shape, initializer="zeros", dtype=backend.COUNTER, name="counts")
+        self.samples = self.add_variable(shape=(), initializer="zeros", dtype=backend.COUNTER, name="samples")
 
-    def update_state(self, counts: Tensor) -> None:
+    def update_state(self, counts: Tensor, samples: Tensor) -> None:
         backend.add_counts(self.counts, counts)
+        backend.add_counts(self.samples, ops.cast(samples, "int32"))
 
     def result(self) -> dict[str, Tensor]:
-        return summary(self.counts, self._sizes)
+        return summary(self.counts, self._sizes, self.samples)
 
 
 class _CodeCounts(keras.metrics.Metric):

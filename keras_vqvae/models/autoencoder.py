@@ -16,7 +16,7 @@ from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
-from keras_vqvae.types import Data, Tensor
+from keras_vqvae.types import Data, Sizes, Tensor
 
 
 class CodeAutoencoder(keras.Model):
@@ -80,6 +80,8 @@ class CodeAutoencoder(keras.Model):
         # Keras exports no model that was never called.
         self._parts.tokenizer(inputs)
         self._parts.detokenizer(codes)
+        outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
+        self._prepare_training(outputs, tuple(vectors.shape))
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
         # A subclass that overrides `build` builds its layers itself, after this.
@@ -87,6 +89,9 @@ class CodeAutoencoder(keras.Model):
             # Builds those that `call` uses, unless it takes other inputs than the encoder: then its first call does.
             with contextlib.suppress(Exception):
                 self.compute_output_spec(inputs)
+
+    def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
+        """Makes the weights that training needs, given the shapes of the decoder's outputs and inputs."""
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         super().build_from_config(config)

@@ -1,9 +1,10 @@
 """Refuses targets that a loss would broadcast against the predictions, such as the labels of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vqvae.types import Data, Tensor
 
@@ -52,6 +53,28 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
             "`y` must have the shape of the reconstruction. To leave labels out, call `fit(x)`, or map a data set of "
             f"(x, y) with `ds.map(lambda x, y: x)`. Received: y of shape {tuple(target.shape)}, {received}"
         )
+
+
+def aligned_targets(
+    targets: Any, y_pred: Any, shapes: Sequence[tuple[int | None, ...]]
+) -> list[tuple[Tensor, Tensor]] | None:
+    """Returns each output of a decoder with its target in the same shape, or `None` if these are other outputs.
+
+    Args:
+        targets: A tensor or a structure of tensors.
+        y_pred: The predictions, in the same structure.
+        shapes: Shapes of the decoder's outputs.
+    """
+    targets, y_pred = keras.tree.flatten(targets), keras.tree.flatten(y_pred)
+    if not len(targets) == len(y_pred) == len(shapes):
+        return None
+    for target, prediction, shape in zip(targets, y_pred, shapes, strict=True):
+        sizes = zip(prediction.shape, shape, strict=False)
+        if len(prediction.shape) != len(shape) or any(a != b and None not in (a, b) for a, b in sizes):
+            return None
+        if not _same_shape(tuple(target.shape), tuple(prediction.shape)):
+            return None
+    return [(ops.reshape(target, ops.shape(each)), each) for target, each in zip(targets, y_pred, strict=True)]
 
 
 def _structure(tensors: Any) -> Any:

@@ -14,15 +14,18 @@ from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record, apply_updates
 from keras_vqvae.metrics import CodebookSummary
+from keras_vqvae.models import moments
 from keras_vqvae.models.autoencoder import CodeAutoencoder
+from keras_vqvae.models.reconstruction import Reconstruction
 from keras_vqvae.models.targets import check_targets
-from keras_vqvae.types import Data, Tensor
+from keras_vqvae.types import Data, Sizes, Tensor
 
 
 class _Pass(NamedTuple):
     """What a call of `autoencode` leaves for the logs: on JAX metrics cannot be updated within `call`."""
 
     indices: Tensor
+    latent_shape: Sizes
     quantizer_loss: Tensor
     deferred: Sequence[Record]
 
@@ -31,6 +34,12 @@ class _Step(threading.local):
     """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
 
     passes: list[_Pass] | None = None
+    targets: list[tuple[list[moments.Moments], Tensor, Tensor]]
+    """The moments of the targets, the squared error, and the number of samples."""
+
+
+NORMALIZED = "normalized_mse"
+"""The default loss."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -93,10 +102,35 @@ class VQVAE(CodeAutoencoder):
         )
         self._step = _Step()
         self._parts.logged = set()
+        self._normalizes = False
+        self._explained_variance: moments.ExplainedVariance | None = None
 
-    def compile(self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = "mse", **kwargs: Any) -> None:
-        """As `keras.Model.compile`; `loss` is the reconstruction's, by default the mean squared error."""
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+    def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
+        self._parts.reconstruction = Reconstruction(output_shapes, latent_shape, self._add_zeros)
+        self._explained_variance = moments.ExplainedVariance(output_shapes)
+
+    def _add_zeros(self, shape: tuple[int, ...], name: str) -> keras.Variable:
+        return self.add_weight(shape, "zeros", "float32", trainable=False, autocast=False, name=name)
+
+    def compile(
+        self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = NORMALIZED, **kwargs: Any
+    ) -> None:
+        """As `keras.Model.compile`, with a default loss that does not depend on the scale of the data.
+
+        Args:
+            optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.
+            loss: The loss of the reconstruction, in any form that Keras takes, as it is. Or `"normalized_mse"`, the
+                default: a quarter of the squared error of a sample, divided by the variance of an element of the
+                targets and by the number of elements of the latents, as the quantizer's losses are. The variance is
+                that over the training so far, about the mean of each element.
+            **kwargs: Further arguments of `keras.Model.compile`.
+        """
+        self._normalizes = isinstance(loss, str) and loss == NORMALIZED
+        super().compile(optimizer=optimizer, loss="mse" if self._normalizes else loss, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        return {**config, "loss": NORMALIZED} if config and self._normalizes else config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras leaves this to every model with a `compile` of its own.
@@ -148,12 +182,14 @@ class VQVAE(CodeAutoencoder):
         reconstruction = self.decoder(latents, training=training)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
-            self._step.passes.append(_Pass(indices, sum(self.quantizer.losses, ops.zeros(())), deferred))
+            quantizer_loss = sum(self.quantizer.losses, ops.zeros(()))
+            self._step.passes.append(_Pass(indices, ops.shape(latents), quantizer_loss, deferred))
         return reconstruction, latents, indices
 
     @contextlib.contextmanager
     def _recording(self, passes: list[_Pass] | None) -> Iterator[None]:
         before, self._step.passes = self._step.passes, passes
+        self._step.targets = []
         try:
             yield
         finally:
@@ -187,11 +223,28 @@ class VQVAE(CodeAutoencoder):
             ValueError: If a target has another shape than its prediction, and an elementwise loss would broadcast it.
         """
         check_targets(self.loss, x, y, y_pred)
-        total = super().compute_loss(x, x if y is None else y, y_pred, sample_weight, training)
-        if self._step.passes is not None:
+        targets, samples, passes = x if y is None else y, _batch_size(y_pred), self._step.passes
+        reconstruction, scale = self._parts.reconstruction, None
+        pairs = reconstruction.pairs(targets, y_pred)
+        batch = reconstruction.moments(pairs or ())
+        if self._normalizes:
+            if pairs is None:
+                raise ValueError(
+                    "`loss` must be given to `compile` for outputs that are not the decoder's. Received: "
+                    f"loss={NORMALIZED!r}, y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
+                )
+            scale = reconstruction.scale(pairs, batch, passes[-1].latent_shape if passes else None)
+            targets, y_pred = reconstruction.scaled((targets, y_pred), scale)
+        total = super().compute_loss(x, targets, y_pred, sample_weight, training)
+        if passes is not None:
             # Keras has divided all losses by the number of replicas, as TensorFlow sums gradients over them.
             reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
-            self._log(self._reconstruction_loss, reconstruction_loss, sample_weight=_batch_size(y_pred))
+            if scale is not None:
+                reconstruction_loss = reconstruction_loss / ops.square(scale)
+            self._log(self._reconstruction_loss, reconstruction_loss, sample_weight=samples)
+            if pairs:
+                error = moments.squared_error(pairs) if scale is None else reconstruction_loss
+                self._step.targets.append((batch, error, samples))
         return total
 
     def _compute_loss(
@@ -204,17 +257,23 @@ class VQVAE(CodeAutoencoder):
     ) -> Tensor:
         # Keras's steps call this one, and it calls `compute_loss`, which a subclass may override.
         total = super()._compute_loss(x, y, y_pred, sample_weight, training)
-        if not self._step.passes:
+        if self._step.passes is None:
             return total
         passes, self._step.passes = self._step.passes, []
-        # The quantizer's losses of all passes so far.
-        self._log(self._quantizer_loss, passes[-1].quantizer_loss, sample_weight=_batch_size(y_pred))
-        if self._codebooks is not None:
-            for each in passes:
-                self._log(self._codebooks, self.quantizer.count_codes(each.indices))
+        targets, self._step.targets = self._step.targets, []
+        if passes:
+            # The quantizer's losses of all passes so far.
+            self._log(self._quantizer_loss, passes[-1].quantizer_loss, sample_weight=_batch_size(y_pred))
+        for each in passes if self._codebooks is not None else ():
+            self._log(self._codebooks, self.quantizer.count_codes(each.indices), ops.shape(each.indices)[0])
         # These let other replicas take their turn, which must find no loss of this one.
         for record in (record for each in passes for record in each.deferred):
             apply_updates(record, within_call=False)
+        for batch, error, samples in targets:
+            if training:
+                batch = [moments.over_replicas(own) for own in batch]
+                self._parts.reconstruction.targets.update(batch)
+            self._log(self._explained_variance, batch, error, samples)
         return total
 
     def _log(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:
@@ -227,7 +286,7 @@ class VQVAE(CodeAutoencoder):
 
     def get_metrics_result(self) -> dict[str, Any]:
         # A metric of this class that a subclass's `call` or `compute_loss` never updates is left out.
-        own = (self._reconstruction_loss, self._quantizer_loss, self._codebooks)
+        own = (self._reconstruction_loss, self._quantizer_loss, self._codebooks, self._explained_variance)
         silent: set[str] = set()
         for metric in own:
             if metric is not None and metric.name not in self._parts.logged:

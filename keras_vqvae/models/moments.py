@@ -1,0 +1,119 @@
+"""Mean and variance of the targets: what a loss that does not depend on their scale is divided by."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import keras
+from keras import ops
+
+from keras_vqvae.backend import backend
+from keras_vqvae.types import Tensor
+
+Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+MIN_RATIO = 1e-12
+"""Variances below this share of the squared mean are rounding of a constant."""
+
+
+class Moments(NamedTuple):
+    """Of the arrays of one output: how many, their mean, and the mean of the variances of its elements."""
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def moments_of(x: Tensor, shape: Sequence[int | None]) -> Moments:
+    """The moments of a batch `[batch, ...]`, over the axes whose size in `shape` is not known."""
+    axes = [axis for axis, size in enumerate(shape) if axis == 0 or size is None]
+    x = ops.cast(x, "float32")
+    count = ops.convert_to_tensor(1.0, "float32")
+    for axis in axes:
+        count = count * ops.cast(ops.shape(x)[axis], "float32")
+    # No sample has the mean 0.
+    divisor = backend.at_least(count, 1.0)
+    mean = ops.sum(x, axes, keepdims=True) / divisor
+    return Moments(count, ops.squeeze(mean, axes), ops.mean(ops.sum(ops.square(x - mean), axes)) / divisor)
+
+
+def squared_error(pairs: Pairs) -> Tensor:
+    """The mean squared error of pairs of targets and outputs, summed over the outputs."""
+    return sum(ops.mean(ops.square(ops.cast(y, "float32") - ops.cast(y_pred, "float32"))) for y, y_pred in pairs)
+
+
+def over_replicas(own: Moments) -> Moments:
+    """The moments of the batches of all replicas, given this replica's."""
+    count = backend.sum_over_replicas(own.count)
+    if count is own.count:
+        return own
+    divisor = backend.at_least(count, 1.0)
+    mean = backend.sum_over_replicas(own.count * own.mean) / divisor
+    square = own.count * (own.variance + ops.mean(ops.square(own.mean - mean)))
+    return Moments(count, mean, backend.sum_over_replicas(square) / divisor)
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets together, without the difference of two large numbers (Chan et al., 1979)."""
+    count = a.count + b.count
+    share = b.count / backend.at_least(count, 1.0)
+    step = b.mean - a.mean
+    variance = a.variance + share * (b.variance - a.variance + (1.0 - share) * ops.mean(ops.square(step)))
+    return Moments(count, a.mean + share * step, variance)
+
+
+class RunningMoments:
+    """Weights that hold the moments of each output over all batches so far.
+
+    Args:
+        shapes: Shape of each output, `[None, ...]`. Means are over the axes whose size is `None`.
+        add_weight: Makes a weight of a shape, with a name.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int | None]], add_weight: Callable[..., keras.Variable]):
+        self.shapes = tuple(map(tuple, shapes))
+        self._weights = []
+        for number, shape in enumerate(self.shapes):
+            sizes = ((), tuple(size for size in shape[1:] if size is not None), ())
+            names = (f"target_{name}_{number}" for name in Moments._fields)
+            self._weights.append(Moments(*map(add_weight, sizes, names)))
+
+    def values(self) -> list[Moments]:
+        return [Moments(*map(ops.convert_to_tensor, weights)) for weights in self._weights]
+
+    def update(self, batch: Sequence[Moments]) -> None:
+        for weights, old, new in zip(self._weights, self.values(), batch, strict=True):
+            for weight, value in zip(weights, merged(old, new), strict=True):
+                weight.assign(value)
+
+
+class ExplainedVariance(keras.metrics.Metric):
+    """The share of the targets' variance that reconstructions explain: 1 minus error / variance, over an epoch.
+
+    1 is perfect. 0 is what the mean of the targets would have, element by element: codes that carry nothing.
+
+    Args:
+        shapes: Shapes of the outputs, as of `RunningMoments`.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int | None]], name: str = "explained_variance"):
+        super().__init__(name=name)
+        self.moments = RunningMoments(shapes, self._add_zeros)
+        self.error = keras.metrics.Mean(name="error")
+
+    def _add_zeros(self, shape: Sequence[int], name: str) -> keras.Variable:
+        # Equal in all replicas.
+        return self.add_variable(shape, "zeros", "float32", aggregation="mean", name=name)
+
+    def update_state(self, batch: Sequence[Moments], error: Tensor, samples: Tensor) -> None:
+        self.moments.update(batch)
+        self.error.update_state(error, sample_weight=samples)
+
+    def result(self) -> Tensor:
+        variance = total_variance(self.moments.values())
+        return ops.where(variance > 0, 1.0 - self.error.result() / ops.where(variance > 0, variance, 1.0), 0.0)
+
+
+def total_variance(moments: Sequence[Moments]) -> Tensor:
+    """The sum of the outputs' variances, 0 where they are rounding of constants."""
+    variance = sum(each.variance for each in moments)
+    square = sum(ops.mean(ops.square(each.mean)) for each in moments)
+    return ops.where(variance > MIN_RATIO * square, variance, 0.0)

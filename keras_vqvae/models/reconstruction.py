@@ -1,0 +1,69 @@
+"""The scale of a reconstruction's error: targets in units in which the losses of a quantizer are balanced."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae.layers.masks import Scale
+from keras_vqvae.models.moments import Moments, RunningMoments, moments_of, total_variance
+from keras_vqvae.models.targets import aligned_targets
+from keras_vqvae.types import Sizes, Tensor
+
+WEIGHT = 0.25
+"""Of the error of a sample, in units of the variance, per element of its latents. See `docs/studies.md`."""
+
+
+class Reconstruction:
+    """Compares the outputs of a decoder with their targets.
+
+    The losses of a quantizer are means over the elements of the latents. So the error of a sample is divided by their
+    number, too, and by the variance of the targets, which makes it independent of their scale and size.
+
+    Args:
+        output_shapes: Shape of each output of the decoder, `[None, ...]`.
+        latent_shape: Shape of the decoder's inputs, `[None, ..., D]`.
+        add_weight: Makes a weight of a shape, with a name.
+    """
+
+    def __init__(self, output_shapes: Sequence[Sizes], latent_shape: Sizes, add_weight: Callable[..., keras.Variable]):
+        self.output_shapes, self.latent_shape = output_shapes, latent_shape
+        self.targets = RunningMoments(output_shapes, add_weight)
+        self._scale = Scale()
+
+    def pairs(self, targets: Any, y_pred: Any) -> list[tuple[Tensor, Tensor]] | None:
+        """Each output with its target in the same shape; `None` if these are not outputs of the decoder."""
+        return aligned_targets(targets, y_pred, self.output_shapes)
+
+    def moments(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Moments]:
+        """The moments of the batch's targets."""
+        return [moments_of(target, shape) for (target, _), shape in zip(pairs, self.output_shapes, strict=False)]
+
+    def scale(self, pairs: Sequence[tuple[Tensor, Tensor]], batch: Sequence[Moments], latents: Sizes | None) -> Tensor:
+        """What targets and outputs are multiplied by, before their mean squared error.
+
+        The variance is that of the targets so far, or of the batch, if it is the first. Where all targets are equal
+        they stay as they are.
+
+        Args:
+            pairs: Targets and outputs.
+            batch: The moments of the targets.
+            latents: Shape of the latents of this batch, or `None`: sizes that vary are then left out.
+        """
+        running = self.targets.values()
+        variance = ops.where(running[0].count > 0, total_variance(running), total_variance(batch))
+        outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
+        weight = WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)
+        return ops.where(variance > 0, ops.sqrt(weight / ops.where(variance > 0, variance, 1.0)), 1.0)
+
+    def scaled(self, tensors: Any, scale: Tensor) -> Any:
+        return keras.tree.map_structure(lambda tensor: self._scale(tensor, scale), tensors)
+
+
+def _elements(shape: Sizes) -> Tensor:
+    """How many elements a sample has, as far as its sizes are known."""
+    sizes = (size if isinstance(size, int) else ops.cast(size, "float32") for size in shape[1:] if size is not None)
+    return functools.reduce(operator.mul, sizes, 1)
