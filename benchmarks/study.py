@@ -23,14 +23,14 @@ FOLDER = timing.RESULTS / "study"
 
 
 def run(
-    method: methods.Method, num_embeddings: int, seed: int, train: np.ndarray, test: np.ndarray, steps: int
+    method: methods.Method, num_embeddings: int, seed: int, train: np.ndarray, test: np.ndarray, steps: int, loss: str
 ) -> dict:
     """Trains once and looks at the test images."""
     keras.utils.set_random_seed(seed)
     batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
     encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=32)
     model = method(encoder, decoder, num_embeddings, seed, train)
-    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    model.compile(keras.optimizers.Adam(1e-3), loss)
     start = time.perf_counter()
     model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0)
     seconds = time.perf_counter() - start
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--projected", action="store_true", help="residuals in 8 dimensions, by depth")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--loss", default="mse", help="that of `compile`, such as normalized_mse, the default of `VQVAE`")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--short", action="store_true", help="30 steps on the digits, 64 codes")
     arguments = parser.parse_args()
@@ -75,9 +76,9 @@ def main() -> None:
         for num_embeddings in arguments.codes:
             for name in arguments.methods:
                 row = {"method": name, "K": num_embeddings, "seed": seed}
-                file = FOLDER / f"{arguments.dataset} {arguments.steps} {name} {num_embeddings} {seed}.json"
+                file = FOLDER / f"{arguments.dataset} {arguments.steps} {arguments.loss} {name} {num_embeddings} {seed}.json"
                 if not file.exists():
-                    found = run(methods.ALL[name], num_embeddings, seed, train, test, arguments.steps)
+                    found = run(methods.ALL[name], num_embeddings, seed, train, test, arguments.steps, arguments.loss)
                     file.write_text(json.dumps({**row, "backend": keras.backend.backend(), **found}))
                 rows.append(json.loads(file.read_text()))
                 print(rows[-1], flush=True)
