@@ -11,7 +11,7 @@ from keras import ops
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
-from keras_vqvae.backend import torch_gradients, torch_search
+from keras_vqvae.backend import torch_gradients, torch_search, torch_seeds
 from keras_vqvae.backend.base import Backend, Outputs
 from keras_vqvae.types import Tensor
 
@@ -84,6 +84,13 @@ class TorchBackend(Backend):
         made = torch_gradients.constants.__wrapped__ if self.is_traced(like) else torch_gradients.constants
         return made(values, like.dtype, like.device)
 
+    def array(self, make: Callable[[int], Any], argument: int, like: Tensor) -> Tensor:
+        made = torch_gradients.array.__wrapped__ if self.is_traced(like) else torch_gradients.array
+        return made(make, argument, like.dtype, like.device)
+
+    def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
+        return torch_seeds.SeedGenerator(seed, name=name)
+
     def block_codes(self, num_embeddings: int) -> int:
         # Nothing is compiled, so there may be any number of blocks.
         return self.BLOCK_CODES
@@ -122,9 +129,9 @@ class TorchBackend(Backend):
     def finite_rows(self, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dim=-1) < math.inf
 
-    def squared_lengths(self, x: Tensor) -> Tensor:
-        with self.full_precision(x):
-            return torch_search.squared_lengths(x)
+    def search_bias(self, codes: Tensor) -> Tensor:
+        with self.full_precision(codes):
+            return torch_search.search_bias(codes)
 
     def count_true(self, x: Tensor) -> Tensor:
         return x.sum(dtype=torch.float32)
@@ -144,6 +151,26 @@ class TorchBackend(Backend):
         if self.is_tracing() or z.dtype != q.dtype:
             return super().copy_gradient(z, q)
         return torch_gradients.CopiedGradient.apply(z, q)
+
+    def with_gradients(self, value: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        if self.is_tracing():
+            return super().with_gradients(value, pairs)
+        return torch_gradients.GivenGradients.apply(value, *(tensor for pair in pairs for tensor in pair))
+
+    def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
+        if self.is_tracing():
+            return super().relax(codes, p, codebook)
+        return torch_gradients.Relaxed.apply(codes, p, codebook)
+
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().normalize(x) if self._derives(x) else torch_gradients.Normalized.apply(x)[:2]
+
+    def rotate(self, z: Tensor, q: Tensor) -> Tensor:
+        return super().rotate(z, q) if self._derives(z) else torch_gradients.Rotated.apply(z, q)
+
+    def _derives(self, x: Tensor) -> bool:
+        """Whether PyTorch has to derive a gradient, or cannot take the lengths of vectors in float64."""
+        return self.is_tracing() or self._on_mps(x)
 
     def squared_errors(
         self, vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]

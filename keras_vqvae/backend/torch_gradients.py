@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     # A normal tensor even if the first call runs in `torch.inference_mode`, where later ones could not train with it.
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def array(make: Callable[[int], Any], argument: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`make(argument)` on a device, copied there once."""
+    with torch.inference_mode(False):
+        return torch.as_tensor(make(argument), dtype=dtype, device=device)
 
 
 def masked(x: Tensor, valid: Tensor) -> Tensor:
@@ -68,6 +76,119 @@ class CopiedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner products of the last axes, `[..., D]` -> `[..., 1]`."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """The lengths of vectors, `[..., D]` -> `[..., 1]`. No square of a float32 vanishes or overflows in float64."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).float()
+
+
+class Normalized(torch.autograd.Function):
+    """The directions and lengths of `Backend.normalize`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # 0 in place of what is no number.
+        x = x.nan_to_num(0.0, 0.0, 0.0)
+        length = lengths(x)
+        # 1 in place of 0.
+        divisor = torch.nn.functional.threshold(length, 0.0, 1.0)
+        return x / divisor, length, divisor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, by_unit: Tensor | None, by_length: Tensor | None, _: None) -> Tensor | None:
+        unit, length, divisor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Gradients of gradients are wanted, and the saved divisor is a constant.
+            divisor = torch.nn.functional.threshold(length, 0.0, 1.0)
+        found = None if by_length is None else unit * by_length
+        if by_unit is None:
+            return found
+        # What is along the vector has no effect on its direction.
+        across = torch.addcmul(by_unit, unit, dot(unit, by_unit), value=-1)
+        across = across / divisor
+        return across if found is None else across + found
+
+
+class Rotated(torch.autograd.Function):
+    """The values of `q` with the gradient of `Backend.rotate`, which is rotated back by the transposed matrix."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, q: Tensor) -> Tensor:
+        return q.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Constants, also of a gradient of this gradient.
+        z, q = (x.detach() for x in ctx.saved_tensors)
+        z_length, q_length = lengths(z), lengths(q)
+        u, c = z / z_length, q / q_length
+        w = u + c
+        w_length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        w = w / w_length
+        rotated = torch.addcmul(gradient, w, dot(w, gradient), value=-2)
+        rotated = torch.addcmul(rotated, u, dot(c, gradient), value=2)
+        # Where there is no rotation these are no numbers, and compared with them nothing is true.
+        rotates = (z_length > 1e-18 * q_length) & (w_length > 1e-6)
+        return torch.where(rotates, rotated * (q_length / z_length), gradient), None
+
+
+class GivenGradients(torch.autograd.Function):
+    """A value with the gradients of `Backend.with_gradients`: `value, x, gradient, x, gradient, ...`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, *pairs: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[2::2])
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, ctx.needs_input_grad[1::2], strict=True)
+        return None, *(each for found, needed in pairs for each in (by_value * found if needed else None, None))
+
+
+class Relaxed(torch.autograd.Function):
+    """Codes with the gradients of `Backend.relax`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (codebook,) = ctx.saved_tensors
+        with full_precision(gradient):
+            return gradient, gradient @ codebook.mT if ctx.needs_input_grad[1] else None, None
 
 
 class SquaredErrors(torch.autograd.Function):
