@@ -89,6 +89,32 @@ def test_relaxed_codes_have_the_gradient_of_mean_codes(rng):
     np.testing.assert_array_equal(by_codebook, 0)
 
 
+@pytest.mark.each_backend
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_scores_are_negative_squared_distances_but_for_a_number_for_each_vector(rng, offset):
+    z, e = (rng.integers(-8, 9, size=(n, 3)) / 8 for n in (5, 4))
+    cotangent = rng.normal(size=(5, 4)).astype("float32")
+    arrays = (z + offset).astype("float32"), (e + offset).astype("float32")
+    found = numpy(backend.scores(*map(ops.convert_to_tensor, arrays)))
+    differences = z[:, None] - e
+    expected = -np.square(differences).sum(-1)
+    np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=1e-4)
+    # The number that a vector has of its own has no part in a cotangent whose rows sum to 0.
+    cotangent -= cotangent.mean(-1, keepdims=True)
+    by_z, by_e = gradients(lambda z, e: ops.sum(backend.scores(z, e) * ops.convert_to_tensor(cotangent)), *arrays)
+    np.testing.assert_allclose(by_z, -2 * (cotangent[:, :, None] * differences).sum(1), atol=1e-3)
+    np.testing.assert_allclose(by_e, 2 * (cotangent[:, :, None] * differences).sum(0), atol=1e-3)
+
+
+@pytest.mark.each_backend
+def test_vectors_without_a_finite_square_spoil_neither_scores_nor_gradients():
+    z, e = np.array([[np.nan, 1], [np.inf, 1], [3e38, 1], [2, 1]], "float32"), np.array([[1, 2], [3, -4]], "float32")
+    np.testing.assert_array_equal(numpy(backend.zero_nonfinite(ops.convert_to_tensor(z))), [[0, 1]] * 3 + [[2, 1]])
+    assert np.isfinite(numpy(backend.scores(*map(ops.convert_to_tensor, (z, e))))).all()
+    for found in gradients(lambda z, e: ops.sum(backend.scores(z, e) * ops.arange(2.0)), z, e):
+        assert np.isfinite(found).all()
+
+
 def test_random_states_are_those_of_keras_wherever_they_are_set():
     ours, theirs = backend.seed_generator(7, "ours"), keras.random.SeedGenerator(7)
 

@@ -54,9 +54,9 @@ class Backend:
         """Converts `values` to a tensor with the dtype of `like`."""
         return ops.convert_to_tensor(values, like.dtype)
 
-    def array(self, make: Callable[[int], Any], argument: int, like: Tensor) -> Tensor:
-        """`make(argument)`, an array that depends on nothing else, as a tensor with the dtype of `like`."""
-        return ops.convert_to_tensor(make(argument), like.dtype)
+    def array(self, make: Callable[..., Any], arguments: tuple[int, ...], like: Tensor) -> Tensor:
+        """`make(*arguments)`, an array that depends on nothing else, as a tensor with the dtype of `like`."""
+        return ops.convert_to_tensor(make(*arguments), like.dtype)
 
     def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
         """A random state, from which Keras's functions draw."""
@@ -128,7 +128,7 @@ class Backend:
         return num_embeddings % self.GROUP_CODES == 0
 
     def argmax(self, x: Tensor) -> Tensor:
-        """First index of the maximum of each row: `[n, k]` -> int32 `[n]`."""
+        """First index of the maximum of each row: `[n, k]` -> integers `[n]`."""
         # `ops.argmax` of Keras 3.15 considers -0.0 less than 0.0, in a way that exporters do not convert
         # (keras-team/keras#20350).
         return _first_maximum(x)[1]
@@ -234,8 +234,12 @@ class Backend:
         """The smaller of `x` and a number, elementwise."""
         return ops.minimum(x, maximum)
 
+    def clip(self, x: Tensor, minimum: float, maximum: float) -> Tensor:
+        """`x` within two numbers, elementwise."""
+        return ops.clip(x, minimum, maximum)
+
     def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`x` with zeros in the rows that are not valid, whatever they hold: `[N, D]`, booleans `[N]` -> `[N, D]`."""
+        """`x` with zeros in the rows that are not valid, whatever they hold: `[..., D]`, booleans `[...]`."""
         return ops.where(ops.expand_dims(valid, -1), x, 0.0)
 
     def copy_gradient(self, z: Tensor, q: Tensor) -> Tensor:
@@ -249,6 +253,23 @@ class Backend:
         for x, gradient in pairs:
             value = value + ops.sum(gradient * ops.where(gradient == 0, 0.0, x - ops.stop_gradient(x)))
         return value
+
+    def zero_nonfinite(self, x: Tensor) -> Tensor:
+        """`x`, with 0 in place of what has no finite square.
+
+        Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
+        """
+        return ops.where(ops.abs(x) < 1e19, x, 0.0)
+
+    def scores(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """`-|z - e|^2` but for a number for each vector: `[N, D]`, `[K, D]` -> `[N, K]`.
+
+        Vectors and codes are moved so that the codes' mean is 0: that changes no distance, and rounding hides distances
+        between points far from 0.
+        """
+        centre = ops.stop_gradient(ops.mean(codes, axis=0))
+        vectors, codes = self.zero_nonfinite(vectors) - centre, codes - centre
+        return 2 * (self.matmul(vectors, ops.transpose(codes)) + self.search_bias(codes))
 
     def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
         """`codes` with their own gradient and, for `p`, that of the mean codes `p codebook`.

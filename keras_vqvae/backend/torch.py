@@ -84,9 +84,9 @@ class TorchBackend(Backend):
         made = torch_gradients.constants.__wrapped__ if self.is_traced(like) else torch_gradients.constants
         return made(values, like.dtype, like.device)
 
-    def array(self, make: Callable[[int], Any], argument: int, like: Tensor) -> Tensor:
+    def array(self, make: Callable[..., Any], arguments: tuple[int, ...], like: Tensor) -> Tensor:
         made = torch_gradients.array.__wrapped__ if self.is_traced(like) else torch_gradients.array
-        return made(make, argument, like.dtype, like.device)
+        return made(make, arguments, like.dtype, like.device)
 
     def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
         return torch_seeds.SeedGenerator(seed, name=name)
@@ -101,6 +101,10 @@ class TorchBackend(Backend):
         with self.full_precision(vectors):
             return torch_search.best_code(vectors, codes, bias)
 
+    def argmax(self, x: Tensor) -> Tensor:
+        # An int64, which later operations would have to make of an int32.
+        return super().argmax(x) if self._on_mps(x) else x.argmax(-1)
+
     def search_groups(self, groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
         number, rows, size = len(groups), len(groups[0]), len(codebooks[0])
         # On a processor it is slower where the scores leave the cache.
@@ -109,6 +113,11 @@ class TorchBackend(Backend):
             return None
         with self.full_precision(groups[0]):
             return torch_search.best_of_groups(groups, codebooks)
+
+    def map_blocks(
+        self, function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs
+    ) -> Sequence[Tensor]:
+        return [torch.stack(found) for found in zip(*map(function, blocks.unbind(1)), strict=True)]
 
     def by_blocks(
         self, function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
@@ -136,7 +145,7 @@ class TorchBackend(Backend):
     def count_true(self, x: Tensor) -> Tensor:
         return x.sum(dtype=torch.float32)
 
-    # Keras would copy the scalars of these three from the host.
+    # Keras would copy the scalars of these from the host.
 
     def at_least(self, x: Tensor, minimum: float) -> Tensor:
         return torch.clamp(x, min=minimum)
@@ -144,8 +153,11 @@ class TorchBackend(Backend):
     def at_most(self, x: Tensor, maximum: float) -> Tensor:
         return torch.clamp(x, max=maximum)
 
+    def clip(self, x: Tensor, minimum: float, maximum: float) -> Tensor:
+        return torch.clamp(x, minimum, maximum)
+
     def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        return torch.where(valid[:, None], x, self.constants((0.0,), x))
+        return torch.where(valid[..., None], x, self.constants((0.0,), x))
 
     def copy_gradient(self, z: Tensor, q: Tensor) -> Tensor:
         if self.is_tracing() or z.dtype != q.dtype:
@@ -156,6 +168,15 @@ class TorchBackend(Backend):
         if self.is_tracing():
             return super().with_gradients(value, pairs)
         return torch_gradients.GivenGradients.apply(value, *(tensor for pair in pairs for tensor in pair))
+
+    def zero_nonfinite(self, x: Tensor) -> Tensor:
+        return torch.where(x.abs() < 1e19, x, self.constants((0.0,), x))
+
+    def scores(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        if self.is_tracing():
+            return super().scores(vectors, codes)
+        with self.full_precision(vectors):
+            return torch_gradients.Scores.apply(vectors, codes)[0]
 
     def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
         if self.is_tracing():

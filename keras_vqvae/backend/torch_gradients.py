@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from keras_vqvae.backend import torch_search
 from keras_vqvae.types import Tensor
 
 
@@ -27,11 +28,11 @@ def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-@functools.lru_cache(maxsize=16)
-def array(make: Callable[[int], Any], argument: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`make(argument)` on a device, copied there once."""
+@functools.lru_cache(maxsize=64)
+def array(make: Callable[..., Any], arguments: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`make(*arguments)` on a device, copied there once."""
     with torch.inference_mode(False):
-        return torch.as_tensor(make(argument), dtype=dtype, device=device)
+        return torch.as_tensor(make(*arguments), dtype=dtype, device=device)
 
 
 def masked(x: Tensor, valid: Tensor) -> Tensor:
@@ -189,6 +190,44 @@ class Relaxed(torch.autograd.Function):
         (codebook,) = ctx.saved_tensors
         with full_precision(gradient):
             return gradient, gradient @ codebook.mT if ctx.needs_input_grad[1] else None, None
+
+
+def centred(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors and codes around the codes' mean, with 0 in place of what has no finite square."""
+    centre = codes.detach().mean(0)
+    vectors = torch.where(vectors.abs() < 1e19, vectors, constants((0.0,), vectors.dtype, vectors.device))
+    return vectors - centre, codes - centre
+
+
+class Scores(torch.autograd.Function):
+    """The scores of `Backend.scores`, and what they are the product of."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, e = centred(vectors, codes)
+        return torch.addmm(torch_search.search_bias(e), z, e.T, beta=2, alpha=2), z, e
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
+        vectors, codes, z, e = ctx.saved_tensors
+        if gradient is None:
+            return None, None
+        if torch.is_grad_enabled():
+            # Gradients of gradients are wanted, and what is saved is constant.
+            z, e = centred(vectors, codes)
+        with full_precision(gradient):
+            # With `beta=0` the first argument has no effect but for its shape.
+            by_vectors = torch.addmm(z, gradient, e, beta=0, alpha=2) if ctx.needs_input_grad[0] else None
+            by_codes = torch.addmm(e * gradient.sum(0)[:, None], gradient.T, z, beta=-2, alpha=2)
+        return by_vectors, by_codes
 
 
 class SquaredErrors(torch.autograd.Function):

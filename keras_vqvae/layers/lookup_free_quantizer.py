@@ -53,7 +53,7 @@ class LookupFreeQuantizer(BinaryQuantizer):
     def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         # Given a vector its bits are independent: the assignments are an outer product of those of the first bits and
         # of the others, and their mean is a product of matrices.
-        strings = backend.array(_strings, self.num_bits, log_p)
+        strings = backend.array(_strings, (self.num_bits,), log_p)
         p = ops.exp(backend.matmul(log_p, strings))
         half = 2 ** (self.num_bits // 2)
         first, last = p[:, :half], shares * p[:, half:]

@@ -7,14 +7,6 @@ from keras_vqvae.backend.directions import dot
 from keras_vqvae.types import Tensor
 
 
-def zero_nonfinite(x: Tensor) -> Tensor:
-    """`x`, with 0 in place of what has no finite square.
-
-    Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
-    """
-    return ops.where(ops.abs(x) < 1e19, x, 0.0)
-
-
 def normalize_with_norm(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x / |x|`, zero where `x` is, and `|x|`, with a finite gradient: `[..., D]` -> `[..., D]`, `[..., 1]`."""
     return backend.normalize(x)
