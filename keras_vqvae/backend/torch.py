@@ -2,22 +2,22 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import torch
 from keras import ops
-from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
-from keras_vqvae.backend import torch_gradients, torch_search, torch_seeds
-from keras_vqvae.backend.base import Backend, Outputs
+from keras_vqvae.backend import torch_directions, torch_gradients, torch_search, torch_seeds
+from keras_vqvae.backend.base import Outputs
+from keras_vqvae.backend.torch_replicas import Replicas
 from keras_vqvae.types import Tensor
 
 
-class TorchBackend(Backend):
-    """Operations run one by one. Replicas are processes, each with its own part of the batch."""
+class TorchBackend(Replicas):
+    """Operations run one by one."""
 
     BLOCK_CODES = 1024
 
@@ -42,25 +42,6 @@ class TorchBackend(Backend):
         transposed tensors (#176159).
         """
         return x.device.type == "mps"
-
-    @contextlib.contextmanager
-    def local_predict(self, model: keras.Model) -> Iterator[None]:
-        if not (distributed.is_available() and distributed.is_initialized()):
-            yield
-            return
-
-        def predict_batches(batches: Sequence[Any]) -> Any:
-            with torch.no_grad():
-                outputs = [model.predict_step(batch) for batch in batches]
-            return keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
-
-        # Keras 3.16 first wraps the model in `DistributedDataParallel`, which waits for all processes and rejects a
-        # model without trainable weights. This function runs the model itself.
-        made, model.predict_function = model.predict_function, predict_batches
-        try:
-            yield
-        finally:
-            model.predict_function = made
 
     def is_traced(self, x: Tensor) -> bool:
         return self.is_tracing() or x.device.type == "meta" or isinstance(x, FakeTensor)
@@ -184,10 +165,10 @@ class TorchBackend(Backend):
         return torch_gradients.Relaxed.apply(codes, p, codebook)
 
     def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return super().normalize(x) if self._derives(x) else torch_gradients.Normalized.apply(x)[:2]
+        return super().normalize(x) if self._derives(x) else torch_directions.Normalized.apply(x)[:2]
 
     def rotate(self, z: Tensor, q: Tensor) -> Tensor:
-        return super().rotate(z, q) if self._derives(z) else torch_gradients.Rotated.apply(z, q)
+        return super().rotate(z, q) if self._derives(z) else torch_directions.Rotated.apply(z, q)
 
     def _derives(self, x: Tensor) -> bool:
         """Whether PyTorch has to derive a gradient, or cannot take the lengths of vectors in float64."""
@@ -239,38 +220,3 @@ class TorchBackend(Backend):
         # and twice the memory of `data`.
         sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
         return sums.index_add_(0, indices.long(), data.contiguous())
-
-    def sum_over_replicas(self, x: Tensor) -> Tensor:
-        if not _alone():
-            x = x.clone()
-            distributed.all_reduce(x)
-        return x
-
-    def of_first_replica(self, x: Tensor) -> Tensor:
-        if not _alone():
-            # Not every library sends booleans.
-            sent = x.to(torch.uint8) if x.dtype == torch.bool else x.clone()
-            distributed.broadcast(sent, src=0)
-            x = sent.to(x.dtype)
-        return x
-
-    def mean_over_replicas(self, x: Tensor) -> Tensor:
-        # In inference a replica may take fewer steps than the others.
-        if _alone() or not torch.is_grad_enabled():
-            return x
-        own = x.detach()
-        return self.sum_over_replicas(own) / distributed.get_world_size() + (x - own)
-
-    def refuse_separate_training(self, model: keras.Model) -> None:
-        # From Keras 3.16 on `fit` averages gradients by PyTorch's `DistributedDataParallel`, which it keeps there.
-        if not _alone() and not hasattr(model, "ddp_model"):
-            raise NotImplementedError(
-                "`fit` of Keras before 3.16 does not average gradients over the processes of `torch.distributed`: each "
-                "would train an encoder of its own. Train in a loop, with `DistributedDataParallel` around the model. "
-                f"Received: {distributed.get_world_size()} processes with Keras {keras.__version__}"
-            )
-
-
-def _alone() -> bool:
-    """Whether this process is the only one."""
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
