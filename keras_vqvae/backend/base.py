@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import keras
 from keras import ops
 
+from keras_vqvae.backend import directions
 from keras_vqvae.types import Tensor
 
 Outputs: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
@@ -52,6 +53,14 @@ class Backend:
     def constants(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         """Converts `values` to a tensor with the dtype of `like`."""
         return ops.convert_to_tensor(values, like.dtype)
+
+    def array(self, make: Callable[..., Any], arguments: tuple[int, ...], like: Tensor) -> Tensor:
+        """`make(*arguments)`, an array that depends on nothing else, as a tensor with the dtype of `like`."""
+        return ops.convert_to_tensor(make(*arguments), like.dtype)
+
+    def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
+        """A random state, from which Keras's functions draw."""
+        return keras.random.SeedGenerator(seed, name=name)
 
     @staticmethod
     def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
@@ -125,7 +134,7 @@ class Backend:
         return num_embeddings % self.GROUP_CODES == 0 or num_embeddings > 4 * self.GROUP_CODES
 
     def argmax(self, x: Tensor) -> Tensor:
-        """First index of the maximum of each row: `[n, k]` -> int32 `[n]`."""
+        """First index of the maximum of each row: `[n, k]` -> integers `[n]`."""
         # `ops.argmax` of Keras 3.15 considers -0.0 less than 0.0, in a way that exporters do not convert
         # (keras-team/keras#20350).
         return _first_maximum(x)[1]
@@ -215,9 +224,9 @@ class Backend:
         """Which rows have a finite sum of squares: `[N, D]` -> booleans `[N]`."""
         return ops.sum(ops.square(x), axis=-1) < math.inf
 
-    def squared_lengths(self, x: Tensor) -> Tensor:
-        """Sums of squares of rows: `[K, D]` -> `[K]`."""
-        return ops.sum(ops.square(x), axis=-1)
+    def search_bias(self, codes: Tensor) -> Tensor:
+        """`-|e|^2 / 2` for each code: `[K, D]` -> `[K]`."""
+        return -0.5 * ops.sum(ops.square(codes), axis=-1)
 
     def count_true(self, x: Tensor) -> Tensor:
         """Number of true elements, a float32 scalar."""
@@ -231,14 +240,60 @@ class Backend:
         """The smaller of `x` and a number, elementwise."""
         return ops.minimum(x, maximum)
 
+    def clip(self, x: Tensor, minimum: float, maximum: float) -> Tensor:
+        """`x` within two numbers, elementwise."""
+        return ops.clip(x, minimum, maximum)
+
     def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`x` with zeros in the rows that are not valid, whatever they hold: `[N, D]`, booleans `[N]` -> `[N, D]`."""
+        """`x` with zeros in the rows that are not valid, whatever they hold: `[..., D]`, booleans `[...]`."""
         return ops.where(ops.expand_dims(valid, -1), x, 0.0)
 
     def copy_gradient(self, z: Tensor, q: Tensor) -> Tensor:
         """Values of `q`, with the gradient of the identity to `z` and none to `q`."""
         # Equal to `z + stop_gradient(q - z)` without its rounding: the difference is exactly 0.
         return ops.stop_gradient(q) + (z - ops.stop_gradient(z))
+
+    def with_gradients(self, value: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The scalar `value`, a constant, with a gradient for each `x`: pairs of `x` and a constant of its shape."""
+        # Linear in `x`, and 0. It leaves out what has no gradient, because that may be no number.
+        for x, gradient in pairs:
+            value = value + ops.sum(gradient * ops.where(gradient == 0, 0.0, x - ops.stop_gradient(x)))
+        return value
+
+    def zero_nonfinite(self, x: Tensor) -> Tensor:
+        """`x`, with 0 in place of what has no finite square.
+
+        Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
+        """
+        return ops.where(ops.abs(x) < 1e19, x, 0.0)
+
+    def scores(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """`-|z - e|^2` but for a number for each vector: `[N, D]`, `[K, D]` -> `[N, K]`.
+
+        Vectors and codes are moved so that the codes' mean is 0: that changes no distance, and rounding hides distances
+        between points far from 0.
+        """
+        centre = ops.stop_gradient(ops.mean(codes, axis=0))
+        vectors, codes = self.zero_nonfinite(vectors) - centre, codes - centre
+        return 2 * (self.matmul(vectors, ops.transpose(codes)) + self.search_bias(codes))
+
+    def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
+        """`codes` with their own gradient and, for `p`, that of the mean codes `p codebook`.
+
+        `[N, D]`, `[N, K]`, `[K, D]` -> `[N, D]`.
+        """
+        return codes + self.matmul(p - ops.stop_gradient(p), codebook)
+
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x / |x|`, zero where `x` is, and `|x|`: `[..., D]` -> `[..., D]`, `[..., 1]`, with a finite gradient.
+
+        That of `keras.ops.normalize` is no number at 0.
+        """
+        return directions.normalize(x)
+
+    def rotate(self, z: Tensor, q: Tensor) -> Tensor:
+        """Values of `q`, with the gradient of `estimators.rotation` to `z` and none to `q`: `[..., D]` each."""
+        return directions.rotate(z, q)
 
     def squared_errors(
         self, vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]

@@ -107,9 +107,7 @@ class CodebookQuantizer(Quantizer):
                 "and which vectors are valid, such as `AssignmentEntropy`, is an `assignment_regularizer` of "
                 f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
             )
-        self._constraint = self.embeddings_constraint
-        if distance == "cosine":
-            self._constraint = keras.constraints.UnitNorm(axis=-1)
+        self._constraint = geometry.unit if distance == "cosine" else self.embeddings_constraint
         if distance == "cosine" and embeddings_constraint is not None:
             raise ValueError(
                 "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
@@ -189,12 +187,12 @@ class CodebookQuantizer(Quantizer):
         return not own and self.estimator is estimators.straight_through and self.distance != "cosine"
 
     def project(self, vectors: Tensor) -> Tensor:
-        return geometry.normalize_with_norm(vectors)[0] if self.distance == "cosine" else vectors
+        return geometry.unit(vectors) if self.distance == "cosine" else vectors
 
     def compared(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what `distance` compares, `[N, D]` and `[K, D]`, given vectors and codebook."""
         if self.distance == "direction":
-            return geometry.normalize_with_norm(vectors)[0], geometry.normalize_with_norm(codes)[0]
+            return geometry.unit(vectors), geometry.unit(codes)
         return vectors, codes
 
     def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
@@ -243,8 +241,9 @@ class CodebookQuantizer(Quantizer):
         counts = ops.convert_to_tensor(self.ema_counts)
         dead, alive_from = dead_codes.dead_codes(counts, usable, self.dead_code_threshold)
         backend.replace_where(self.ema_counts, dead, alive_from)
-        if self._constraint is not None:
-            vectors = self._constraint(vectors)
+        # Cosine's constraint has been kept already: the vectors of its record have length 1.
+        if self.embeddings_constraint is not None:
+            vectors = self.embeddings_constraint(vectors)
         if self.offset is None:
             backend.replace_where(self.embeddings, ops.expand_dims(dead, -1), vectors)
         else:
