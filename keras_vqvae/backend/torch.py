@@ -11,7 +11,7 @@ from keras import ops
 from torch._subclasses.fake_tensor import FakeTensor
 
 from keras_vqvae.backend import torch_directions, torch_gradients, torch_search, torch_seeds
-from keras_vqvae.backend.base import Outputs
+from keras_vqvae.backend.rows import Outputs
 from keras_vqvae.backend.torch_replicas import Replicas
 from keras_vqvae.types import Tensor
 
