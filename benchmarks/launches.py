@@ -60,7 +60,7 @@ PEERS: dict[str, tuple[str, dict]] = {
     "SimVQ": ("SimVQ", {"dim": 64, "codebook_size": CODES, "rotation_trick": False}),
     "Gumbel": ("VectorQuantize", {**VECTOR, "straight_through": True, "stochastic_sample_codes": True}),
 }
-"""Class and arguments. Both sides replace dead codes, except for the implicit quantizers, `SimVQ` and `Gumbel`."""
+"""Class and arguments. Both sides replace dead codes; the implicit ones and `SimVQ` do not, of `Gumbel` only ours."""
 
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")
 """PyTorch's operations on a tensor that comes from Python, or whose values decide what Python does next."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import assert_same_weights, draw, numpy, restore, weights
 from keras import ops
-from quantizers import DIM, EVERY
+from quantizers import DIM, EVERY, SHAPE
 
 from keras_vqvae.backend import backend
 
@@ -99,3 +99,28 @@ def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
     vectors[2], expected[2] = np.nan, 0
     _, indices = backend.best_code(*map(ops.convert_to_tensor, (vectors, codes, bias)))
     np.testing.assert_array_equal(numpy(indices), expected)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch's")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_step_copies_nothing_from_the_host_and_never_waits_for_the_device(name):
+    """By the operations that it runs: one on a tensor made of Python's numbers, or with a result that Python reads."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    layer, x = EVERY[name](), ops.convert_to_tensor(draw(8, *SHAPE)).requires_grad_()
+    layer.build(x.shape)
+    found = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    def step():
+        (layer(x, training=True).sum() + sum(layer.losses)).backward()
+
+    # The first steps make constants and read the seeds.
+    step(), step()
+    with Look():
+        step()
+    assert not {"lift_fresh", "_local_scalar_dense", "nonzero"} & set(found)

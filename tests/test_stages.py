@@ -286,7 +286,7 @@ REFUSED = {
         lambda: keras_vqvae.ResidualQuantizer([vector(), vector(8, distance="cosine")]),
         "Received: distance='cosine'",
     ),
-    "beam": (lambda: mixed(beam_width=2), "'euclidean'.*Received: beam_width=2"),
+    "beam": (lambda: mixed(beam_width=2), "explicit codebook.*Received: beam_width=2"),
     "shapes": (
         lambda: keras_vqvae.ResidualQuantizer([vector(), keras_vqvae.GroupedQuantizer(vector(8), 2)]),
         r"indices have one shape. Received: stages with indices of shape \[\(\), \(2,\)\]",

@@ -1,44 +1,26 @@
 """The contract of all backends, in the general form that `keras.ops` allows."""
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import keras
 from keras import ops
 
+from keras_vqvae.backend.gradients import Gradients
 from keras_vqvae.types import Tensor
 
-Outputs: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
-"""Shape without the first axis, and dtype, of each output."""
 Returned = TypeVar("Returned")
 
 
-class Backend:
-    """Operations that differ between backends. A subclass overrides those that its backend does differently."""
+class Backend(Gradients):
+    """Operations that differ between backends. A subclass overrides those that its backend does differently.
 
-    BLOCK_SCORES = 1 << 20
-    """Scores per search block on a processor. On two cores this was the fastest of 2^18 to 2^21."""
-    ACCELERATOR_SCORES = 1 << 26
-    """Scores per search block on an accelerator."""
-    BLOCK_CODES = 4096
-    """Fewest codes per search block. It was the fastest of 1024 to 8192: XLA's products need more codes than oneDNN's.
+    The classes that it is made of have the operations by subject. Here are programs, states, and replicas.
     """
-    GROUP_CODES = 64
-    """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
-    MAX_BLOCKS = 64
-    """Most blocks of codes in one program, which contains each of them. XLA takes ten times as long to compile 256."""
+
     COUNTER = "int64"
     """Dtype of counts that last a whole training. An int32 would overflow after 2^31 vectors."""
-
-    def is_traced(self, x: Tensor) -> bool:
-        """Whether `x` has no value yet because a function is being traced."""
-        return False
-
-    def is_tracing(self) -> bool:
-        """Whether a function is being traced, in which tensors have no values yet."""
-        return self.is_traced(ops.zeros(()))
 
     def stateless_scope(self) -> keras.StatelessScope | None:
         """The scope in which Keras's JAX trainer collects losses and updates of variables, if one is open."""
@@ -49,9 +31,9 @@ class Backend:
         """`x`, or a copy of it where a trainer may donate the memory of its state."""
         return x
 
-    def constants(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        """Converts `values` to a tensor with the dtype of `like`."""
-        return ops.convert_to_tensor(values, like.dtype)
+    def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
+        """A random state, from which Keras's functions draw."""
+        return keras.random.SeedGenerator(seed, name=name)
 
     @staticmethod
     def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
@@ -75,196 +57,6 @@ class Backend:
         """Context in which `model.predict` does not wait for other processes."""
         yield
 
-    def full_precision(self, like: Tensor) -> contextlib.AbstractContextManager[Any]:
-        """Context in which float32 products on the device of `like` are computed in float32."""
-        return contextlib.nullcontext()
-
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """Multiplies matrices in float32, forward and backward. With more than two axes only `b` has a gradient."""
-        return ops.matmul(a, b)
-
-    def on_accelerator(self, x: Tensor) -> bool:
-        """Whether the device of `x` is not the processor."""
-        return False
-
-    def block_scores(self, like: Tensor) -> int:
-        """Scores per search block on the device of `like`."""
-        return self.ACCELERATOR_SCORES if self.on_accelerator(like) else self.BLOCK_SCORES
-
-    def block_codes(self, num_embeddings: int) -> int:
-        """Codes per search block."""
-        # Rounded up to whole groups.
-        groups = -(-num_embeddings // (self.MAX_BLOCKS * self.GROUP_CODES))
-        return max(self.BLOCK_CODES, self.GROUP_CODES * groups)
-
-    def best_code(self, vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximum of each row of `vectors codes^T + bias`, and its first index.
-
-        `[n, D]`, `[k, D]`, `[k]` -> `[n]`, int32 `[n]`.
-        """
-        # The bias is one more dimension of the product, so that no further pass over the scores adds it. XLA fuses a
-        # product over a single dimension with each operation that reads it, and may round it differently in each.
-        vectors = ops.concatenate([vectors, ops.ones_like(vectors[:, :1])], axis=1)
-        size, codes = codes.shape[0], ops.concatenate([codes, bias[:, None]], axis=1)
-        if not self.in_groups(size):
-            return _first_maximum(self.matmul(vectors, ops.transpose(codes)))
-        # Copies of the last code fill up the last group. Rounded otherwise, a copy may be better than the code.
-        if missing := -size % self.GROUP_CODES:
-            codes = ops.concatenate([codes, ops.repeat(codes[-1:], missing, axis=0)])
-        # The scores are read once, for the maxima of groups. Then only the maxima and the best group are compared.
-        groups = (-1, codes.shape[0] // self.GROUP_CODES, self.GROUP_CODES)
-        scores = ops.reshape(self.matmul(vectors, ops.transpose(codes)), groups)
-        group = self.argmax(ops.max(scores, axis=-1))
-        best, index = _first_maximum(self.pick_rows(scores, group))
-        index = self.GROUP_CODES * group + index
-        return best, ops.minimum(index, size - 1) if missing else index
-
-    def in_groups(self, num_embeddings: int) -> bool:
-        """Whether the search first finds the group of `GROUP_CODES` codes that has the maximum."""
-        # A last group that is not full costs more than it saves where there are few.
-        return num_embeddings % self.GROUP_CODES == 0 or num_embeddings > 4 * self.GROUP_CODES
-
-    def argmax(self, x: Tensor) -> Tensor:
-        """First index of the maximum of each row: `[n, k]` -> int32 `[n]`."""
-        # `ops.argmax` of Keras 3.15 considers -0.0 less than 0.0, in a way that exporters do not convert
-        # (keras-team/keras#20350).
-        return _first_maximum(x)[1]
-
-    def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
-        """Row `indices[i]` of each matrix `x[i]`: `[n, k, D]`, `[n]` -> `[n, D]`."""
-        return ops.squeeze(ops.take_along_axis(x, indices[:, None, None], axis=1), 1)
-
-    def search_groups(self, groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
-        """Nearest code in each group of dimensions, or `None` where one group after the other is as fast.
-
-        `[N, d]` each, `[K, d]` each -> `[N]` each.
-        """
-        return None
-
-    def best_places(self, scores: Tensor, count: int) -> Tensor:
-        """Indices of the `count` highest scores in descending order: `[n, k]` -> int32 `[n, count]`."""
-        return ops.cast(ops.top_k(scores, count)[1], "int32")
-
-    def parts_of_rows(self, rows: int) -> int:
-        """Number of devices that `rows` rows are evenly sharded over, or 1 if they do not divide."""
-        return 1
-
-    def spread_rows(self, x: Tensor) -> Tensor:
-        """Shards the rows of `x` over the devices if they divide."""
-        return ops.convert_to_tensor(x)
-
-    def split_rows(self, x: Tensor, block_rows: int) -> Tensor:
-        """Splits `x` into blocks of up to `block_rows` rows per device: `[N, ...]` -> `[n, blocks, ...]`.
-
-        Neighbouring rows go to different blocks, and the rows of each device are padded with zeros. So each block is
-        sharded over all devices, and no device needs rows of another.
-        """
-        rows, *rest = ops.shape(x)
-        parts = 1
-        # `rows` is a tensor where a function is traced for any batch size.
-        if known := isinstance(rows, int):
-            parts = self.parts_of_rows(rows)
-            block_rows = max(min(block_rows, rows // parts), 1)
-        share = rows // parts
-        blocks = (share + block_rows - 1) // block_rows
-        if known:
-            # One block of zeros if there are no rows.
-            blocks = max(blocks, 1)
-        if not known or share != blocks * block_rows:
-            x = ops.reshape(x, (parts, share, *rest))
-            x = ops.pad(x, [[0, 0], [0, blocks * block_rows - share], *([0, 0] for _ in rest)])
-        # `[parts, share, ...]` -> `[parts block_rows, blocks, ...]`
-        return ops.reshape(x, (parts * block_rows, blocks, *rest))
-
-    def join_rows(self, x: Tensor, rows: int) -> Tensor:
-        """Inverse of `split_rows` for blocks-first results; drops the padding: `[blocks, n, ...]` -> `[N, ...]`."""
-        _, _, *rest = ops.shape(x)
-        parts = self.parts_of_rows(rows) if isinstance(rows, int) else 1
-        # `[n, blocks, ...]` -> `[parts, share, ...]` -> `[N, ...]`
-        x = ops.reshape(ops.swapaxes(x, 0, 1), (parts, -1, *rest))[:, : rows // parts]
-        return ops.reshape(x, (-1, *rest))
-
-    def map_blocks(
-        self, function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs
-    ) -> Sequence[Tensor]:
-        """Applies a function to one block after another: `[n, blocks, D]` -> `[blocks, n, ...]` for each output."""
-        return ops.map(lambda block: function(ops.take(blocks, block, axis=1)), ops.arange(ops.shape(blocks)[1]))
-
-    def by_blocks(
-        self, function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
-    ) -> Sequence[Tensor]:
-        """Applies a function to blocks of up to `block_rows` rows per device: `[N, D]` -> `[N, ...]` for each output.
-
-        `outputs` has the shape without `N`, and the dtype, of each output.
-        """
-        rows = ops.shape(vectors)[0]
-        if isinstance(rows, int) and rows // self.parts_of_rows(rows) <= block_rows:
-            return function(vectors)
-        found = self.map_blocks(function, self.split_rows(vectors, block_rows), outputs)
-        return [self.join_rows(each, rows) for each in found]
-
-    def gather_rows(self, x: Tensor, indices: Tensor) -> Tensor:
-        """Rows of `x` at nonnegative `indices`, with a dense gradient: `[K, D]`, `[...]` -> `[..., D]`."""
-        return ops.take(x, indices, axis=0)
-
-    def take(self, x: Tensor, indices: Tensor) -> Tensor:
-        """Elements of `x` at nonnegative int32 `indices`, without a gradient: `[N]`, `[n]` -> `[n]`."""
-        return ops.take(x, indices, axis=0)
-
-    def finite_rows(self, x: Tensor) -> Tensor:
-        """Which rows have a finite sum of squares: `[N, D]` -> booleans `[N]`."""
-        return ops.sum(ops.square(x), axis=-1) < math.inf
-
-    def squared_lengths(self, x: Tensor) -> Tensor:
-        """Sums of squares of rows: `[K, D]` -> `[K]`."""
-        return ops.sum(ops.square(x), axis=-1)
-
-    def count_true(self, x: Tensor) -> Tensor:
-        """Number of true elements, a float32 scalar."""
-        return ops.sum(ops.cast(x, "float32"))
-
-    def at_least(self, x: Tensor, minimum: float) -> Tensor:
-        """The larger of `x` and a number, elementwise."""
-        return ops.maximum(x, minimum)
-
-    def at_most(self, x: Tensor, maximum: float) -> Tensor:
-        """The smaller of `x` and a number, elementwise."""
-        return ops.minimum(x, maximum)
-
-    def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`x` with zeros in the rows that are not valid, whatever they hold: `[N, D]`, booleans `[N]` -> `[N, D]`."""
-        return ops.where(ops.expand_dims(valid, -1), x, 0.0)
-
-    def copy_gradient(self, z: Tensor, q: Tensor) -> Tensor:
-        """Values of `q`, with the gradient of the identity to `z` and none to `q`."""
-        # Equal to `z + stop_gradient(q - z)` without its rounding: the difference is exactly 0.
-        return ops.stop_gradient(q) + (z - ops.stop_gradient(z))
-
-    def squared_errors(
-        self, vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
-    ) -> tuple[Sequence[Tensor | None], Tensor]:
-        """The mean squared error over valid rows as two losses, and the differences that it is the mean of.
-
-        Args:
-            vectors: `[N, D]`. The first loss has their gradient only.
-            codes: `[N, D]`. The second loss has their gradient only.
-            valid: Booleans `[N]`.
-            count: How many of them are true.
-            weights: Weights of the two losses. The loss of a weight of 0 is `None`.
-
-        Returns:
-            `(losses, differences)`: the two losses; and `vectors - codes`, 0 where not valid, as a constant `[N, D]`.
-        """
-        stopped = ops.stop_gradient(vectors), ops.stop_gradient(codes)
-        # Zeros come before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
-        pairs = (vectors - stopped[1], stopped[0] - codes)
-        scale = self.at_least(count, 1.0) * vectors.shape[-1]
-        losses = [
-            weight * ops.sum(ops.square(self.masked(pair, valid))) / scale if weight else None
-            for pair, weight in zip(pairs, weights, strict=True)
-        ]
-        return losses, self.masked(stopped[0] - stopped[1], valid)
-
     def add_to(self, variable: keras.Variable, value: Tensor | float) -> None:
         """Adds a value to a variable."""
         variable.assign(variable + value)
@@ -281,10 +73,6 @@ class Backend:
     def replace_where(self, variable: keras.Variable, condition: Tensor, values: Tensor) -> None:
         """Assigns `values` to a variable where a condition holds."""
         variable.assign(ops.where(condition, values, ops.convert_to_tensor(variable)))
-
-    def segment_sum(self, data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
-        """Sums of the rows of `data` with the same index: `[N, ...]`, `[N]` -> `[num_segments, ...]`."""
-        return ops.segment_sum(data, indices, num_segments=num_segments)
 
     def add_counts(self, counter: keras.Variable, counts: Tensor) -> None:
         """Adds int32 `counts` to a counter of dtype `COUNTER`."""
@@ -314,12 +102,3 @@ class Backend:
 
     def refuse_separate_training(self, model: keras.Model) -> None:
         """Raises an error where `fit` would train each replica separately."""
-
-
-def _first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of each row, and its first index: `[n, k]` -> `[n]`, int32 `[n]`."""
-    best = ops.max(scores, axis=-1, keepdims=True)
-    indices = ops.arange(scores.shape[-1], dtype="int32")
-    # `scores < best` is false for a NaN, which therefore finds index 0. With `scores == best` it would find none.
-    indices = ops.min(ops.where(scores < best, scores.shape[-1], indices), axis=-1)
-    return ops.squeeze(best, -1), indices

@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_vqvae.backend.base import Backend, Outputs
+from keras_vqvae.backend.base import Backend
+from keras_vqvae.backend.rows import Outputs
 from keras_vqvae.types import Tensor
 
 

@@ -2,22 +2,22 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import torch
 from keras import ops
-from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor
 
-from keras_vqvae.backend import torch_gradients, torch_search
-from keras_vqvae.backend.base import Backend, Outputs
+from keras_vqvae.backend import torch_directions, torch_gradients, torch_search, torch_seeds
+from keras_vqvae.backend.rows import Outputs
+from keras_vqvae.backend.torch_replicas import Replicas
 from keras_vqvae.types import Tensor
 
 
-class TorchBackend(Backend):
-    """Operations run one by one. Replicas are processes, each with its own part of the batch."""
+class TorchBackend(Replicas):
+    """Operations run one by one."""
 
     BLOCK_CODES = 1024
 
@@ -43,25 +43,6 @@ class TorchBackend(Backend):
         """
         return x.device.type == "mps"
 
-    @contextlib.contextmanager
-    def local_predict(self, model: keras.Model) -> Iterator[None]:
-        if not (distributed.is_available() and distributed.is_initialized()):
-            yield
-            return
-
-        def predict_batches(batches: Sequence[Any]) -> Any:
-            with torch.no_grad():
-                outputs = [model.predict_step(batch) for batch in batches]
-            return keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
-
-        # Keras 3.16 first wraps the model in `DistributedDataParallel`, which waits for all processes and rejects a
-        # model without trainable weights. This function runs the model itself.
-        made, model.predict_function = model.predict_function, predict_batches
-        try:
-            yield
-        finally:
-            model.predict_function = made
-
     def is_traced(self, x: Tensor) -> bool:
         return self.is_tracing() or x.device.type == "meta" or isinstance(x, FakeTensor)
 
@@ -84,6 +65,13 @@ class TorchBackend(Backend):
         made = torch_gradients.constants.__wrapped__ if self.is_traced(like) else torch_gradients.constants
         return made(values, like.dtype, like.device)
 
+    def array(self, make: Callable[..., Any], arguments: tuple[int, ...], like: Tensor) -> Tensor:
+        made = torch_gradients.array.__wrapped__ if self.is_traced(like) else torch_gradients.array
+        return made(make, arguments, like.dtype, like.device)
+
+    def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
+        return torch_seeds.SeedGenerator(seed, name=name)
+
     def block_codes(self, num_embeddings: int) -> int:
         # Nothing is compiled, so there may be any number of blocks.
         return self.BLOCK_CODES
@@ -94,6 +82,10 @@ class TorchBackend(Backend):
         with self.full_precision(vectors):
             return torch_search.best_code(vectors, codes, bias)
 
+    def argmax(self, x: Tensor) -> Tensor:
+        # An int64, which later operations would have to make of an int32.
+        return super().argmax(x) if self._on_mps(x) else x.argmax(-1)
+
     def search_groups(self, groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
         number, rows, size = len(groups), len(groups[0]), len(codebooks[0])
         # On a processor it is slower where the scores leave the cache.
@@ -102,6 +94,11 @@ class TorchBackend(Backend):
             return None
         with self.full_precision(groups[0]):
             return torch_search.best_of_groups(groups, codebooks)
+
+    def map_blocks(
+        self, function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs
+    ) -> Sequence[Tensor]:
+        return [torch.stack(found) for found in zip(*map(function, blocks.unbind(1)), strict=True)]
 
     def by_blocks(
         self, function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
@@ -122,14 +119,14 @@ class TorchBackend(Backend):
     def finite_rows(self, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dim=-1) < math.inf
 
-    def squared_lengths(self, x: Tensor) -> Tensor:
-        with self.full_precision(x):
-            return torch_search.squared_lengths(x)
+    def search_bias(self, codes: Tensor) -> Tensor:
+        with self.full_precision(codes):
+            return torch_search.search_bias(codes)
 
     def count_true(self, x: Tensor) -> Tensor:
         return x.sum(dtype=torch.float32)
 
-    # Keras would copy the scalars of these three from the host.
+    # Keras would copy the scalars of these from the host.
 
     def at_least(self, x: Tensor, minimum: float) -> Tensor:
         return torch.clamp(x, min=minimum)
@@ -137,13 +134,45 @@ class TorchBackend(Backend):
     def at_most(self, x: Tensor, maximum: float) -> Tensor:
         return torch.clamp(x, max=maximum)
 
+    def clip(self, x: Tensor, minimum: float, maximum: float) -> Tensor:
+        return torch.clamp(x, minimum, maximum)
+
     def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        return torch.where(valid[:, None], x, self.constants((0.0,), x))
+        return torch.where(valid[..., None], x, self.constants((0.0,), x))
 
     def copy_gradient(self, z: Tensor, q: Tensor) -> Tensor:
         if self.is_tracing() or z.dtype != q.dtype:
             return super().copy_gradient(z, q)
         return torch_gradients.CopiedGradient.apply(z, q)
+
+    def with_gradients(self, value: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        if self.is_tracing():
+            return super().with_gradients(value, pairs)
+        return torch_gradients.GivenGradients.apply(value, *(tensor for pair in pairs for tensor in pair))
+
+    def zero_nonfinite(self, x: Tensor) -> Tensor:
+        return torch.where(x.abs() < 1e19, x, self.constants((0.0,), x))
+
+    def scores(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        if self.is_tracing():
+            return super().scores(vectors, codes)
+        with self.full_precision(vectors):
+            return torch_gradients.Scores.apply(vectors, codes)[0]
+
+    def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
+        if self.is_tracing():
+            return super().relax(codes, p, codebook)
+        return torch_gradients.Relaxed.apply(codes, p, codebook)
+
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().normalize(x) if self._derives(x) else torch_directions.Normalized.apply(x)[:2]
+
+    def rotate(self, z: Tensor, q: Tensor) -> Tensor:
+        return super().rotate(z, q) if self._derives(z) else torch_directions.Rotated.apply(z, q)
+
+    def _derives(self, x: Tensor) -> bool:
+        """Whether PyTorch has to derive a gradient, or cannot take the lengths of vectors in float64."""
+        return self.is_tracing() or self._on_mps(x)
 
     def squared_errors(
         self, vectors: Tensor, codes: Tensor, valid: Tensor, count: Tensor, weights: tuple[float, float]
@@ -191,38 +220,3 @@ class TorchBackend(Backend):
         # and twice the memory of `data`.
         sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
         return sums.index_add_(0, indices.long(), data.contiguous())
-
-    def sum_over_replicas(self, x: Tensor) -> Tensor:
-        if not _alone():
-            x = x.clone()
-            distributed.all_reduce(x)
-        return x
-
-    def of_first_replica(self, x: Tensor) -> Tensor:
-        if not _alone():
-            # Not every library sends booleans.
-            sent = x.to(torch.uint8) if x.dtype == torch.bool else x.clone()
-            distributed.broadcast(sent, src=0)
-            x = sent.to(x.dtype)
-        return x
-
-    def mean_over_replicas(self, x: Tensor) -> Tensor:
-        # In inference a replica may take fewer steps than the others.
-        if _alone() or not torch.is_grad_enabled():
-            return x
-        own = x.detach()
-        return self.sum_over_replicas(own) / distributed.get_world_size() + (x - own)
-
-    def refuse_separate_training(self, model: keras.Model) -> None:
-        # From Keras 3.16 on `fit` averages gradients by PyTorch's `DistributedDataParallel`, which it keeps there.
-        if not _alone() and not hasattr(model, "ddp_model"):
-            raise NotImplementedError(
-                "`fit` of Keras before 3.16 does not average gradients over the processes of `torch.distributed`: each "
-                "would train an encoder of its own. Train in a loop, with `DistributedDataParallel` around the model. "
-                f"Received: {distributed.get_world_size()} processes with Keras {keras.__version__}"
-            )
-
-
-def _alone() -> bool:
-    """Whether this process is the only one."""
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from keras_vqvae.backend import torch_search
 from keras_vqvae.types import Tensor
 
 
@@ -24,6 +26,13 @@ def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     # A normal tensor even if the first call runs in `torch.inference_mode`, where later ones could not train with it.
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def array(make: Callable[..., Any], arguments: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`make(*arguments)` on a device, copied there once."""
+    with torch.inference_mode(False):
+        return torch.as_tensor(make(*arguments), dtype=dtype, device=device)
 
 
 def masked(x: Tensor, valid: Tensor) -> Tensor:
@@ -68,6 +77,83 @@ class CopiedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class GivenGradients(torch.autograd.Function):
+    """A value with the gradients of `Backend.with_gradients`: `value, x, gradient, x, gradient, ...`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, *pairs: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[2::2])
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, ctx.needs_input_grad[1::2], strict=True)
+        return None, *(each for found, needed in pairs for each in (by_value * found if needed else None, None))
+
+
+class Relaxed(torch.autograd.Function):
+    """Codes with the gradients of `Backend.relax`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (codebook,) = ctx.saved_tensors
+        with full_precision(gradient):
+            return gradient, gradient @ codebook.mT if ctx.needs_input_grad[1] else None, None
+
+
+def centred(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors and codes around the codes' mean, with 0 in place of what has no finite square."""
+    centre = codes.detach().mean(0)
+    vectors = torch.where(vectors.abs() < 1e19, vectors, constants((0.0,), vectors.dtype, vectors.device))
+    return vectors - centre, codes - centre
+
+
+class Scores(torch.autograd.Function):
+    """The scores of `Backend.scores`, and what they are the product of."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, e = centred(vectors, codes)
+        return torch.addmm(torch_search.search_bias(e), z, e.T, beta=2, alpha=2), z, e
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
+        vectors, codes, z, e = ctx.saved_tensors
+        if gradient is None:
+            return None, None
+        if torch.is_grad_enabled():
+            # Gradients of gradients are wanted, and what is saved is constant.
+            z, e = centred(vectors, codes)
+        with full_precision(gradient):
+            # With `beta=0` the first argument has no effect but for its shape.
+            by_vectors = torch.addmm(z, gradient, e, beta=0, alpha=2) if ctx.needs_input_grad[0] else None
+            by_codes = torch.addmm(e * gradient.sum(0)[:, None], gradient.T, z, beta=-2, alpha=2)
+        return by_vectors, by_codes
 
 
 class SquaredErrors(torch.autograd.Function):

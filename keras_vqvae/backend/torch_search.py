@@ -26,8 +26,8 @@ def best_of_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Seq
     codes, vectors = torch.stack(list(codebooks)), torch.stack(list(groups))
     centre = codes.mean(1, keepdim=True)
     codes, vectors = codes - centre, vectors - centre
-    bias = squared_lengths(codes.flatten(0, 1)).view(len(codes), 1, -1)
-    return best_of(torch.baddbmm(bias, vectors, codes.mT, beta=-0.5))[1].unbind()
+    bias = search_bias(codes.flatten(0, 1)).view(len(codes), 1, -1)
+    return best_of(torch.baddbmm(bias, vectors, codes.mT))[1].unbind()
 
 
 def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +42,7 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best, torch.add(parts.gather(-2, index).squeeze(-2).argmax(-1), part, alpha=64)
 
 
-def squared_lengths(x: Tensor) -> Tensor:
-    """The sums of squares of rows, `[K, D]` -> `[K]`, in one operation."""
-    return (x[:, None] @ x[:, :, None]).flatten()
+def search_bias(codes: Tensor) -> Tensor:
+    """`-|e|^2 / 2` for each code, `[K, D]` -> `[K]`, in one operation."""
+    # With `beta=0` the first argument has no effect but for its shape.
+    return torch.baddbmm(codes[:, :1, None], codes[:, None], codes[:, :, None], beta=0, alpha=-0.5).flatten()

@@ -8,7 +8,6 @@ from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.implicit_quantizer import ImplicitQuantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.ops import losses
 from keras_vqvae.types import Tensor
 
 
@@ -62,25 +61,34 @@ class BinaryQuantizer(ImplicitQuantizer):
 
     def compute_losses(self, record: Record) -> list[Tensor]:
         # Scaled to the first stage's size, so that every stage counts as much.
-        vectors, codes, valid = record.vectors, record.codes, record.valid
-        if self.stage:
-            vectors, codes = vectors / self._code_scale, codes / self._code_scale
-        added = []
-        if self.commitment_weight:
-            added.append(self.commitment_weight * losses.commitment_loss(vectors, codes, valid))
+        added = record.squared_errors(self.commitment_weight / self._code_scale**2, 0.0)
         if self.entropy_weight:
-            # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`.
-            scale = 4 * self.code_size / self.temperature
-            log_odds = scale * backend.masked(vectors, valid)
-            shares = ops.cast(valid, "float32")
-            shares = ops.expand_dims(shares / backend.at_least(ops.sum(shares), 1.0), -1)
-            sure = losses.bit_entropy(ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds))
-            spread = self.diversity_weight * self.mean_entropy(log_odds, shares)
-            added.append(self.entropy_weight * (ops.sum(shares * sure) - spread))
+            added.append(self._entropy_loss(record))
         return added
 
-    def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
-        """The entropy of the mean assignments: `[N, D]`, weights `[N, 1]` that sum to 1 -> a scalar."""
+    def _entropy_loss(self, record: Record) -> Tensor:
+        # Its gradient in closed form, which takes fewer operations than one that is derived. The 1 in
+        # `d (p log p) / d log p = p (log p + 1)` is left out everywhere: assignments always sum to 1.
+        # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`.
+        scale = 4 * self.code_size / (self.temperature * self._code_scale)
+        log_odds = backend.masked(ops.stop_gradient(record.vectors), record.valid) * scale
+        # Of ones and of zeros: `[N, D]` -> `[N, 2 D]`
+        log_p = ops.log_sigmoid(ops.concatenate([log_odds, -log_odds], axis=-1))
+        p = ops.exp(log_p)
+        shares = ops.expand_dims(ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0), -1)
+        unsure = shares * p * log_p
+        spread, by_log_p = self.mean_entropy(log_p, shares)
+        by_log_p = (self.diversity_weight * by_log_p - unsure) * (1.0 - p)
+        by_vectors = (by_log_p[:, : self.num_bits] - by_log_p[:, self.num_bits :]) * (scale * self.entropy_weight)
+        value = (self.diversity_weight * spread - ops.sum(unsure)) * self.entropy_weight
+        return backend.with_gradients(value, [(record.vectors, by_vectors)])
+
+    def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """`E[p] log E[p]`, the entropy of the mean assignments but for its sign, and its gradient by `log_p`.
+
+        The logarithms of the probabilities of ones and of zeros `[N, 2 D]`, and weights of the vectors `[N, 1]` that
+        sum to 1 -> a scalar and `[N, 2 D]`.
+        """
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:

@@ -39,8 +39,10 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         return self.num_bits**-0.5
 
     def bound(self, vectors: Tensor) -> Tensor:
-        return geometry.normalize_with_norm(vectors)[0]
+        return geometry.unit(vectors)
 
-    def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
-        ones, zeros = (ops.sum(shares * ops.sigmoid(sign * log_odds), axis=0) for sign in (1.0, -1.0))
-        return -sum(ops.sum(p * ops.log(ops.maximum(p, 1e-30))) for p in map(backend.mean_over_replicas, (ones, zeros)))
+    def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        p = shares * ops.exp(log_p)
+        mean = backend.mean_over_replicas(ops.sum(p, axis=0))
+        log_mean = ops.log(backend.at_least(mean, 1e-30))
+        return ops.sum(mean * log_mean), p * log_mean

@@ -6,10 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import serialization, validation
+from keras_vqvae import validation
 from keras_vqvae.backend import backend
-from keras_vqvae.layers import resized
-from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.layers.codebook_weights import CodebookWeights
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import clustering, codebook, dead_codes, estimators, geometry, search
 from keras_vqvae.types import FromKeras, Tensor
@@ -32,17 +31,16 @@ def default_initializer(
     return keras.initializers.VarianceScaling(length**2, mode="fan_out", distribution="untruncated_normal", seed=seed)
 
 
-class CodebookQuantizer(Quantizer):
+class CodebookQuantizer(CodebookWeights):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
-    It holds the codebook, searches it, fills it by `adapt`, moves codes that fall out of use onto vectors of the batch,
-    and passes the gradient by an estimator. A subclass trains the codebook: the optimizer through `compute_losses`, or
-    the layer itself in `update`, with `codebook_trainable = False`.
+    It searches the codebook, fills it by `adapt`, moves codes that fall out of use onto vectors of the batch, and
+    passes the gradient by an estimator. A subclass trains the codebook: the optimizer through `compute_losses`, or the
+    layer itself in `update`, with `codebook_trainable = False`.
 
     A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
-    or codes are constrained, the non-trainable `offset_codebook`. A layer may change only the latter while it is
-    called, so a dead code is moved by its offset. The attribute `codebook` is the sum. The weight `ema_counts`, the
-    moving average of how often each code is chosen in a step, tells which codes are dead.
+    or codes are constrained, the non-trainable `offset_codebook`. The attribute `codebook` is the sum. The weight
+    `ema_counts`, the moving average of how often each code is chosen in a step, tells which codes are dead.
 
     Args:
         num_embeddings: Number of codes, `K`.
@@ -61,11 +59,8 @@ class CodebookQuantizer(Quantizer):
     """
 
     supports_beam_search = True
-    has_codebook = True
-    codebook_trainable = True
     revivable = True
     """Whether a dead code may move onto a vector: whether the vector's place is a good one for a code."""
-    offset: keras.Variable | None = None
 
     def __init__(
         self,
@@ -80,41 +75,38 @@ class CodebookQuantizer(Quantizer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.seed = validation.seed(seed)
-        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
-        self.embedding_dim = None if embedding_dim is None else validation.positive_int("embedding_dim", embedding_dim)
+        estimator = estimators.get(estimator)
+        if embeddings_initializer is None:
+            embeddings_initializer = default_initializer(estimator, validation.seed(seed))
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            embeddings_initializer,
+            embeddings_regularizer,
+            embeddings_constraint,
+            seed,
+            **kwargs,
+        )
+        self.estimator = estimator
         self.distance = search.check_distance(distance)
         # Codes of length 1 do not get smaller from stage to stage.
         self.refines = distance != "cosine"
         # A beam ranks sums of codes by their squared error.
         self.supports_beam_search = self.supports_beam_search and distance != "direction"
-        self.estimator = estimators.get(estimator)
         self.dead_code_threshold = validation.non_negative("dead_code_threshold", dead_code_threshold)
-        if self.dead_code_threshold and not self.revivable:
+        self.moves_codes = self.dead_code_threshold > 0
+        if self.moves_codes and not self.revivable:
             raise ValueError(
                 f"`dead_code_threshold` must be 0: a code of `{type(self).__name__}` cannot move onto a vector. "
                 f"Received: dead_code_threshold={dead_code_threshold!r}"
             )
-        if embeddings_initializer is None:
-            embeddings_initializer = default_initializer(self.estimator, seed)
-        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
-        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
-        self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
-        if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
-            raise ValueError(
-                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
-                "and which vectors are valid, such as `AssignmentEntropy`, is an `assignment_regularizer` of "
-                f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
-            )
-        self._constraint = self.embeddings_constraint
         if distance == "cosine":
-            self._constraint = keras.constraints.UnitNorm(axis=-1)
-        if distance == "cosine" and embeddings_constraint is not None:
-            raise ValueError(
-                "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
-                f"Received: embeddings_constraint={embeddings_constraint!r}"
-            )
+            self._constraint = geometry.unit
+            if embeddings_constraint is not None:
+                raise ValueError(
+                    "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
+                    f"Received: embeddings_constraint={embeddings_constraint!r}"
+                )
 
     def _refuse_estimator(self) -> None:
         """Raises if an estimator was given to a quantizer whose gradient is that of its own softmax."""
@@ -134,54 +126,8 @@ class CodebookQuantizer(Quantizer):
             )
         super().build(input_shape)
 
-    def build_codebook(self) -> None:
-        """Creates the weights of the codebook, `[num_embeddings, embedding_dim]`."""
-        shape = (self.num_embeddings, self.embedding_dim)
-        self.embeddings = self.add_float32(
-            "codebook",
-            shape,
-            self._initial_codebook,
-            self.codebook_trainable,
-            regularizer=self.embeddings_regularizer and self._regularize,
-        )
-        if self.codebook_trainable and (self.dead_code_threshold or self._constraint):
-            self.offset = self.add_float32("offset_codebook", shape)
-
-    def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
-        return self.project(self.embeddings_initializer(shape, dtype=dtype))
-
     def _initial_seeds(self, shape: tuple[int], dtype: str) -> Tensor:
         return dead_codes.initial_seeds(shape, self.seed)
-
-    def _regularize(self, embeddings: Tensor) -> Tensor:
-        return self.embeddings_regularizer(self._with_offset(embeddings))
-
-    def _with_offset(self, embeddings: Tensor) -> Tensor:
-        embeddings = ops.convert_to_tensor(embeddings)
-        return embeddings if self.offset is None else embeddings + ops.convert_to_tensor(self.offset)
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes, `[K, D]`."""
-        codes = self._with_offset(self.embeddings)
-        if self._constraint is None or not self.codebook_trainable:
-            return codes
-        # Here rather than in the optimizer, which on JAX does not see the offset. `update` moves the weights after it.
-        return estimators.straight_through(codes, self._constraint(codes))
-
-    def set_codebook(self, values: Tensor) -> None:
-        """Assigns the codebook, `[K, D]`, under its constraint."""
-        values = ops.convert_to_tensor(values, dtype="float32")
-        self.embeddings.assign(self._constrained_where_moved(values, self.codebook))
-        if self.offset is not None:
-            self.offset.assign(ops.zeros_like(values))
-
-    def _constrained_where_moved(self, values: Tensor, before: Tensor) -> Tensor:
-        """Applies the constraint to the codes that have changed. The others stay equal to the last bit."""
-        if self._constraint is None:
-            return values
-        moved = ops.any(values != before, axis=-1, keepdims=True)
-        return ops.where(moved, self._constraint(values), values)
 
     def copies_gradient(self, training: bool) -> bool:
         kind = type(self)
@@ -189,12 +135,12 @@ class CodebookQuantizer(Quantizer):
         return not own and self.estimator is estimators.straight_through and self.distance != "cosine"
 
     def project(self, vectors: Tensor) -> Tensor:
-        return geometry.normalize_with_norm(vectors)[0] if self.distance == "cosine" else vectors
+        return geometry.unit(vectors) if self.distance == "cosine" else vectors
 
     def compared(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what `distance` compares, `[N, D]` and `[K, D]`, given vectors and codebook."""
         if self.distance == "direction":
-            return geometry.normalize_with_norm(vectors)[0], geometry.normalize_with_norm(codes)[0]
+            return geometry.unit(vectors), geometry.unit(codes)
         return vectors, codes
 
     def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
@@ -216,9 +162,6 @@ class CodebookQuantizer(Quantizer):
         codes = self.codebook
         indices = self.search(vectors, codes)
         return indices, codebook.gather_codes(codes, indices)
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        return codebook.gather_codes(self.codebook, indices)
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         return estimators.apply(self.estimator, vectors, codes, self.seed_generator, training)
@@ -243,8 +186,9 @@ class CodebookQuantizer(Quantizer):
         counts = ops.convert_to_tensor(self.ema_counts)
         dead, alive_from = dead_codes.dead_codes(counts, usable, self.dead_code_threshold)
         backend.replace_where(self.ema_counts, dead, alive_from)
-        if self._constraint is not None:
-            vectors = self._constraint(vectors)
+        # Cosine's constraint has been kept already: the vectors of its record have length 1.
+        if self.embeddings_constraint is not None:
+            vectors = self.embeddings_constraint(vectors)
         if self.offset is None:
             backend.replace_where(self.embeddings, ops.expand_dims(dead, -1), vectors)
         else:
@@ -275,47 +219,10 @@ class CodebookQuantizer(Quantizer):
         self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 
-    def resize(self, num_embeddings: int) -> tuple["CodebookQuantizer", np.ndarray]:
-        """Returns a new layer with another number of codes, and where the old codes went.
-
-        With fewer codes, those with the highest `code_counts` remain, in their order. With more, the old ones come
-        first and keep their indices, and the initializer draws the others.
-
-        Args:
-            num_embeddings: Number of codes of the new layer.
-
-        Returns:
-            `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
-            removed codes.
-        """
-        num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
-        most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
-        return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
-
-    def prune_unused(self) -> tuple["CodebookQuantizer", np.ndarray]:
-        """Returns a new layer with the codes in use, those whose `code_counts` are above 0; otherwise as `resize`.
-
-        Raises:
-            ValueError: If no code has been counted since the last reset.
-        """
-        used = np.flatnonzero(ops.convert_to_numpy(self.code_counts))
-        if not len(used):
-            raise ValueError(
-                "`prune_unused()` needs usage counts, but `code_counts` is all zeros. Train the layer, or call it with "
-                "`training=True`, first."
-            )
-        return resized.with_codes(self, used, len(used))
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
             "distance": self.distance,
             "estimator": estimators.serialize(self.estimator),
             "dead_code_threshold": self.dead_code_threshold,
-            "embeddings_initializer": serialization.saved(self.embeddings_initializer),
-            "embeddings_regularizer": serialization.saved(self.embeddings_regularizer),
-            "embeddings_constraint": serialization.saved(self.embeddings_constraint),
-            "seed": self.seed,
         }

@@ -1,5 +1,6 @@
 """Codes drawn from a softmax, with the gradient of its relaxation."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,8 +11,21 @@ from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.ops import estimators, geometry
+from keras_vqvae.ops import codebook, estimators
 from keras_vqvae.types import Tensor
+
+
+@dataclasses.dataclass
+class _Draw(Record):
+    """Vectors for which codes are drawn in training, with what the output and the loss both need.
+
+    Attributes:
+        codebook: `[K, D]`.
+        scores: `-|z - e|^2` but for a number for each vector, `[N, K]`.
+    """
+
+    codebook: Tensor = None
+    scores: Tensor = None
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -67,30 +81,47 @@ class GumbelQuantizer(CodebookQuantizer):
         super().build(input_shape)
         self.temperature = self.add_float32("temperature", (), keras.initializers.Constant(self.initial_temperature))
 
-    def _scores(self, vectors: Tensor) -> Tensor:
-        """`-|z - e|^2` but for `|z|^2`, which is the same for all codes: `[N, D]` -> `[N, K]`."""
-        vectors, embeddings = geometry.distance_factors(*self.compared(geometry.zero_nonfinite(vectors), self.codebook))
-        return 2 * backend.matmul(vectors, ops.transpose(embeddings))
+    def copies_gradient(self, training: bool) -> bool:
+        return False
 
-    def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
-        if not training:
-            return estimators.straight_through(vectors, codes)
-        scores = self._scores(vectors)
+    def quantize_vectors(
+        self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
+    ) -> Record:
+        if not (training and self.trainable):
+            return super().quantize_vectors(vectors, valid, training, batch_size, indices)
+        # The scores of all codes are needed anyway, and the nearest code has the highest.
+        vectors, codes = self.project(vectors), self.codebook
+        scores = backend.scores(*self.compared(vectors, codes))
+        if indices is None:
+            indices = backend.argmax(ops.stop_gradient(scores))
+        nearest = codebook.gather_codes(codes, indices)
+        return _Draw(self, vectors, valid, indices, nearest, training, codebook=codes, scores=scores)
+
+    def compute_output(self, record: Record) -> Tensor:
+        if not isinstance(record, _Draw):
+            return estimators.straight_through(record.vectors, record.codes)
         uniform = keras.random.uniform(
-            ops.shape(scores), minval=1e-7, maxval=1 - 1e-7, dtype="float32", seed=self.seed_generator
+            ops.shape(record.scores), minval=1e-7, maxval=1 - 1e-7, dtype="float32", seed=self.seed_generator
         )
-        scores = scores - ops.log(-ops.log(uniform))
+        scores = record.scores - ops.log(-ops.log(uniform))
         p = ops.softmax(scores / ops.convert_to_tensor(self.temperature), axis=-1)
-        drawn = self.lookup(ops.argmax(scores, axis=-1))
-        return drawn + backend.matmul(p - ops.stop_gradient(p), self.codebook)
+        drawn = codebook.gather_codes(record.codebook, backend.argmax(ops.stop_gradient(scores)))
+        return backend.relax(drawn, p, record.codebook)
 
     def compute_losses(self, record: Record) -> list[Tensor]:
         if not self.kl_weight:
             return []
-        log_p = ops.log_softmax(self._scores(record.vectors), axis=-1)
-        divergence = math.log(self.num_embeddings) + ops.sum(ops.exp(log_p) * log_p, axis=-1)
-        valid = ops.cast(record.valid, "float32")
-        return [self.kl_weight * ops.sum(valid * divergence) / backend.at_least(ops.sum(valid), 1.0)]
+        if isinstance(record, _Draw):
+            scores = record.scores
+        else:
+            scores = backend.scores(*self.compared(record.vectors, self.codebook))
+        log_p = ops.log_softmax(ops.stop_gradient(scores), axis=-1)
+        p = ops.exp(log_p)
+        negentropy = ops.sum(p * log_p, axis=-1, keepdims=True)
+        shares = self.kl_weight * ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0)
+        shares = ops.expand_dims(shares, -1)
+        value = ops.sum(shares * (negentropy + math.log(self.num_embeddings)))
+        return [backend.with_gradients(value, [(scores, shares * p * (log_p - negentropy))])]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.initial_temperature, "kl_weight": self.kl_weight}

@@ -9,7 +9,7 @@ from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.ops import entropy, estimators, geometry, losses, search
+from keras_vqvae.ops import entropy, estimators, search
 from keras_vqvae.types import Tensor
 
 
@@ -79,26 +79,26 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
         codes = ops.stop_gradient(codes)
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
-        codes = ops.concatenate([codes, ops.sqrt(ops.maximum(ops.amax(squares) - squares, 0.0))], axis=-1)
+        codes = ops.concatenate([codes, ops.sqrt(ops.amax(squares) - squares)], axis=-1)
         return search.search(ops.concatenate([vectors, ops.zeros_like(vectors[:, :1])], axis=-1), codes)
 
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         if not training:
             return estimators.straight_through(vectors, codes)
-        vectors = geometry.zero_nonfinite(vectors)
         embeddings = self.codebook
-        p = ops.softmax(backend.matmul(vectors, ops.transpose(embeddings)), axis=-1)
-        return codes + backend.matmul(p - ops.stop_gradient(p), embeddings)
+        scores = backend.matmul(backend.zero_nonfinite(vectors), ops.transpose(embeddings))
+        return backend.relax(codes, ops.softmax(scores, axis=-1), embeddings)
 
     def compute_losses(self, record: Record) -> list[Tensor]:
-        vectors, codes, valid = record.vectors, record.codes, record.valid
-        added = [
-            losses.mean_squared_difference(record.output, vectors, valid),
-            losses.commitment_loss(vectors, codes, valid),
-            0.25 * losses.codebook_loss(vectors, codes, valid),
-        ]
+        commitment, learning = record.squared_errors(1.0, 0.25)
+        # The output's value is the code, and so `mean((h E - z)^2)` is that of the commitment loss.
+        slope = record.differences * (2 / record.vectors.shape[-1]) / backend.at_least(record.count, 1.0)
+        pairs = [(record.vectors, slope), (record.output, -slope)]
+        added = [backend.with_gradients(ops.stop_gradient(commitment), pairs), commitment, learning]
         if self.entropy_weight:
-            entropies = entropy.entropy_loss(vectors, self.codebook, valid, self.diversity_weight, 1 / self.temperature)
+            entropies = entropy.entropy_loss(
+                record.vectors, self.codebook, record.valid, self.diversity_weight, 1 / self.temperature
+            )
             added.append(self.entropy_weight * entropies)
         return added
 

@@ -50,18 +50,26 @@ class LookupFreeQuantizer(BinaryQuantizer):
     - [Yu et al., 2024](https://arxiv.org/abs/2310.05737), section 3.1
     """
 
-    def mean_entropy(self, log_odds: Tensor, shares: Tensor) -> Tensor:
+    def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         # Given a vector its bits are independent: the assignments are an outer product of those of the first bits and
         # of the others, and their mean is a product of matrices.
-        half = self.num_bits // 2
-        first, last = _assignments(log_odds[:, :half]), _assignments(log_odds[:, half:])
-        mean = backend.mean_over_replicas(backend.matmul(ops.transpose(first), shares * last))
-        return -ops.sum(mean * ops.log(ops.maximum(mean, 1e-30)))
+        strings = backend.array(_strings, (self.num_bits,), log_p)
+        p = ops.exp(backend.matmul(log_p, strings))
+        half = 2 ** (self.num_bits // 2)
+        first, last = p[:, :half], shares * p[:, half:]
+        mean = backend.mean_over_replicas(backend.matmul(ops.transpose(first), last))
+        log_mean = ops.log(backend.at_least(mean, 1e-30))
+        by_first = backend.matmul(last, ops.transpose(log_mean))
+        by_last = shares * backend.matmul(first, log_mean)
+        by_p = ops.concatenate([by_first, by_last], axis=-1)
+        return ops.sum(mean * log_mean), backend.matmul(p * by_p, ops.transpose(strings))
 
 
-def _assignments(log_odds: Tensor) -> Tensor:
-    """The probability of each string of bits: `[N, b]` -> `[N, 2^b]`."""
-    bits = log_odds.shape[-1]
-    ones = (np.arange(2**bits) // 2 ** np.arange(bits)[:, None] % 2).astype("float32")
-    log_ones, log_zeros = ops.log_sigmoid(log_odds), ops.log_sigmoid(-log_odds)
-    return ops.exp(backend.matmul(log_ones, ones) + backend.matmul(log_zeros, 1 - ones))
+def _strings(num_bits: int) -> np.ndarray:
+    """Which ones and which zeros each string of the first bits has, and then each of the others: `[2 D, strings]`."""
+    half = num_bits // 2
+    strings = np.zeros((2, num_bits, 2**half + 2 ** (num_bits - half)), "float32")
+    for own in (strings[:, :half, : 2**half], strings[:, half:, 2**half :]):
+        ones = np.arange(own.shape[2]) // 2 ** np.arange(own.shape[1])[:, None] % 2
+        own[:] = ones, 1 - ones
+    return strings.reshape(2 * num_bits, -1)

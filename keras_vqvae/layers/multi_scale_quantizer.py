@@ -174,7 +174,9 @@ class MultiScaleQuantizer(Quantizer):
         for quantizer, sizes, cells, chosen in scales:
             fraction = resizing.resize(weights, sizes)
             some = fraction > 0.5 / math.prod(self._grid)
-            means = resizing.resize(total.residual * weights, sizes) / ops.where(some, fraction, 1.0)
+            means = resizing.resize(total.residual * weights, sizes) / ops.where(
+                some, fraction, ops.ones_like(fraction)
+            )
             means = ops.reshape(means, (-1, self._dim))
             part = quantizer.quantize_vectors(means, ops.reshape(some, (-1,)), training, batch_size, chosen)
             codes = self._to_grid(part.codes, sizes)

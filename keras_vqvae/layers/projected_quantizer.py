@@ -10,7 +10,6 @@ from keras_vqvae.backend import backend
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.ops import geometry
 from keras_vqvae.types import Tensor
 
 
@@ -89,7 +88,7 @@ class ProjectedQuantizer(Quantizer):
         self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
     ) -> Record:
         """Quantizes the vectors in `dim` dimensions."""
-        projected = self.down(geometry.zero_nonfinite(vectors))
+        projected = self.down(backend.zero_nonfinite(vectors))
         inner = self.quantizer.quantize_vectors(projected, valid, training, batch_size, indices)
         return Record(self, vectors, valid, inner.indices, self.up(inner.codes), training, (inner,))
 

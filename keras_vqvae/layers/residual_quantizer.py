@@ -54,7 +54,7 @@ class ResidualQuantizer(Quantizer):
         ValueError: If `quantizer` is not a quantizer, or is one that is built already; if `num_quantizers` is not
             positive; if `distance` is `"cosine"` in a stage after the first; if stages are to share codes that get
             finer; if a list has a quantizer twice, or one with fixed codes; or if `beam_width > 1` and a stage has no
-            codebook or another `distance` than `"euclidean"`.
+            codebook, or compares codes by direction.
 
     Example: four stages of equal sizes, and three whose sizes fall.
 
@@ -116,7 +116,7 @@ class ResidualQuantizer(Quantizer):
         if self.beam_width > 1 and not all(stage.supports_beam_search for stage in self.quantizers):
             raise ValueError(
                 "`beam_width > 1` ranks sums of codes by their squared error. It needs quantizers with an explicit "
-                "codebook, such as `VectorQuantizer`, whose `distance` is 'euclidean'. "
+                "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
                 f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
             )
         for stage in self.quantizers[1:]:

@@ -16,7 +16,7 @@ class SeededLayer(keras.Layer):
         super().build(input_shape)
         if hasattr(self, "seed"):
             # Created here so that its path names the layer, as a weight's does: Orbax's checkpoints go by paths.
-            self.seed_generator = keras.random.SeedGenerator(self.seed, name="seed_generator")
+            self.seed_generator = backend.seed_generator(self.seed, "seed_generator")
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         try:

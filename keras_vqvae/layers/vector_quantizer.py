@@ -164,12 +164,13 @@ class VectorQuantizer(CodebookQuantizer):
         span = ops.convert_to_tensor(self.ema_span)
         rate = moving_average.rate_of_step(self.ema_decay, span, total, self.num_embeddings)
         differences = backend.segment_sum(record.differences, record.indices, self.num_embeddings)
-        before = ops.copy(self.codebook) if self._constraint else None
         moving_average.update(
             self.embeddings, self.ema_counts, ops.cast(counts, "float32"), backend.sum_over_replicas(differences), rate
         )
-        if before is not None:
-            self.embeddings.assign(self._constrained_where_moved(self.codebook, before))
+        if self._constraint is not None:
+            # The codes that have not moved stay equal to the last bit.
+            moved = ops.expand_dims(counts > 0, -1)
+            backend.replace_where(self.embeddings, moved, self._constraint(self.codebook))
         # A batch without a valid vector does not count as a step.
         backend.add_to(self.ema_span, backend.at_most(total, moving_average.SPAN_GROWTH))
         if self.dead_code_threshold:

@@ -73,22 +73,19 @@ def entropy_loss(
     vectors: Tensor, codebook: Tensor, kept: Tensor, diversity_weight: float, inverse_temperature: float
 ) -> Tensor:
     """`E[H(p)] - diversity_weight H(E[p])` over the kept vectors, for `p = softmax(inverse_temperature z e)`."""
-    # A vector that does not count may be no number at all.
-    vectors = ops.where(ops.expand_dims(kept, -1), vectors, 0.0)
     codebook = ops.convert_to_tensor(codebook)
-    kept = ops.cast(kept, "float32")
+    shares = ops.cast(kept, "float32")
     value, by_vectors, by_codebook = _entropies(
-        ops.stop_gradient(vectors),
+        # A vector that does not count may be no number at all.
+        backend.masked(ops.stop_gradient(vectors), kept),
         ops.stop_gradient(codebook),
-        kept / ops.maximum(ops.sum(kept), 1.0),
+        shares / backend.at_least(ops.sum(shares), 1.0),
         inverse_temperature,
         diversity_weight,
         backend.block_scores(vectors),
     )
-    # The value of the loss with the gradient of this, which is linear in vectors and codes: the backward pass needs
-    # nothing of the blocks.
-    carrier = ops.sum(vectors * by_vectors) + ops.sum(codebook * by_codebook)
-    return value + (carrier - ops.stop_gradient(carrier))
+    # The backward pass needs nothing of the blocks.
+    return backend.with_gradients(value, [(vectors, by_vectors), (codebook, by_codebook)])
 
 
 @functools.partial(backend.jit, static_argnums=(5,))
@@ -98,10 +95,10 @@ def _entropies(
     """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
-    # `[N, D]` -> `[n, blocks, D]`, filled up with vectors of no weight
-    block_rows = max(block_scores // num_embeddings, 1)
-    vectors, shares = (backend.split_rows(x, block_rows) for x in (vectors, ops.expand_dims(shares, -1)))
-    blocks = ops.shape(vectors)[1]
+    # Vectors with their shares, `[N, D + 1]` -> `[n, blocks, D + 1]`, filled up with vectors of no weight
+    rows_and_shares = ops.concatenate([vectors, ops.expand_dims(shares, -1)], axis=-1)
+    parts = backend.split_rows(rows_and_shares, max(block_scores // num_embeddings, 1))
+    blocks = ops.shape(parts)[1]
     factors = sharpness * ops.transpose(codebook)
 
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +106,13 @@ def _entropies(
         log_p = ops.log_softmax(backend.matmul(z, factors), axis=-1)
         # Processors are slow where numbers underflow, here three times as slow. And XLA, which makes one operation of a
         # product of one axis and the difference to its maximum, finds infinity for vectors of 1e9.
-        log_p = ops.clip(log_p, -60.0, 0.0)
+        log_p = backend.clip(log_p, -60.0, 0.0)
         return ops.exp(log_p), log_p
 
     def first_pass(i: Tensor, sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        share = ops.take(shares, i, axis=1)
-        p, log_p = assignments(ops.take(vectors, i, axis=1))
+        part = parts[:, i]
+        share = part[:, dim:]
+        p, log_p = assignments(part[:, :dim])
         sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
         return sums[0] - sure, sums[1] + backend.matmul(ops.transpose(share), p)[0]
 
@@ -123,7 +121,7 @@ def _entropies(
     )
     mean = backend.mean_over_replicas(mean)
     # 0 log 0 is 0.
-    log_mean = ops.log(ops.where(mean > 0, mean, 1.0))
+    log_mean = ops.log(backend.at_least(mean, 1e-30))
     value = sure + diversity * ops.sum(mean * log_mean)
 
     def by_logits(z: Tensor) -> Tensor:
@@ -133,13 +131,15 @@ def _entropies(
         return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 
     def second_pass(i: Tensor, by_codebook: Tensor) -> Tensor:
-        z = ops.take(vectors, i, axis=1)
-        return by_codebook + backend.matmul(ops.transpose(by_logits(z)), ops.take(shares, i, axis=1) * z)
+        part = parts[:, i]
+        z = part[:, :dim]
+        return by_codebook + backend.matmul(ops.transpose(by_logits(z)), part[:, dim:] * z)
 
     by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim), "float32"))
 
-    def block_by_vectors(i: Tensor) -> Tensor:
-        return ops.take(shares, i, axis=1) * backend.matmul(by_logits(ops.take(vectors, i, axis=1)), codebook)
+    def by_part(part: Tensor) -> tuple[Tensor]:
+        return (part[:, dim:] * backend.matmul(by_logits(part[:, :dim]), codebook),)
 
-    by_vectors = backend.join_rows(ops.map(block_by_vectors, ops.arange(blocks)), rows)
+    (by_vectors,) = backend.map_blocks(by_part, parts, (((dim,), "float32"),))
+    by_vectors = backend.join_rows(by_vectors, rows)
     return value, sharpness * by_vectors, sharpness * by_codebook

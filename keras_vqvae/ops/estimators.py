@@ -71,18 +71,7 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
 
     - [Fifty et al., 2024](https://arxiv.org/abs/2410.06424), equation 4
     """
-    z_e, z_q = ops.convert_to_tensor(z_e), ops.stop_gradient(ops.convert_to_tensor(z_q))
-    # Norms in float32: squares of float16 overflow from 256 on.
-    z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
-    u, z_norm = geometry.normalize_with_norm(ops.stop_gradient(z))
-    c, q_norm = geometry.normalize_with_norm(q)
-    w, w_norm = geometry.normalize_with_norm(u + c)
-    # Below this the direction of `u + c`, of two vectors of length 1, is rounding noise.
-    rotates = ops.logical_and(ops.logical_and(z_norm > 1e-18 * q_norm, q_norm > 0), w_norm > 1e-6)
-    rotated = z - 2 * geometry.dot(z, w) * w + 2 * geometry.dot(z, u) * c
-    rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
-    # The value is that of the code to the last bit, the gradient that of `rotated`.
-    return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)
+    return backend.rotate(ops.convert_to_tensor(z_e), ops.convert_to_tensor(z_q))
 
 
 def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> Tensor:
@@ -153,7 +142,7 @@ def _checked(seed: Seed) -> Seed:
 
 
 def _step_towards(z: Tensor, q: Tensor, direction: Tensor, like: Tensor) -> Tensor:
-    moved = z + geometry.normalize_with_norm(q - z)[1] * ops.stop_gradient(geometry.normalize_with_norm(direction)[0])
+    moved = z + geometry.normalize_with_norm(q - z)[1] * ops.stop_gradient(geometry.unit(direction))
     return ops.cast(moved, ops.convert_to_tensor(like).dtype)
 
 

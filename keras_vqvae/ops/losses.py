@@ -15,8 +15,9 @@ def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor
         # Not `mean`, which is NaN for an empty batch.
         return ops.sum(ops.square(a - b)) / ops.maximum(ops.cast(ops.size(a), "float32"), 1.0)
     # `where` comes before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
-    differences = ops.where(ops.expand_dims(mask, -1), a - b, 0.0)
-    count = backend.at_least(backend.count_true(ops.cast(mask, "bool")), 1.0)
+    mask = ops.cast(mask, "bool")
+    differences = backend.masked(a - b, mask)
+    count = backend.at_least(backend.count_true(mask), 1.0)
     return ops.sum(ops.square(differences)) / (count * a.shape[-1])
 
 

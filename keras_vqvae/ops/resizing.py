@@ -5,25 +5,24 @@
 
 import math
 
+import numpy as np
 from keras import ops
 
 from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 
-def _means(size: int, smaller: int) -> Tensor:
+def _means(size: int, smaller: int) -> np.ndarray:
     """Weights of means over equal parts of an axis, `[smaller, size]`; an element at a border counts in parts."""
-    parts = ops.arange(smaller, dtype="float32")[:, None] * (size / smaller)
-    elements = ops.arange(size, dtype="float32")[None]
-    overlaps = ops.minimum(parts + size / smaller, elements + 1.0) - ops.maximum(parts, elements)
-    return ops.maximum(overlaps, 0.0) * (smaller / size)
+    parts, elements = np.arange(smaller)[:, None] * (size / smaller), np.arange(size)
+    overlaps = np.minimum(parts + size / smaller, elements + 1) - np.maximum(parts, elements)
+    return np.maximum(overlaps, 0) * (smaller / size)
 
 
-def _lines(size: int, larger: int) -> Tensor:
+def _lines(size: int, larger: int) -> np.ndarray:
     """Weights of linear interpolation between the middles of elements, `[larger, size]`; the outermost go on."""
-    places = (ops.arange(larger, dtype="float32")[:, None] + 0.5) * (size / larger) - 0.5
-    places = ops.clip(places, 0.0, size - 1.0)
-    return ops.maximum(1.0 - ops.abs(places - ops.arange(size, dtype="float32")[None]), 0.0)
+    places = np.clip((np.arange(larger)[:, None] + 0.5) * (size / larger) - 0.5, 0, size - 1)
+    return np.maximum(1 - np.abs(places - np.arange(size)), 0)
 
 
 def resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -35,7 +34,7 @@ def resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     for axis, size in enumerate(sizes):
         old = shape[axis]
         if size != old:
-            weights = _means(old, size) if size < old else _lines(old, size)
+            weights = backend.array(_means if size < old else _lines, (old, size), x)
             # `[N, ..., old, ..., D]` -> `[n, old, m]` -> `[n, size, m]`
             x = backend.matmul(weights, ops.reshape(x, (-1, old, math.prod(shape[axis + 1 :]))))
             shape[axis] = size

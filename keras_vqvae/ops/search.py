@@ -46,7 +46,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
         )
     if check_distance(distance) != "euclidean":
         # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
-        vectors, codebook = geometry.normalize_with_norm(vectors)[0], geometry.normalize_with_norm(codebook)[0]
+        vectors, codebook = geometry.unit(vectors), geometry.unit(codebook)
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
     indices = search(ops.reshape(vectors, (-1, vectors.shape[-1])), codebook)
@@ -84,7 +84,7 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     for start in range(0, codebook.shape[0], block_codes):
         codes = codebook[start : start + block_codes] - centre
         # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
-        bias = -0.5 * backend.squared_lengths(codes)
+        bias = backend.search_bias(codes)
         # The difference by blocks, which stay in the cache.
         best_code = functools.partial(_best_code, centre=centre, codes=codes, bias=bias)
         block_rows = max(block_scores // codes.shape[0], 1)

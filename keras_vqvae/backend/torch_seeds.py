@@ -1,0 +1,31 @@
+"""Random states on PyTorch that are not read back from the device."""
+
+import keras
+import torch
+
+from keras_vqvae.backend import torch_gradients
+from keras_vqvae.types import Tensor
+
+
+class SeedGenerator(keras.random.SeedGenerator):
+    """Draws the seeds that Keras's draws, from the same state, whose values it remembers.
+
+    To read them from the device would make the processor wait for it.
+    """
+
+    _known: tuple[Tensor, int, list[int]] | None = None
+    """The state, its version, which PyTorch counts up in each change, and its values in that version."""
+
+    def next(self, ordered: bool = True) -> Tensor | list[int]:
+        from keras_vqvae.backend import backend
+
+        state = self.state.value
+        if not ordered or backend.is_tracing() or backend.stateless_scope() is not None or state.is_inference():
+            return super().next(ordered)
+        if self._known is None or self._known[0] is not state or self._known[1] != state._version:
+            self._known = state, state._version, state.tolist()
+        seed = self._known[2]
+        with torch.no_grad():
+            state.add_(torch_gradients.constants((0, 1), state.dtype, state.device))
+        self._known = state, state._version, [seed[0], seed[1] + 1]
+        return seed

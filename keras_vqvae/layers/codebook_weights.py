@@ -1,0 +1,148 @@
+"""Codes that are weights of a layer."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae import serialization, validation
+from keras_vqvae.layers import resized
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.ops import codebook, estimators
+from keras_vqvae.types import FromKeras, Tensor
+
+
+class CodebookWeights(Quantizer):
+    """A quantizer whose codes are weights `[K, D]`: how they are made, constrained, assigned and resized.
+
+    A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
+    or codes are constrained, the non-trainable `offset_codebook`. A layer may change only the latter while it is
+    called, so a dead code is moved by its offset. The attribute `codebook` is the sum.
+
+    Args:
+        num_embeddings, embedding_dim, seed: As of `CodebookQuantizer`.
+        embeddings_initializer, embeddings_regularizer, embeddings_constraint: Likewise, but the first is no `None`.
+    """
+
+    has_codebook = True
+    codebook_trainable = True
+    moves_codes = False
+    """Whether the layer moves codes while it is called."""
+    offset: keras.Variable | None = None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None,
+        embeddings_initializer: FromKeras,
+        embeddings_regularizer: FromKeras,
+        embeddings_constraint: FromKeras,
+        seed: int | None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.seed = validation.seed(seed)
+        self.num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+        self.embedding_dim = None if embedding_dim is None else validation.positive_int("embedding_dim", embedding_dim)
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+        self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
+        self._constraint = self.embeddings_constraint
+        if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
+            raise ValueError(
+                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
+                "and which vectors are valid, such as `AssignmentEntropy`, is an `assignment_regularizer` of "
+                f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
+            )
+
+    def build_codebook(self) -> None:
+        """Creates the weights of the codebook, `[num_embeddings, embedding_dim]`."""
+        shape = (self.num_embeddings, self.embedding_dim)
+        self.embeddings = self.add_float32(
+            "codebook",
+            shape,
+            self._initial_codebook,
+            self.codebook_trainable,
+            regularizer=self.embeddings_regularizer and self._regularize,
+        )
+        if self.codebook_trainable and (self.moves_codes or self._constraint):
+            self.offset = self.add_float32("offset_codebook", shape)
+
+    def _initial_codebook(self, shape: tuple[int, int], dtype: str) -> Tensor:
+        return self.project(self.embeddings_initializer(shape, dtype=dtype))
+
+    def _regularize(self, embeddings: Tensor) -> Tensor:
+        return self.embeddings_regularizer(self._with_offset(embeddings))
+
+    def _with_offset(self, embeddings: Tensor) -> Tensor:
+        embeddings = ops.convert_to_tensor(embeddings)
+        return embeddings if self.offset is None else embeddings + ops.convert_to_tensor(self.offset)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes, `[K, D]`."""
+        codes = self._with_offset(self.embeddings)
+        if self._constraint is None or not self.codebook_trainable:
+            return codes
+        # Here rather than in the optimizer, which on JAX does not see the offset. `update` moves the weights after it.
+        return estimators.straight_through(codes, self._constraint(codes))
+
+    def set_codebook(self, values: Tensor) -> None:
+        """Assigns the codebook, `[K, D]`, under its constraint."""
+        values = ops.convert_to_tensor(values, dtype="float32")
+        self.embeddings.assign(self._constrained_where_moved(values, self.codebook))
+        if self.offset is not None:
+            self.offset.assign(ops.zeros_like(values))
+
+    def _constrained_where_moved(self, values: Tensor, before: Tensor) -> Tensor:
+        """Applies the constraint to the codes that have changed. The others stay equal to the last bit."""
+        if self._constraint is None:
+            return values
+        moved = ops.any(values != before, axis=-1, keepdims=True)
+        return ops.where(moved, self._constraint(values), values)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return codebook.gather_codes(self.codebook, indices)
+
+    def resize(self, num_embeddings: int) -> tuple["CodebookWeights", np.ndarray]:
+        """Returns a new layer with another number of codes, and where the old codes went.
+
+        With fewer codes, those with the highest `code_counts` remain, in their order. With more, the old ones come
+        first and keep their indices, and the initializer draws the others.
+
+        Args:
+            num_embeddings: Number of codes of the new layer.
+
+        Returns:
+            `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
+            removed codes.
+        """
+        num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+        most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
+        return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
+
+    def prune_unused(self) -> tuple["CodebookWeights", np.ndarray]:
+        """Returns a new layer with the codes in use, those whose `code_counts` are above 0; otherwise as `resize`.
+
+        Raises:
+            ValueError: If no code has been counted since the last reset.
+        """
+        used = np.flatnonzero(ops.convert_to_numpy(self.code_counts))
+        if not len(used):
+            raise ValueError(
+                "`prune_unused()` needs usage counts, but `code_counts` is all zeros. Train the layer, or call it with "
+                "`training=True`, first."
+            )
+        return resized.with_codes(self, used, len(used))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "embeddings_initializer": serialization.saved(self.embeddings_initializer),
+            "embeddings_regularizer": serialization.saved(self.embeddings_regularizer),
+            "embeddings_constraint": serialization.saved(self.embeddings_constraint),
+            "seed": self.seed,
+        }
