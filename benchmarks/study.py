@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--projected", action="store_true", help="residuals in 8 dimensions, by depth")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--loss", default="mse", help="that of `compile`, such as normalized_mse, the default of `VQVAE`")
+    parser.add_argument(
+        "--loss", default="mse", help="that of `compile`, such as normalized_mse, the default of `VQVAE`"
+    )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--short", action="store_true", help="30 steps on the digits, 64 codes")
     arguments = parser.parse_args()
@@ -76,7 +78,10 @@ def main() -> None:
         for num_embeddings in arguments.codes:
             for name in arguments.methods:
                 row = {"method": name, "K": num_embeddings, "seed": seed}
-                file = FOLDER / f"{arguments.dataset} {arguments.steps} {arguments.loss} {name} {num_embeddings} {seed}.json"
+                file = (
+                    FOLDER
+                    / f"{arguments.dataset} {arguments.steps} {arguments.loss} {name} {num_embeddings} {seed}.json"
+                )
                 if not file.exists():
                     found = run(methods.ALL[name], num_embeddings, seed, train, test, arguments.steps, arguments.loss)
                     file.write_text(json.dumps({**row, "backend": keras.backend.backend(), **found}))

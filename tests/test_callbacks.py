@@ -74,7 +74,7 @@ def test_the_monitor_names_several_quantizers(x):
     model.compile("sgd", "mse")
     history = model.fit(x, x, verbose=0, callbacks=[keras_vqvae.CodebookMonitor()]).history
     assert {name for name in history if name != "loss"} == {
-        f"{name}_{log}" for name in ("top", "bottom") for log in ("perplexity", "codebook_usage")
+        f"{name}_{log}" for name in ("top", "bottom") for log in ("perplexity", "codebook_usage", "bits_per_index")
     }
 
 

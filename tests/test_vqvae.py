@@ -7,6 +7,7 @@ from helpers import numpy
 from keras import layers
 
 import keras_vqvae
+from keras_vqvae.models.reconstruction import WEIGHT
 
 
 @pytest.fixture
@@ -23,7 +24,10 @@ def make(compiled=True, **keywords):
     return model
 
 
-LOGS = ["codebook_usage", "loss", "perplexity", "quantizer_loss", "reconstruction_loss"]
+LOGS = [
+    *("bits_per_index", "bits_per_sample", "codebook_usage", "explained_variance", "loss", "perplexity"),
+    *("quantizer_loss", "reconstruction_loss"),
+]
 
 
 def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0):
@@ -32,11 +36,15 @@ def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0):
     indices = oracle.nearest_code(z_e, codebook)
     quantizer_loss = (commitment_weight + codebook_weight) * oracle.mean_square(z_e - codebook[indices])
     reconstruction_loss = oracle.mean_square(numpy(model.decoder(codebook[indices])) - x)
+    variance, perplexity = x.var(0).mean(), oracle.perplexity(indices, 16)
     return {
-        "loss": reconstruction_loss + quantizer_loss,
+        "loss": WEIGHT * (x.shape[1] / z_e.shape[1]) * reconstruction_loss / variance + quantizer_loss,
         "reconstruction_loss": reconstruction_loss,
+        "explained_variance": 1 - reconstruction_loss / variance,
+        "bits_per_index": np.log2(perplexity),
+        "bits_per_sample": np.log2(perplexity),
         "quantizer_loss": quantizer_loss,
-        "perplexity": oracle.perplexity(indices, 16),
+        "perplexity": perplexity,
         "codebook_usage": len(np.unique(indices)) / 16,
     }
 

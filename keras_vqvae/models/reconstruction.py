@@ -13,7 +13,7 @@ from keras_vqvae.models.moments import Moments, RunningMoments, moments_of, tota
 from keras_vqvae.models.targets import aligned_targets
 from keras_vqvae.types import Sizes, Tensor
 
-WEIGHT = 0.25
+WEIGHT = 0.125
 """Of the error of a sample, in units of the variance, per element of its latents. See `docs/studies.md`."""
 
 

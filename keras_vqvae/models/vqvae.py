@@ -77,7 +77,8 @@ class VQVAE(CodeAutoencoder):
     >>> x = keras.random.normal((64, 16))
     >>> history = model.fit(x, epochs=1, verbose=0)
     >>> sorted(history.history)
-    ['codebook_usage', 'loss', 'perplexity', 'quantizer_loss', 'reconstruction_loss']
+    ['bits_per_index', 'bits_per_sample', 'codebook_usage', 'explained_variance', 'loss', 'perplexity', \
+'quantizer_loss', 'reconstruction_loss']
     >>> codes = model.encode(x, verbose=0)
     >>> codes.shape, str(codes.dtype)
     ((64,), 'int32')
