@@ -37,7 +37,7 @@ def train(arguments: argparse.Namespace) -> dict[str, list[float]]:
         if len(weight.shape) > 1:
             fan_in = np.prod(weight.shape[:-1]) if weight is not quantizer.codebook else weight.shape[-1]
             weight.assign(rng.normal(size=weight.shape) / fan_in**0.5)
-    model.compile(keras.optimizers.Adam(1e-3))
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
     train = train[rng.permutation(len(train))]
     history = model.fit(
         train, batch_size=64, epochs=arguments.epochs, shuffle=False, validation_data=(test,), verbose=0

@@ -62,7 +62,7 @@ def main() -> None:
         keras.utils.set_random_seed(0)
         encoder, decoder = keras_vqvae.build(64, embedding_dim=arguments.dim)
         model = keras_vqvae.VQVAE(encoder, keras_vqvae.ResidualQuantizer(stage(), 3), decoder)
-        model.compile(keras.optimizers.Adam(1e-3))
+        model.compile(keras.optimizers.Adam(1e-3), "mse")
         # 23 batches of 64 an epoch.
         model.fit(train, batch_size=64, epochs=-(-arguments.steps // 24), verbose=0)
         error = ((model.predict(test, verbose=0) - test) ** 2).mean()

@@ -53,7 +53,7 @@ def train_codes(arguments: argparse.Namespace) -> list[np.ndarray]:
 
 def fit(name: str, model: keras.Model, train: np.ndarray, test: np.ndarray, epochs: int) -> dict:
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * math.ceil(len(train) / BATCH_SIZE))
-    model.compile(keras.optimizers.AdamW(rate))
+    model.compile(keras.optimizers.AdamW(rate), "mse")
     start = time.perf_counter()
     model.fit(train, batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
     step = 1e3 * (time.perf_counter() - start) / (epochs * len(train) / BATCH_SIZE)

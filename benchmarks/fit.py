@@ -27,7 +27,7 @@ def our_model(num_embeddings: int | None):
         return model
     quantizer = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=0)
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
-    model.compile(keras.optimizers.Adam(1e-3))
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
     return model
 
 

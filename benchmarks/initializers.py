@@ -60,7 +60,7 @@ def main() -> None:
                 seed=arguments.seed,
             )
             model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
-            model.compile(keras.optimizers.Adam(arguments.learning_rate))
+            model.compile(keras.optimizers.Adam(arguments.learning_rate), "mse")
             model.fit(train, batch_size=arguments.batch_size, epochs=1, shuffle=False, verbose=0)
             result = model.evaluate(test, batch_size=500, verbose=0, return_dict=True)
             print(

@@ -50,7 +50,7 @@ def main() -> None:
         )
         identity = keras.layers.Identity
         model = keras_vqvae.VQVAE(identity(), quantizer, identity())
-        model.compile()
+        model.compile(loss="mse")
         start = time.perf_counter()
         history = model.fit(train, batch_size=arguments.batch_size, epochs=arguments.steps // 100, verbose=0).history
         seconds = time.perf_counter() - start

@@ -31,7 +31,7 @@ PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqv
 def train_autoencoder(train: np.ndarray, quantizer: keras_vqvae.Quantizer, epochs: int) -> keras_vqvae.VQVAE:
     encoder, decoder = images.build_autoencoder(train.shape[1], embedding_dim=32)
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
-    model.compile(keras.optimizers.Adam(1e-3))
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
     model.fit(train, batch_size=64, epochs=epochs, verbose=2)
     return model
 
