@@ -88,7 +88,7 @@ def test_functions_change_nothing_within_autocast():
 
 @pytest.mark.parametrize("inside", ["call", "losses"])
 def test_losses_are_the_same_wherever_they_are_read(inside):
-    def product(vectors, codebook, kept):
+    def product(vectors, codebook, valid):
         return ops.mean(ops.matmul(vectors, ops.transpose(codebook)))
 
     layer = keras_vqvae.VectorQuantizer(16, assignment_regularizer=product, seed=7)

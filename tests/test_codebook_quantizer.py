@@ -105,7 +105,7 @@ def test_what_contradicts_itself_is_an_error():
     "kind",
     [keras_vqvae.VectorQuantizer, keras_vqvae.GumbelQuantizer, keras_vqvae.IndexBackpropagationQuantizer],
 )
-@pytest.mark.parametrize("wrong", [keras_vqvae.AssignmentEntropy(), lambda vectors, codebook, kept: 0.0])
+@pytest.mark.parametrize("wrong", [keras_vqvae.AssignmentEntropy(), lambda vectors, codebook, valid: 0.0])
 def test_a_regularizer_of_assignments_in_the_place_of_one_of_the_codebook_is_named(kind, wrong):
     with pytest.raises(ValueError, match="is an `assignment_regularizer`.*Received: embeddings_regularizer="):
         kind(8, embeddings_regularizer=wrong)

@@ -99,7 +99,7 @@ def test_functions_go_into_wrappers_as_they_are():
         "embeddings_initializer": Ones(3.0),
         "embeddings_regularizer": lambda codebook: ops.sum(codebook),
         "embeddings_constraint": lambda codebook: ops.clip(codebook, -9.0, 9.0),
-        "assignment_regularizer": lambda vectors, codebook, kept: ops.mean(codebook),
+        "assignment_regularizer": lambda vectors, codebook, valid: ops.mean(codebook),
     }
     layer = built(WRAPPERS["grouped"](WRAPPERS["residual"](keras_vqvae.VectorQuantizer(8, **functions))))
     for quantizer in layer.quantizers[0].quantizers:

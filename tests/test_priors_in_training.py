@@ -178,7 +178,7 @@ def test_equal_seeds_train_alike(kind, codes):
     assert np.abs(trained(8, 1) - weights).max() > 1e-5
     # No two parts draw alike.
     network = PRIORS[kind](K, SHAPE, **{**SIZES, "num_layers": 3}).transformer
-    parts = [network, *network.blocks, *getattr(network, "level_blocks", ())]
+    parts = [network, *network.blocks, *getattr(network, "stage_blocks", ())]
     seeds = [SIZES["seed"], *(part.dropout.seed for part in parts)]
     assert len(set(seeds)) == len(seeds) == 5 + 2 * (kind == "autoregressive")
 

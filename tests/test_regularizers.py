@@ -12,12 +12,12 @@ from keras_vqvae.backend import backend
 from keras_vqvae.ops.entropy import entropy_loss
 
 
-def direct(z, e, kept, weight, diversity, temperature, inner_product):
+def direct(z, e, valid, weight, diversity, temperature, inner_product):
     """The definition, with all `N x K` soft assignments."""
     scores = ops.matmul(z, ops.transpose(e)) if inner_product else -ops.sum(ops.square(z[:, None] - e), -1)
     log_p = ops.log_softmax(scores / temperature, -1)
     p = ops.exp(log_p)
-    shares = ops.convert_to_tensor((kept / kept.sum())[:, None].astype("float32"))
+    shares = ops.convert_to_tensor((valid / valid.sum())[:, None].astype("float32"))
     mean = ops.sum(p * shares, 0)
     return weight * (-ops.sum(shares * p * log_p) + diversity * ops.sum(mean * ops.log(mean)))
 
@@ -27,16 +27,16 @@ def direct(z, e, kept, weight, diversity, temperature, inner_product):
 def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, block_scores, inner_product):
     monkeypatch.setattr(backend, "BLOCK_SCORES", block_scores)
     z, e = rng.normal(size=(19, 3)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
-    kept = rng.random(19) < 0.7
+    valid = rng.random(19) < 0.7
     regularizer = keras_vqvae.AssignmentEntropy(0.2, 0.7, 0.3)
 
     def blocked(z, e):
         if inner_product:
-            return 0.2 * entropy_loss(z, e, ops.convert_to_tensor(kept), 0.7, 1 / 0.3)
-        return regularizer(z, e, ops.convert_to_tensor(kept))
+            return 0.2 * entropy_loss(z, e, ops.convert_to_tensor(valid), 0.7, 1 / 0.3)
+        return regularizer(z, e, ops.convert_to_tensor(valid))
 
     def whole(z, e):
-        return direct(z, e, kept, 0.2, 0.7, 0.3, inner_product)
+        return direct(z, e, valid, 0.2, 0.7, 0.3, inner_product)
 
     tensors = ops.convert_to_tensor(z), ops.convert_to_tensor(e)
     np.testing.assert_allclose(
@@ -91,7 +91,7 @@ def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rn
     layer = keras_vqvae.VectorQuantizer(
         8,
         commitment_weight=0,
-        assignment_regularizer=lambda vectors, codebook, kept: ops.mean(ops.matmul(vectors, ops.transpose(codebook))),
+        assignment_regularizer=lambda vectors, codebook, valid: ops.mean(ops.matmul(vectors, ops.transpose(codebook))),
         seed=1,
         **keywords,
     )

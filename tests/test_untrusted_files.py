@@ -39,7 +39,7 @@ WITH_CODE = {
     "encoder": lambda: model_of(vector(), before=double),
     "decoder": lambda: model_of(vector(), after=double),
     "estimator": lambda: model_of(estimating()),
-    "regularizer": lambda: model_of(vector(assignment_regularizer=lambda z, codebook, kept: 0 * z[0, 0])),
+    "regularizer": lambda: model_of(vector(assignment_regularizer=lambda z, codebook, valid: 0 * z[0, 0])),
     "within a model": lambda: keras.Sequential([keras.Input((4,)), model_of(vector(), before=double)]),
 }
 

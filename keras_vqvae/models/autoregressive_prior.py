@@ -58,25 +58,25 @@ class AutoregressivePrior(Prior):
         self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: float | None, **restrictions: Any
     ) -> Tensor:
         labels, copies = generation.paired(labels, self.num_classes, guidance_scale)
-        network, levels = self.transformer, self.transformer.num_codebooks
-        caches, level_caches = network.start_caches(ops.shape(labels)[0])
+        network, stages = self.transformer, self.transformer.num_codebooks
+        caches, stage_caches = network.start_caches(ops.shape(labels)[0])
 
         def draw_place(place: Tensor, state: _State) -> _State:
             codes, before, caches = state
             x, caches = network.step_place(ops.tile(before, (copies, 1)), labels, caches, place)
 
-            def draw_level(level: Tensor, state: _State) -> _State:
+            def draw_stage(stage: Tensor, state: _State) -> _State:
                 codes, so_far, caches = state
-                inputs = ops.where(level == 0, x, ops.tile(so_far, (copies, 1)))
-                logits, caches = network.step_level(inputs, caches, level)
+                inputs = ops.where(stage == 0, x, ops.tile(so_far, (copies, 1)))
+                logits, caches = network.step_stage(inputs, caches, stage)
                 logits = sampling.restrict(sampling.guide(logits, guidance_scale), **restrictions)
-                position = place * levels + level
+                position = place * stages + stage
                 given = ops.take(codes, position, axis=1)
                 drawn = ops.where(given < 0, sampling.draw(logits, ops.take(bits, position, axis=1)), given)
                 codes = ops.slice_update(codes, (0, position), ops.expand_dims(drawn, 1))
-                return codes, so_far + network.embed(drawn, level), caches
+                return codes, so_far + network.embed(drawn, stage), caches
 
-            codes, so_far, _ = ops.fori_loop(0, levels, draw_level, (codes, ops.zeros_like(before), level_caches))
+            codes, so_far, _ = ops.fori_loop(0, stages, draw_stage, (codes, ops.zeros_like(before), stage_caches))
             return codes, so_far, caches
 
         return ops.fori_loop(0, network.num_positions, draw_place, (known, network.start(known[:, 0]), caches))[0]

@@ -24,7 +24,7 @@ class CausalCodeTransformer(CodeTransformer):
     def __init__(self, num_layers: int, **kwargs: Any):
         super().__init__(num_layers=num_layers, **kwargs)
         count = -(-num_layers // 2) if self.num_codebooks > 1 else 0
-        self.level_blocks = self.make_blocks("level_block", count, first=2 + num_layers)
+        self.stage_blocks = self.make_blocks("stage_block", count, first=2 + num_layers)
 
     @property
     def num_positions(self) -> int:
@@ -32,8 +32,8 @@ class CausalCodeTransformer(CodeTransformer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        self.levels = self.add_table("levels", self.num_codebooks)
-        for block in self.level_blocks:
+        self.stages = self.add_table("stages", self.num_codebooks)
+        for block in self.stage_blocks:
             block.build((None, None, self.hidden_dim))
 
     def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
@@ -46,8 +46,8 @@ class CausalCodeTransformer(CodeTransformer):
             x = block(x, causal=True, training=training)
         x = ops.concatenate([ops.expand_dims(x, 2), sums[:, :, :-1]], axis=2)
         # `[batch, places, stages, H]` -> `[batch places, stages, H]`
-        x = ops.reshape(x, (-1, self.num_codebooks, self.hidden_dim)) + self.levels
-        for block in self.level_blocks:
+        x = ops.reshape(x, (-1, self.num_codebooks, self.hidden_dim)) + self.stages
+        for block in self.stage_blocks:
             x = block(x, causal=True, training=training)
         return self.logits(x)
 
@@ -56,13 +56,13 @@ class CausalCodeTransformer(CodeTransformer):
         return self.embed(ops.full_like(like, self.num_embeddings), 0)
 
     def start_caches(self, batch_size: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Empty caches, one a block, for `step_place` and for `step_level`."""
+        """Empty caches, one a block, for `step_place` and for `step_stage`."""
 
         def caches(blocks: list[TransformerBlock], length: int) -> list[Tensor]:
             shape = (2, batch_size, length, self.num_heads, self.hidden_dim // self.num_heads)
             return [ops.zeros(shape, self.compute_dtype) for _ in blocks]
 
-        return caches(self.blocks, self.num_positions), caches(self.level_blocks, self.num_codebooks)
+        return caches(self.blocks, self.num_positions), caches(self.stage_blocks, self.num_codebooks)
 
     def step_place(
         self, before: Tensor, labels: Tensor, caches: list[Tensor], place: Tensor
@@ -71,16 +71,16 @@ class CausalCodeTransformer(CodeTransformer):
         x = self.locate(ops.expand_dims(before, 1), ops.reshape(place, (1,)), labels)
         return step(self.blocks, x, caches, place)
 
-    def step_level(self, x: Tensor, caches: list[Tensor], level: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def step_stage(self, x: Tensor, caches: list[Tensor], stage: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits `[batch, K]` of a stage, given the output for its place or the sum of its codes so far; new caches."""
-        levels, head, bias = (
-            ops.take(ops.convert_to_tensor(weight), level, axis=0) for weight in (self.levels, self.head, self.bias)
+        stages, head, bias = (
+            ops.take(ops.convert_to_tensor(weight), stage, axis=0) for weight in (self.stages, self.head, self.bias)
         )
-        x, caches = step(self.level_blocks, ops.expand_dims(x + levels, 1), caches, level)
+        x, caches = step(self.stage_blocks, ops.expand_dims(x + stages, 1), caches, stage)
         # Keras 3.16 normalizes inputs of the rank that the layer was built for.
         x = self.norm(ops.expand_dims(x, 1))[:, 0]
         outside = self.outside
-        outside = None if outside is None else ops.take(ops.convert_to_tensor(outside), level, axis=0)
+        outside = None if outside is None else ops.take(ops.convert_to_tensor(outside), stage, axis=0)
         return self.within_codebooks(ops.matmul(x, head) + bias, outside), caches
 
 

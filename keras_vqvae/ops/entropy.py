@@ -21,7 +21,7 @@ class AssignmentEntropy:
 
     `weight * (E[H(p)] - diversity_weight * H(E[p]))`, where `p = softmax(-|z - e|^2 / temperature)` are a vector's
     soft assignments to the codes, and the means go over the vectors. Both vectors and codes get its gradient. The
-    `N x K` assignments are not kept: forward and backward hold a block of them at a time.
+    `N x K` assignments are not held: forward and backward hold a block of them at a time.
 
     Args:
         weight: Weight of the loss, at least 0. Defaults to `0.1`.
@@ -31,7 +31,7 @@ class AssignmentEntropy:
     Call arguments:
         vectors: `[N, D]`.
         codebook: `[K, D]`.
-        kept: Booleans `[N]`, the vectors that count.
+        valid: Booleans `[N]`, the vectors that count.
 
     Returns:
         A float32 scalar.
@@ -53,9 +53,9 @@ class AssignmentEntropy:
         self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
         self.temperature = validation.positive("temperature", temperature)
 
-    def __call__(self, vectors: Tensor, codebook: Tensor, kept: Tensor) -> Tensor:
+    def __call__(self, vectors: Tensor, codebook: Tensor, valid: Tensor) -> Tensor:
         vectors, codebook = geometry.distance_factors(vectors, ops.convert_to_tensor(codebook))
-        return self.weight * entropy_loss(vectors, codebook, kept, self.diversity_weight, 2 / self.temperature)
+        return self.weight * entropy_loss(vectors, codebook, valid, self.diversity_weight, 2 / self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -70,14 +70,14 @@ class AssignmentEntropy:
 
 
 def entropy_loss(
-    vectors: Tensor, codebook: Tensor, kept: Tensor, diversity_weight: float, inverse_temperature: float
+    vectors: Tensor, codebook: Tensor, valid: Tensor, diversity_weight: float, inverse_temperature: float
 ) -> Tensor:
-    """`E[H(p)] - diversity_weight H(E[p])` over the kept vectors, for `p = softmax(inverse_temperature z e)`."""
+    """`E[H(p)] - diversity_weight H(E[p])` over the valid vectors, for `p = softmax(inverse_temperature z e)`."""
     codebook = ops.convert_to_tensor(codebook)
-    shares = ops.cast(kept, "float32")
+    shares = ops.cast(valid, "float32")
     value, by_vectors, by_codebook = _entropies(
         # A vector that does not count may be no number at all.
-        backend.masked(ops.stop_gradient(vectors), kept),
+        backend.masked(ops.stop_gradient(vectors), valid),
         ops.stop_gradient(codebook),
         shares / backend.at_least(ops.sum(shares), 1.0),
         inverse_temperature,

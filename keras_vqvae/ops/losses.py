@@ -1,4 +1,4 @@
-"""Losses of a VQ-VAE. All are float32 scalars: means over all elements, or over the kept positions of a mask."""
+"""Losses of a VQ-VAE. All are float32 scalars: means over all elements, or over the valid positions of a mask."""
 
 from keras import ops
 

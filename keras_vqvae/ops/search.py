@@ -110,11 +110,11 @@ def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> Se
 
     Args:
         vectors: `[N, D]`.
-        codebooks: Those of the levels of a residual, `[K, D]` each.
+        codebooks: Those of the stages of a residual, `[K, D]` each.
         beam_width: How many sums go on, `B`.
 
     Returns:
-        Int32 indices `[N, B]` of each level, those of the nearest sum first; fewer than `B` where there are no more.
+        Int32 indices `[N, B]` of each stage, those of the nearest sum first; fewer than `B` where there are no more.
 
     Reference:
 
@@ -138,7 +138,7 @@ def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, bloc
 
 def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
     """`[n, D]`, `[K, D]` each -> int32 `[n, B]` each."""
-    # What the sums leave, `[n, B, D]`, and their indices, `[n, B]` a level
+    # What the sums leave, `[n, B, D]`, and their indices, `[n, B]` a stage
     rest = ops.expand_dims(vectors, 1)
     paths: list[Tensor] = []
     for codes in codebooks:
