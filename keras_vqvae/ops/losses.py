@@ -120,8 +120,3 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
         + codebook_loss(z_e, z_q)
         + commitment_weight * commitment_loss(z_e, z_q)
     )
-
-
-def bit_entropy(log_p: Tensor, log_not_p: Tensor) -> Tensor:
-    """The entropy of bits that are 1 with probability `p`, in nats, elementwise."""
-    return -(ops.exp(log_p) * log_p + ops.exp(log_not_p) * log_not_p)
