@@ -40,9 +40,8 @@ def explained(name: str, x: np.ndarray, seed: int, loss: str, normalizations: bo
     train, test = x[:TRAINED], x[TRAINED:]
     encoder, decoder = keras_vqvae.build(input_size=SIZE, embedding_dim=DIM)
     if normalizations:
-        first = layers.Normalization(axis=None)
-        first.adapt(train)
-        inverse = layers.Normalization(axis=None, mean=first.mean, variance=first.variance, invert=True)
+        scale = {"axis": None, "mean": float(train.mean()), "variance": float(train.var())}
+        first, inverse = layers.Normalization(**scale), layers.Normalization(**scale, invert=True)
         inputs, latents = keras.Input((SIZE,)), keras.Input((DIM,))
         encoder, decoder = keras.Model(inputs, encoder(first(inputs))), keras.Model(latents, inverse(decoder(latents)))
     model = keras_vqvae.VQVAE(encoder, QUANTIZERS[name](seed), decoder)

@@ -230,10 +230,8 @@ def test_between_normalizations_data_of_any_scale_train_alike(scale):
     def explained(factor):
         keras.utils.set_random_seed(0)
         x = factor * (draw(64, 3) @ draw(3, 16, seed=1) + 2)
-        normalization = layers.Normalization(axis=None)
-        normalization.adapt(x)
-        mean, variance = float(numpy(normalization.mean).item()), float(numpy(normalization.variance).item())
-        inverse = layers.Normalization(axis=None, mean=mean, variance=variance, invert=True)
+        scale = {"axis": None, "mean": float(x.mean()), "variance": float(x.var())}
+        normalization, inverse = layers.Normalization(**scale), layers.Normalization(**scale, invert=True)
         encoder, decoder = keras_vqvae.build(16, embedding_dim=3, encoder_sizes=(16,), decoder_sizes=(16,))
         inputs, latents = keras.Input((16,)), keras.Input((3,))
         model = keras_vqvae.VQVAE(
