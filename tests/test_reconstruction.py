@@ -48,6 +48,8 @@ def test_data_of_any_scale_have_the_same_loss_and_gradient():
     for scale in (1e-3, 1.0, 1e3):
         target = ops.convert_to_tensor(np.float32(scale) * y)
         y_pred = ops.convert_to_tensor(np.float32(scale) * (y + error))
+        # The variance so far is forgotten.
+        model.compile(keras.optimizers.SGD(0.0))
         found.append(float(model.compute_loss(target, None, y_pred)))
     expected = WEIGHT * 8 / 3 * np.square(error).mean() / y.var(0).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -73,13 +75,76 @@ def test_silent_and_constant_batches_do_no_harm(first):
     constant = np.full((10, 8), 0.0 if first == "silent" else 1e3, "float32")
     error = oracle.mean_square(model.predict(constant, verbose=0) - constant)
     logs = model.train_on_batch(constant, return_dict=True)
-    np.testing.assert_allclose(logs["loss"], error + logs["quantizer_loss"], rtol=1e-4)
+    # By the mean square of the constant, if there is one.
+    weight = WEIGHT * 8 / 3 / max(np.square(constant).mean(), 1e-6) if first == "constant" else WEIGHT * 8 / 3
+    np.testing.assert_allclose(logs["loss"], weight * error + logs["quantizer_loss"], rtol=1e-4)
     assert logs["explained_variance"] == 0
+    # The next batch goes by its own variance, and then by that of both.
     x = draw(10, 8)
-    if first == "silent":
-        for _ in range(3):
-            assert np.isfinite(model.train_on_batch(x, return_dict=True)["loss"])
-        np.testing.assert_allclose(targets_of(model)[2], np.concatenate([constant, x, x, x]).var(0).mean(), rtol=1e-4)
+    error = oracle.mean_square(model.predict(x, verbose=0) - x)
+    logs = model.train_on_batch(x, return_dict=True)
+    expected = WEIGHT * 8 / 3 * error / x.var(0).mean() + logs["quantizer_loss"]
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-3)
+    np.testing.assert_allclose(targets_of(model)[2], np.concatenate([constant, x]).var(0).mean(), rtol=1e-4)
+
+
+@pytest.mark.each_backend
+def test_a_batch_that_is_not_finite_shows_in_the_logs_and_not_in_the_variance():
+    model = compiled(make(), keras.optimizers.SGD(0.0))
+    x = draw(20, 8)
+    model.train_on_batch(x)
+    before = targets_of(model)
+    for bad in (np.nan, np.inf, 1e25):
+        wrong = x.copy()
+        wrong[3, 2] = bad
+        assert not np.isfinite(model.train_on_batch(wrong, return_dict=True)["explained_variance"])
+        for value, expected in zip(targets_of(model), before, strict=True):
+            np.testing.assert_array_equal(value, expected)
+        model.reset_metrics()
+
+
+@pytest.mark.each_backend
+def test_large_losses_of_the_quantizer_hide_no_error():
+    x = np.float32(1e5) * draw(20, 8)
+    for loss in ("normalized_mse", "mse"):
+        model = compiled(make(), "sgd", loss, traced=False)
+        error = oracle.mean_square(model.predict(x, verbose=0) - x)
+        logs = model.evaluate(x, verbose=0, return_dict=True)
+        np.testing.assert_allclose(logs["reconstruction_loss"], error, rtol=1e-4)
+        np.testing.assert_allclose(logs["explained_variance"], 1 - error / x.var(0).mean(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.each_backend
+def test_an_encoder_that_does_not_know_its_input_takes_batches_of_any_size():
+    encoder = keras.Sequential([layers.Dense(6), layers.Dense(3)])
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), keras.Sequential([layers.Dense(8)]))
+    model.compile("sgd")
+    x = draw(50, 8)
+    model.fit(x, verbose=0, validation_data=(x[:7],))
+    assert model.tokenizer.input_shape == (None, 8)
+    assert targets_of(model)[0] == 50
+    error = oracle.mean_square(model.predict(x[:9], verbose=0) - x[:9])
+    found = model.evaluate(x[:9], verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["explained_variance"], 1 - error / x[:9].var(0).mean(), rtol=1e-3)
+
+
+def test_weights_of_samples_do_not_weigh_the_explained_variance():
+    model = compiled(make(), "sgd", traced=False)
+    x = draw(20, 8)
+    one, ten = (
+        model.evaluate(x, sample_weight=np.full(20, weight), verbose=0, return_dict=True) for weight in (1.0, 10.0)
+    )
+    np.testing.assert_allclose(ten["explained_variance"], one["explained_variance"], rtol=1e-5)
+    np.testing.assert_allclose(ten["reconstruction_loss"], 10 * one["reconstruction_loss"], rtol=1e-5)
+
+
+def test_a_loop_of_ones_own_counts_its_batches():
+    model = compiled(make(), "sgd", traced=False)
+    x = ops.convert_to_tensor(draw(20, 8))
+    for _ in range(2):
+        model.compute_loss(x, None, model(x, training=True))
+    model.compute_loss(x, None, model(x), training=False)
+    assert targets_of(model)[0] == 40
 
 
 def test_batches_of_no_samples_and_single_samples_count_as_what_they_are():

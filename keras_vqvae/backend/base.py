@@ -27,6 +27,10 @@ class Backend(Gradients):
         with keras.StatelessScope(initialize_variables=False) as scope:
             return scope.original_scope
 
+    def has_value(self, variable: keras.Variable) -> bool:
+        """Whether a variable can be read. Keras's JAX trainer takes the values away while it trains."""
+        return True
+
     def undonated(self, x: Tensor) -> Tensor:
         """`x`, or a copy of it where a trainer may donate the memory of its state."""
         return x

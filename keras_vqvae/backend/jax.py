@@ -28,6 +28,9 @@ class JaxBackend(Backend):
     def is_traced(self, x: Tensor) -> bool:
         return isinstance(x, jax.core.Tracer)
 
+    def has_value(self, variable: keras.Variable) -> bool:
+        return self.stateless_scope() is not None or variable._value is not None
+
     def undonated(self, x: Tensor) -> Tensor:
         # Keras's trainer donates its state, which must not contain an array twice, or one that others still read.
         return jax.numpy.copy(x)

@@ -139,12 +139,13 @@ class GroupedQuantizer(Quantizer):
         )
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the codebook of each group by k-means; see `kmeans`."""
+        """Fills the codebook of each group, unless it alone is frozen, by k-means; see `kmeans`."""
         vectors = ops.convert_to_numpy(vectors)
         if not self.built:
             self.build(vectors.shape)
         for quantizer, group in zip(self.quantizers, np.split(vectors, self.num_groups, axis=-1), strict=True):
-            quantizer.adapt(group, **keywords)
+            if not wrappers.keeps_codes(self, quantizer):
+                quantizer.adapt(group, **keywords)
 
     def get_config(self) -> dict[str, Any]:
         return {

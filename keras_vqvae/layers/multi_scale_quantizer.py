@@ -215,7 +215,8 @@ class MultiScaleQuantizer(Quantizer):
             self.build(tuple(rest.shape))
         for quantizer, sizes in zip(self.quantizers, self._sizes, strict=True):
             means = ops.reshape(resizing.resize(rest, sizes), (-1, self._dim))
-            quantizer.adapt(means, **keywords)
+            if not wrappers.keeps_codes(self, quantizer):
+                quantizer.adapt(means, **keywords)
             rest = rest - self._to_grid(wrappers.nearest(quantizer, means), sizes)
 
     def get_config(self) -> dict[str, Any]:

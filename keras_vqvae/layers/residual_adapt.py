@@ -27,17 +27,12 @@ def adapt(residual: Any, vectors: Tensor, **keywords: Any) -> None:
         residual.build(vectors.shape)
     rest = vectors
     for depth, quantizer in enumerate(residual.quantizers, start=1):
-        if not _is_frozen(residual, quantizer):
+        if not wrappers.keeps_codes(residual, quantizer):
             quantizer.adapt(rest, **keywords)
         if depth < residual.num_quantizers:
             rest = _rests(residual, vectors, rest, depth)
     if residual.beam_width > 1:
         _refine(residual, vectors, {**keywords, "init": "codebook", "epochs": 1, "verbose": 0})
-
-
-def _is_frozen(residual: Any, quantizer: Any) -> bool:
-    """Whether a stage is frozen on its own, not as a part of a frozen residual."""
-    return residual.trainable and not quantizer.trainable
 
 
 def _rests(residual: Any, vectors: np.ndarray, rest: np.ndarray, depth: int) -> np.ndarray:
@@ -73,7 +68,7 @@ def _refine(residual: Any, vectors: np.ndarray, keywords: dict[str, Any]) -> Non
         # `[n, Q]` each
         indices = [np.stack([ops.convert_to_numpy(sums[:, 0]) for sums in found], axis=1) for found in best]
         for stage, quantizer in enumerate(residual.quantizers):
-            if _is_frozen(residual, quantizer):
+            if wrappers.keeps_codes(residual, quantizer):
                 continue
             others = [np.where(np.arange(residual.num_quantizers) == stage, -1, each) for each in indices]
             sums = [ops.convert_to_numpy(residual.lookup(backend.spread_rows(each))) for each in others]

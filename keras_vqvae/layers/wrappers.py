@@ -81,6 +81,11 @@ def stages(wrapper: Quantizer, quantizers: Sequence[object]) -> list[Quantizer]:
     return made
 
 
+def keeps_codes(wrapper: Quantizer, quantizer: Quantizer) -> bool:
+    """Whether `adapt` leaves a quantizer as it is: one that is frozen on its own, not as a part of the wrapper."""
+    return wrapper.trainable and not quantizer.trainable
+
+
 def codebook_sizes(quantizers: Iterable[Quantizer]) -> tuple[int, ...]:
     """The number of codes of each codebook of a wrapper, given the quantizers that it holds."""
     return tuple(size for quantizer in quantizers for size in quantizer.codebook_sizes)

@@ -70,7 +70,8 @@ class CodeAutoencoder(keras.Model):
         if getattr(self.encoder, "inputs", None):
             inputs = inputs_like(self.encoder)
         else:
-            inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(batch_shape=shape), input_shape)
+            # Batches of any size: the first one, by which Keras builds, need not have that of the others.
+            inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), input_shape)
         vectors = self.encoder(inputs)
         _, indices = self.quantizer(vectors, return_indices=True)
         codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
@@ -200,7 +201,8 @@ class CodeAutoencoder(keras.Model):
             raise ValueError(f"`prior` must be a Prior. Received: prior={prior!r}")
         own = self.quantizer.num_embeddings, *self.tokenizer.output_shape[1:]
         sizes = self.quantizer.codebook_sizes
-        if len(set(sizes)) > 1 and prior.codebook_sizes != sizes:
+        repeats = max(len(sizes) // len(prior.codebook_sizes), 1)
+        if len(set(sizes)) > 1 and prior.codebook_sizes * repeats != sizes:
             raise ValueError(
                 "`prior` must have the quantizer's `codebook_sizes` as its `num_embeddings`. "
                 f"Received: prior of {list(prior.codebook_sizes)} codes, quantizer of {list(sizes)}"

@@ -80,9 +80,20 @@ class RunningMoments:
         return [Moments(*map(ops.convert_to_tensor, weights)) for weights in self._weights]
 
     def update(self, batch: Sequence[Moments]) -> None:
+        """Takes in a batch, unless its moments are no numbers, which would stay for ever."""
         for weights, old, new in zip(self._weights, self.values(), batch, strict=True):
-            for weight, value in zip(weights, merged(old, new), strict=True):
-                weight.assign(value)
+            finite = ops.isfinite(new.variance)
+            for weight, before, value in zip(weights, old, merged(old, new), strict=True):
+                weight.assign(ops.where(finite, value, before))
+
+    def reset(self) -> None:
+        for weight in (weight for weights in self._weights for weight in weights):
+            weight.assign(ops.zeros(weight.shape, weight.dtype))
+
+    @property
+    def readable(self) -> bool:
+        """Whether the weights have values: those of a step on JAX have none outside of its scope."""
+        return backend.has_value(self._weights[0].count)
 
 
 class ExplainedVariance(keras.metrics.Metric):
@@ -96,6 +107,8 @@ class ExplainedVariance(keras.metrics.Metric):
 
     def __init__(self, shapes: Sequence[Sequence[int | None]], name: str = "explained_variance"):
         super().__init__(name=name)
+        # For callbacks that compare epochs.
+        self._direction = "up"
         self.moments = RunningMoments(shapes, self._add_zeros)
         self.error = keras.metrics.Mean(name="error")
 
@@ -103,13 +116,15 @@ class ExplainedVariance(keras.metrics.Metric):
         # Equal in all replicas.
         return self.add_variable(shape, "zeros", "float32", aggregation="mean", name=name)
 
-    def update_state(self, batch: Sequence[Moments], error: Tensor, samples: Tensor) -> None:
+    def update_state(self, batch: Sequence[Moments], error: Tensor, count: Tensor) -> None:
         self.moments.update(batch)
-        self.error.update_state(error, sample_weight=samples)
+        self.error.update_state(error, sample_weight=count)
 
     def result(self) -> Tensor:
         variance = total_variance(self.moments.values())
-        return ops.where(variance > 0, 1.0 - self.error.result() / ops.where(variance > 0, variance, 1.0), 0.0)
+        error = self.error.result()
+        # Of equal targets nothing is explained. If the error is no number, neither is this.
+        return ops.where(variance > 0, 1.0 - error / ops.where(variance > 0, variance, 1.0), 0.0 * error)
 
 
 def total_variance(moments: Sequence[Moments]) -> Tensor:

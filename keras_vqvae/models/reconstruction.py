@@ -45,22 +45,31 @@ class Reconstruction:
     def scale(self, pairs: Sequence[tuple[Tensor, Tensor]], batch: Sequence[Moments], latents: Sizes | None) -> Tensor:
         """What targets and outputs are multiplied by, before their mean squared error.
 
-        The variance is that of the targets so far, or of the batch, if it is the first. Where all targets are equal
-        they stay as they are.
+        The variance is that of the targets so far, or of the batch, if it is the first. Where all targets so far are
+        equal it is their mean square.
 
         Args:
             pairs: Targets and outputs.
             batch: The moments of the targets.
             latents: Shape of the latents of this batch, or `None`: sizes that vary are then left out.
         """
-        running = self.targets.values()
-        variance = ops.where(running[0].count > 0, total_variance(running), total_variance(batch))
+        square = sum(ops.mean(ops.square(ops.cast(target, "float32"))) for target, _ in pairs)
+        variance = _first_positive(total_variance(batch), square, ops.ones_like(square))
+        if self.targets.readable:
+            variance = _first_positive(total_variance(self.targets.values()), variance)
         outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
         weight = WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)
-        return ops.where(variance > 0, ops.sqrt(weight / ops.where(variance > 0, variance, 1.0)), 1.0)
+        return ops.sqrt(weight / variance)
 
     def scaled(self, tensors: Any, scale: Tensor) -> Any:
         return keras.tree.map_structure(lambda tensor: self._scale(tensor, scale), tensors)
+
+
+def _first_positive(*values: Tensor) -> Tensor:
+    found = values[-1]
+    for value in reversed(values[:-1]):
+        found = ops.where(value > 0, value, found)
+    return found
 
 
 def _elements(shape: Sizes) -> Tensor:

@@ -38,13 +38,15 @@ class _Step(threading.local):
 
     passes: list[Pass] | None = None
     targets: list[tuple[list[moments.Moments], Tensor, Tensor]]
-    """The moments of the targets, the squared error, and the number of samples."""
+    """The moments of the targets in all replicas, the squared error, and the number of own targets."""
+    hides_losses: bool = False
 
 
 class AutoencoderTraining(CodeAutoencoder):
     """Steps of `fit` and `evaluate`. A subclass, `VQVAE`, notes its calls in `_step.passes`."""
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
+        self._step = _Step()
         super().__init__(encoder, quantizer, decoder, **kwargs)
         self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
         self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
@@ -53,7 +55,6 @@ class AutoencoderTraining(CodeAutoencoder):
         self._codebooks = (
             CodebookSummary(shape, quantizer.codebook_sizes) if math.prod(shape) <= MAX_COUNTED_CODES else None
         )
-        self._step = _Step()
         self._parts.logged = set()
         self._normalizes = False
         self._explained_variance: moments.ExplainedVariance | None = None
@@ -81,6 +82,9 @@ class AutoencoderTraining(CodeAutoencoder):
         """
         self._normalizes = isinstance(loss, str) and loss == NORMALIZED
         super().compile(optimizer=optimizer, loss="mse" if self._normalizes else loss, **kwargs)
+        if self._explained_variance is not None:
+            # It may be trained with other data now.
+            self._parts.reconstruction.targets.reset()
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
@@ -132,7 +136,12 @@ class AutoencoderTraining(CodeAutoencoder):
         targets, samples, passes = x if y is None else y, _batch_size(y_pred), self._step.passes
         reconstruction, scale = self._built_parts().reconstruction, None
         pairs = reconstruction.pairs(targets, y_pred)
-        batch = reconstruction.moments(pairs or ())
+        # First, because an exchange lets other replicas run, and Keras keeps the losses of all of them in one list.
+        added = sum(self.losses, ops.zeros(())) / backend.replicas_in_turns()
+        own = batch = reconstruction.moments(pairs or ())
+        # In inference a process may take fewer steps than the others; replicas take the same.
+        if training or backend.replicas_in_turns() > 1:
+            batch = [moments.over_replicas(each) for each in own]
         if self._normalizes:
             if pairs is None:
                 raise ValueError(
@@ -141,17 +150,36 @@ class AutoencoderTraining(CodeAutoencoder):
                 )
             scale = reconstruction.scale(pairs, batch, passes[-1].latent_shape if passes else None)
             targets, y_pred = reconstruction.scaled((targets, y_pred), scale)
-        total = super().compute_loss(x, targets, y_pred, sample_weight, training)
+        if self.loss is None:
+            return super().compute_loss(x, targets, y_pred, sample_weight, training)
+        with self._without_losses():
+            loss = super().compute_loss(x, targets, y_pred, sample_weight, training)
         if passes is not None:
-            # Keras has divided all losses by the number of replicas, as TensorFlow sums gradients over them.
-            reconstruction_loss = total * backend.replicas_in_turns() - sum(self.losses)
+            # Keras divides all losses by the number of replicas, as TensorFlow sums gradients over them.
+            reconstruction_loss = loss * backend.replicas_in_turns()
             if scale is not None:
                 reconstruction_loss = reconstruction_loss / ops.square(scale)
             self._log(self._reconstruction_loss, reconstruction_loss, sample_weight=samples)
-            if pairs:
-                error = moments.squared_error(pairs) if scale is None else reconstruction_loss
-                self._step.targets.append((batch, error, samples))
-        return total
+            # What is masked counts in no loss, but in the moments.
+            if pairs and not any(getattr(output, "_keras_mask", None) is not None for _, output in pairs):
+                self._step.targets.append((batch, moments.squared_error(pairs), own[0].count))
+        elif training and pairs and reconstruction.targets.readable:
+            # In a training loop of the user's.
+            reconstruction.targets.update(batch)
+        return loss + added
+
+    @contextlib.contextmanager
+    def _without_losses(self) -> Iterator[None]:
+        """Keras's `compute_loss` gives the loss of the outputs alone, which a difference of sums would hide."""
+        self._step.hides_losses = True
+        try:
+            yield
+        finally:
+            self._step.hides_losses = False
+
+    @property
+    def losses(self) -> list[Tensor]:
+        return [] if self._step.hides_losses else super().losses
 
     def _compute_loss(
         self,
@@ -175,11 +203,10 @@ class AutoencoderTraining(CodeAutoencoder):
         # These let other replicas take their turn, which must find no loss of this one.
         for record in (record for each in passes for record in each.deferred):
             apply_updates(record, within_call=False)
-        for batch, error, samples in targets:
+        for batch, error, count in targets:
             if training:
-                batch = [moments.over_replicas(own) for own in batch]
                 self._parts.reconstruction.targets.update(batch)
-            self._log(self._explained_variance, batch, error, samples)
+            self._log(self._explained_variance, batch, error, count)
         return total
 
     def _log(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:
