@@ -305,3 +305,27 @@ REFUSED = {
 def test_stages_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", ["groups", "scales"])
+def test_what_is_frozen_alone_keeps_its_codes_in_adapt(kind):
+    if kind == "groups":
+        layer, x = keras_vqvae.GroupedQuantizer(vector(), 2), draw(64, DIM)
+    else:
+        layer, x = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2)), draw(64, 2, DIM)
+    layer.build((None, *x.shape[1:]))
+    layer.quantizers[0].trainable = False
+    before = [numpy(each.codebook).copy() for each in layer.quantizers]
+    layer.adapt(x, verbose=0)
+    np.testing.assert_array_equal(numpy(layer.quantizers[0].codebook), before[0])
+    assert (numpy(layer.quantizers[1].codebook) != before[1]).all()
+
+
+def test_codes_of_scales_whose_stages_differ_are_sampled():
+    inputs, latents = keras.Input((2, DIM)), keras.Input((2, DIM))
+    quantizer = keras_vqvae.MultiScaleQuantizer(keras_vqvae.ResidualQuantizer([vector(16), vector(4)]), (1, 2))
+    encoder, decoder = (keras.Model(each, keras.layers.Dense(DIM)(each)) for each in (inputs, latents))
+    model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
+    shape = model.tokenizer.output_shape[1:]
+    prior = keras_vqvae.MaskedPrior((16, 4), shape, index_shape=(2,), num_layers=1, hidden_dim=8, num_heads=1)
+    assert model.sample(prior, 5, verbose=0).shape == (5, 2, DIM)
