@@ -66,6 +66,9 @@ def vector(rng: np.random.Generator) -> tuple[type, dict]:
         "dead_code_threshold": rng.choice([0.0, 0.1, 1.0]).item(),
         "seed": rng.integers(100).item(),
     }
+    if keywords["ema_decay"] is not None:
+        # Refused with another value.
+        keywords["codebook_weight"] = 1.0
     if rng.random() < 0.2:
         keywords["assignment_regularizer"] = keras_vqvae.AssignmentEntropy()
     return keras_vqvae.VectorQuantizer, keywords
@@ -74,6 +77,7 @@ def vector(rng: np.random.Generator) -> tuple[type, dict]:
 def sim(rng: np.random.Generator) -> tuple[type, dict]:
     keywords = vector(rng)[1]
     del keywords["ema_decay"]
+    keywords["dead_code_threshold"] = 0.0
     return keras_vqvae.SimVectorQuantizer, keywords
 
 
@@ -99,7 +103,7 @@ def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, 
     )
     if kind == "residual":
         inner = made(*layer_of(rng, dim, depth - 1))
-        shared, dropout = rng.random() < 0.3 and not inner.has_fixed_codes, rng.random() < 0.3
+        shared, dropout = rng.random() < 0.3 and not inner.has_fixed_codes, float(rng.random() < 0.3)
         stages = rng.choice([1, 3]).item() if inner.refines else 1
         keywords = {"num_quantizers": stages, "shared_codebook": shared, "quantizer_dropout": dropout, "seed": 1}
         return keras_vqvae.ResidualQuantizer, {"quantizer": inner, **keywords}

@@ -136,3 +136,14 @@ def test_random_states_are_those_of_keras_wherever_they_are_set():
         inside = numpy(keras.random.uniform((4,), seed=ours))
     np.testing.assert_array_equal(inside, numpy(keras.random.uniform((4,), seed=5)))
     check()
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("dim", [1, 3])
+def test_vectors_whose_squares_overflow_are_not_finite(dim):
+    x = np.array([0, 1e-30, 1e18, 1e19 / dim, 3e19, 3e38, np.inf, np.nan], "float32")[:, None] * np.ones(dim, "float32")
+    with np.errstate(over="ignore"):
+        expected = np.isfinite(np.square(x).sum(-1))
+    found = ops.convert_to_numpy(backend.finite_rows(ops.convert_to_tensor(x)))
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < expected.sum() < len(x)

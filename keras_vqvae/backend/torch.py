@@ -1,7 +1,6 @@
 """The backend for PyTorch."""
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ from keras_vqvae.backend import torch_directions, torch_gradients, torch_search,
 from keras_vqvae.backend.rows import Outputs
 from keras_vqvae.backend.torch_replicas import Replicas
 from keras_vqvae.types import Tensor
+
+LONGEST = torch.finfo(torch.float32).max ** 0.5
+"""Vectors of this length have squares that overflow."""
 
 
 class TorchBackend(Replicas):
@@ -117,7 +119,8 @@ class TorchBackend(Replicas):
         return x.index_select(0, indices)
 
     def finite_rows(self, x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x, dim=-1) < math.inf
+        # Of one element the length is finite where its square is not.
+        return torch.linalg.vector_norm(x, dim=-1) < LONGEST
 
     def search_bias(self, codes: Tensor) -> Tensor:
         with self.full_precision(codes):
