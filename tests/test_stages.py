@@ -181,6 +181,10 @@ def test_adapt_is_k_means_of_each_stages_own_size(x):
         codes, _ = keras_vqvae.kmeans(rest, size, seed=size, verbose=0)
         np.testing.assert_allclose(numpy(stage.codebook), numpy(codes), atol=1e-5)
         rest = rest - numpy(codes)[oracle.nearest_code(rest, numpy(codes))]
+    # Or by a seed that is given.
+    layer.adapt(x, verbose=0, seed=5)
+    codes, _ = keras_vqvae.kmeans(x, SIZES[0], seed=5, verbose=0)
+    np.testing.assert_allclose(numpy(layer.quantizers[0].codebook), numpy(codes), atol=1e-5)
     error = np.square(x - numpy(layer(x))).mean()
     layer.beam_width = 4
     layer.adapt(x, verbose=0)
