@@ -144,3 +144,21 @@ def test_a_schedule_sets_temperatures_wherever_they_are(x):
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_divergence_of_a_gumbel_quantizer_has_the_gradient_of_its_differences(rng):
+    layer = built(keras_vqvae.GumbelQuantizer(8, kl_weight=0.7, seed=1, dead_code_threshold=0), 3)
+    x = rng.normal(size=(6, 3)).astype("float32")
+    by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))
+    codes, z = numpy(layer.codebook).astype("float64"), x.astype("float64")
+
+    def divergence(vectors):
+        p = softmax(-np.square(vectors[:, None] - codes).sum(-1))
+        return 0.7 * (p * np.log(8 * p)).sum(-1).mean()
+
+    expected = np.zeros_like(z)
+    for place in np.ndindex(z.shape):
+        step = np.zeros_like(z)
+        step[place] = 1e-5
+        expected[place] = (divergence(z + step) - divergence(z - step)) / 2e-5
+    np.testing.assert_allclose(by_inputs, expected, atol=1e-6)
