@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--loss", default="mse", help="that of `compile`, such as normalized_mse, the default of `VQVAE`"
+        "--loss",
+        default="mse",
+        help="the reconstruction loss, for example normalized_mse, which is the default of `VQVAE`",
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--short", action="store_true", help="30 steps on the digits, 64 codes")
