@@ -13,16 +13,25 @@ from keras_vqvae.ops import codebook
 from keras_vqvae.types import Tensor
 
 DType: TypeAlias = str | keras.DTypePolicy | None
+SMALLEST = 1e-37
+"""A number whose logarithm is finite."""
+
+
+def _entropy(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The entropy in nats of each codebook's counts, and their sum: `[..., K]` -> `[...]`, `[...]`."""
+    counts = ops.cast(counts, "float32")
+    total = ops.sum(counts, axis=-1, keepdims=True)
+    shares = counts / backend.at_least(total, 1.0)
+    # 0 log 0 is 0. No term is above 0, so the absolute value is the sum with its sign changed, and never -0.
+    terms = shares * ops.log(backend.at_least(shares, SMALLEST))
+    return ops.abs(ops.sum(terms, axis=-1)), total[..., 0]
 
 
 def perplexity(counts: Tensor) -> Tensor:
     """The exponential of the entropy of `counts / sum(counts)`, of each codebook: `[..., K]` -> `[...]`."""
-    counts = ops.cast(counts, "float32")
-    total = ops.sum(counts, axis=-1, keepdims=True)
-    shares = counts / ops.maximum(total, 1.0)
-    # 0 log 0 is 0.
-    entropy = -ops.sum(shares * ops.log(ops.where(shares > 0, shares, 1.0)), axis=-1)
-    return ops.where(total[..., 0] > 0, ops.exp(entropy), 0.0)
+    entropy, total = _entropy(counts)
+    # `n` counts have at most the perplexity `n`; without counts it is 0.
+    return ops.minimum(ops.exp(entropy), total)
 
 
 def usage(counts: Tensor, sizes: Sequence[int] = ()) -> Tensor:
@@ -43,13 +52,17 @@ def summary(counts: Tensor, sizes: Sequence[int] = (), samples: Tensor | None = 
     the number of samples is given, `bits_per_sample` is what an entropy coder needs for all indices of a sample.
     """
     counts = ops.convert_to_tensor(counts)
-    each = {"perplexity": perplexity(counts), "codebook_usage": usage(counts, sizes)}
-    bits = ops.log2(ops.maximum(each["perplexity"], 1.0))
-    found = {name: ops.mean(values) for name, values in (each | {"bits_per_index": bits}).items()}
+    entropy, totals = _entropy(counts)
+    each = {"perplexity": ops.minimum(ops.exp(entropy), totals), "codebook_usage": usage(counts, sizes)}
+    bits = entropy * (1 / math.log(2))
+    found = each | {"bits_per_index": bits}
     if samples is not None:
-        totals = ops.sum(ops.cast(counts, "float32"), axis=-1)
-        found["bits_per_sample"] = ops.sum(bits * totals) / ops.maximum(ops.cast(samples, "float32"), 1.0)
-    if math.prod(counts.shape[:-1]) > 1:
+        found["bits_per_sample"] = bits * totals / backend.at_least(ops.cast(samples, "float32"), 1.0)
+    if not entropy.shape:
+        return found
+    total_bits = {name: ops.sum(found.pop(name)) for name in ("bits_per_sample",) if name in found}
+    found = {name: ops.mean(values) for name, values in found.items()} | total_bits
+    if math.prod(entropy.shape) > 1:
         found |= {f"min_{name}": ops.min(values) for name, values in each.items()}
     return found
 
@@ -74,7 +87,7 @@ class CodebookSummary(keras.metrics.Metric):
 
     def update_state(self, counts: Tensor, samples: Tensor) -> None:
         backend.add_counts(self.counts, counts)
-        backend.add_counts(self.samples, ops.cast(samples, "int32"))
+        backend.add_counts(self.samples, samples)
 
     def result(self) -> dict[str, Tensor]:
         return summary(self.counts, self._sizes, self.samples)

@@ -79,13 +79,14 @@ def test_silent_and_constant_batches_do_no_harm(first):
     weight = WEIGHT * 8 / 3 / max(np.square(constant).mean(), 1e-6) if first == "constant" else WEIGHT * 8 / 3
     np.testing.assert_allclose(logs["loss"], weight * error + logs["quantizer_loss"], rtol=1e-4)
     assert logs["explained_variance"] == 0
-    # The next batch goes by its own variance, and then by that of both.
+    # From the next batch on it is the variance of both.
     x = draw(10, 8)
     error = oracle.mean_square(model.predict(x, verbose=0) - x)
     logs = model.train_on_batch(x, return_dict=True)
-    expected = WEIGHT * 8 / 3 * error / x.var(0).mean() + logs["quantizer_loss"]
+    variance = np.concatenate([constant, x]).var(0).mean()
+    expected = WEIGHT * 8 / 3 * error / variance + logs["quantizer_loss"]
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-3)
-    np.testing.assert_allclose(targets_of(model)[2], np.concatenate([constant, x]).var(0).mean(), rtol=1e-4)
+    np.testing.assert_allclose(targets_of(model)[2], variance, rtol=1e-4)
 
 
 @pytest.mark.each_backend
@@ -229,6 +230,57 @@ def test_masks_reach_the_loss():
     y_pred = model.predict(x, verbose=0)
     logs = model.evaluate(x, verbose=0, return_dict=True)
     np.testing.assert_allclose(logs["reconstruction_loss"], oracle.mean_square(y_pred[:, :3] - x[:, :3]), rtol=1e-4)
+
+
+@pytest.mark.each_backend
+def test_losses_of_a_quantizer_are_logged_by_name():
+    """The sum over stages, the mean over groups, in training as in evaluation."""
+    x = draw(24, 8)
+    model = compiled(make(keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, seed=1), 3), dim=4), "sgd")
+    residual = numpy(model.encoder(x))
+    indices = model.encode(x, verbose=0)
+    errors = []
+    for stage, quantizer in enumerate(model.quantizer.quantizers):
+        residual = residual - numpy(quantizer.codebook)[indices[:, stage]]
+        errors.append(np.square(residual).mean())
+    trained = model.fit(x, batch_size=24, verbose=0, validation_data=(x,)).history
+    after = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
+    for name, weight in {"commitment_loss": 0.25, "codebook_loss": 1.0, "quantizer_loss": 1.25}.items():
+        np.testing.assert_allclose(trained[name], weight * sum(errors), rtol=1e-4)
+        np.testing.assert_allclose(trained[f"val_{name}"], after[name], rtol=1e-4)
+    assert "entropy_loss" not in trained
+    grouped = make(keras_vqvae.GroupedQuantizer(keras_vqvae.VectorQuantizer(16, seed=1), 2), dim=4)
+    grouped.compile("sgd")
+    logs = grouped.evaluate(x, verbose=0, return_dict=True)
+    z = numpy(grouped.encoder(x))
+    codes = numpy(grouped.quantizer.decode(grouped.encode(x, verbose=0)))
+    np.testing.assert_allclose(logs["commitment_loss"], 0.25 * np.square(z - codes).mean(), rtol=1e-4)
+
+
+def test_an_entropy_loss_is_logged():
+    model = make(keras_vqvae.LookupFreeQuantizer(3))
+    model.compile("sgd")
+    logs = model.evaluate(draw(24, 8), verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["commitment_loss"] + logs["entropy_loss"], logs["quantizer_loss"], rtol=1e-5)
+    assert "codebook_loss" not in logs
+
+
+class TwoPasses(keras_vqvae.VQVAE):
+    def call(self, inputs, training=None):
+        self.autoencode(-inputs, training=training)
+        return self.autoencode(inputs, training=training)[0]
+
+
+def test_losses_of_several_passes_add_up():
+    model = make()
+    model.compile("sgd")
+    twice = TwoPasses(model.encoder, model.quantizer, model.decoder)
+    twice.compile("sgd")
+    x = draw(24, 8)
+    logs = twice.evaluate(x, batch_size=24, verbose=0, return_dict=True)
+    parts = [model.evaluate(each, batch_size=24, verbose=0, return_dict=True) for each in (x, -x)]
+    for name in ("quantizer_loss", "commitment_loss", "codebook_loss"):
+        np.testing.assert_allclose(logs[name], sum(part[name] for part in parts), rtol=1e-5)
 
 
 # Failures, and where the default logs show them.

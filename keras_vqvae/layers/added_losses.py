@@ -21,18 +21,19 @@ class AddedLosses(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # Records with their losses, `None` until they are computed. A tuple that is replaced: `torch.compile` compiles
-        # again whenever a list that Keras clears has changed.
-        self._records: tuple[tuple[Record, list[Tensor] | None], ...] = ()
+        # A tuple that is replaced: `torch.compile` compiles again whenever a list that Keras clears has changed.
+        self._records: tuple[Record, ...] = ()
         self._deferred: list[Record] | None = None
 
     def add_record(self, record: Record) -> None:
         """Adds the losses of a record, in training at once, before the updates change what they read."""
         scope = backend.stateless_scope()
         if scope is None:
-            self._records = (*self._records, (record, _losses_of(record) if record.training else None))
+            self._records = (*self._records, record)
+            if record.training:
+                _losses_of(record)
         elif scope.collect_losses:
-            for loss in _losses_of(record):
+            for _, loss in _losses_of(record):
                 self.add_loss(loss)
 
     @contextlib.contextmanager
@@ -61,16 +62,18 @@ class AddedLosses(keras.layers.Layer):
             return super()._get_own_losses()
         tracing = backend.is_tracing()
         # Records of a finished trace hold no values.
-        records = [(r, losses) for r, losses in self._records if tracing or not backend.is_traced(r.vectors)]
-        self._records = tuple((r, _losses_of(r) if losses is None else losses) for r, losses in records)
-        return [loss for _, losses in self._records for loss in losses or ()]
+        self._records = tuple(each for each in self._records if tracing or not backend.is_traced(each.vectors))
+        return [loss for record in self._records for _, loss in _losses_of(record)]
 
     def _clear_losses(self) -> None:
         super()._clear_losses()
         self._records = ()
 
 
-def _losses_of(record: Record) -> list[Tensor]:
-    with backend.full_precision(record.vectors):
-        # Keras's own losses have this dtype, and TensorFlow cannot add others to them.
-        return [ops.cast(loss, keras.config.floatx()) for loss in record.quantizer.all_losses(record)]
+def _losses_of(record: Record) -> list[tuple[str, Tensor]]:
+    if record.losses is None:
+        with backend.full_precision(record.vectors):
+            # Keras's own losses have this dtype, and TensorFlow cannot add others to them.
+            losses = record.quantizer.all_losses(record)
+            record.losses = [(name, ops.cast(loss, keras.config.floatx())) for name, loss in losses]
+    return record.losses

@@ -59,11 +59,11 @@ class BinaryQuantizer(ImplicitQuantizer):
     def from_digits(self, digits: Tensor) -> Tensor:
         return (2.0 * digits - 1.0) * (self.code_size * self._code_scale)
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
         # Scaled to the first stage's size, so that every stage counts as much.
         added = record.squared_errors(self.commitment_weight / self._code_scale**2, 0.0)
         if self.entropy_weight:
-            added.append(self._entropy_loss(record))
+            added["entropy_loss"] = self._entropy_loss(record)
         return added
 
     def _entropy_loss(self, record: Record) -> Tensor:

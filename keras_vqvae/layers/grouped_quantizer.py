@@ -130,8 +130,8 @@ class GroupedQuantizer(Quantizer):
             return super().compute_output(record)
         return ops.concatenate([part.output for part in record.parts], axis=-1)
 
-    def all_losses(self, record: Record) -> list[Tensor]:
-        return [loss / self.num_groups for loss in super().all_losses(record)]
+    def all_losses(self, record: Record) -> list[tuple[str, Tensor]]:
+        return [(name, loss / self.num_groups) for name, loss in super().all_losses(record)]
 
     def lookup(self, indices: Tensor) -> Tensor:
         return ops.concatenate(

@@ -108,9 +108,9 @@ class GumbelQuantizer(CodebookQuantizer):
         drawn = codebook.gather_codes(record.codebook, backend.argmax(ops.stop_gradient(scores)))
         return backend.relax(drawn, p, record.codebook)
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
         if not self.kl_weight:
-            return []
+            return {}
         if isinstance(record, _Draw):
             scores = record.scores
         else:
@@ -121,7 +121,7 @@ class GumbelQuantizer(CodebookQuantizer):
         shares = self.kl_weight * ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0)
         shares = ops.expand_dims(shares, -1)
         value = ops.sum(shares * (negentropy + math.log(self.num_embeddings)))
-        return [backend.with_gradients(value, [(scores, shares * p * (log_p - negentropy))])]
+        return {"kl_loss": backend.with_gradients(value, [(scores, shares * p * (log_p - negentropy))])}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.initial_temperature, "kl_weight": self.kl_weight}

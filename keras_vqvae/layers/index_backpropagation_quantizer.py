@@ -89,17 +89,17 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         scores = backend.matmul(backend.zero_nonfinite(vectors), ops.transpose(embeddings))
         return backend.relax(codes, ops.softmax(scores, axis=-1), embeddings)
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
-        commitment, learning = record.squared_errors(1.0, 0.25)
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
+        added = record.squared_errors(1.0, 0.25)
         # The output's value is the code, and so `mean((h E - z)^2)` is that of the commitment loss.
         slope = record.differences * (2 / record.vectors.shape[-1]) / backend.at_least(record.count, 1.0)
         pairs = [(record.vectors, slope), (record.output, -slope)]
-        added = [backend.with_gradients(ops.stop_gradient(commitment), pairs), commitment, learning]
+        added["output_loss"] = backend.with_gradients(ops.stop_gradient(added["commitment_loss"]), pairs)
         if self.entropy_weight:
             entropies = entropy.entropy_loss(
                 record.vectors, self.codebook, record.valid, self.diversity_weight, 1 / self.temperature
             )
-            added.append(self.entropy_weight * entropies)
+            added["entropy_loss"] = self.entropy_weight * entropies
         return added
 
     def get_config(self) -> dict[str, Any]:

@@ -24,17 +24,6 @@ class ReplaceMasked(keras.layers.Layer):
         return ops.where(mask, inputs, self.value)
 
 
-class Scale(keras.layers.Layer):
-    """Multiplies tensors by a number, in float32. A layer, so that they keep their masks."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(dtype="float32", **kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Tensor, scale: Tensor) -> Tensor:
-        return ops.cast(inputs, "float32") * scale
-
-
 def valid_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor:
     """Returns which of the vectors `[N, D]` count, booleans `[N]`, given a mask over their `leading` axes."""
     # A sum of squares that overflows must not reach the codebook either.

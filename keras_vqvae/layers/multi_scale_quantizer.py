@@ -189,10 +189,10 @@ class MultiScaleQuantizer(Quantizer):
         output = None if output is None else ops.reshape(output, (-1, self._dim))
         return Record(self, vectors, valid, indices, codes, training, parts, _output=output)
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
         if not self.convolution:
-            return []
-        return [losses.codebook_loss(record.vectors, record.codes, record.valid)]
+            return {}
+        return {"codebook_loss": losses.codebook_loss(record.vectors, record.codes, record.valid)}
 
     def _by_scale(self, indices: Tensor) -> list[Tensor]:
         """`[n L, *index_shape]` or `[n, L, *index_shape]` -> `[n cells, *index_shape]` for each scale."""

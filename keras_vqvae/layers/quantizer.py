@@ -27,7 +27,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     - `assign(vectors)`: the int32 indices of the codes, `[N]`. Or `choose(vectors)`: indices and codes.
     - `lookup(indices)`: the codes `[N, D]`, with the gradient of the codebook.
     - `estimate(vectors, codes, training)`: the output, with the gradient of the encoder. Defaults to straight-through.
-    - `compute_losses(record)`: a list of float32 scalars, means over `record.valid`. Defaults to none.
+    - `compute_losses(record)`: float32 scalars by name, means over `record.valid`. Defaults to none.
     - `update(record, counts)`: updates the layer's own state in training. Defaults to nothing.
 
     A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. If it quantizes whole grids
@@ -134,10 +134,10 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         """Returns the output `[N, D]` of a record, with the gradient of the encoder. Wrappers override it."""
         return self.estimate(record.vectors, record.codes, record.updates_state)
 
-    def all_losses(self, record: Record) -> list[Tensor]:
-        """Returns the losses of a record and of its parts."""
+    def all_losses(self, record: Record) -> list[tuple[str, Tensor]]:
+        """Returns the losses of a record and of its parts, with their names."""
         parts = [loss for part in record.parts for loss in part.quantizer.all_losses(part)]
-        return [*parts, *self.compute_losses(record)]
+        return [*parts, *self.compute_losses(record).items()]
 
     def copies_gradient(self, training: bool) -> bool:
         """Whether the output is the codes, with its gradient copied to the vectors and to nothing else.
@@ -178,8 +178,8 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     def estimate(self, vectors: Tensor, codes: Tensor, training: bool) -> Tensor:
         return estimators.straight_through(vectors, codes)
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
-        return []
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
+        return {}
 
     def update(self, record: Record, counts: Tensor | None) -> None:
         pass

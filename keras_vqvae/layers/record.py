@@ -30,6 +30,7 @@ class Record:
         parts: Records of the quantizers within a wrapper.
         used: Booleans `[N]`: which vectors use the quantizer, under quantizer dropout; `None` for all. The others get
             the code 0 and the index -1.
+        losses: The losses of the record and its parts, with their names; `None` until they are computed.
     """
 
     quantizer: Any
@@ -40,6 +41,7 @@ class Record:
     training: bool
     parts: Sequence["Record"] = ()
     used: Tensor | None = None
+    losses: list[tuple[str, Tensor]] | None = None
     _output: Tensor | None = None
     _differences: Tensor | None = None
     _count: list[Tensor] = dataclasses.field(default_factory=list)
@@ -91,13 +93,14 @@ class Record:
             self._differences = backend.masked(differences, self.valid)
         return self._differences
 
-    def squared_errors(self, commitment_weight: float, codebook_weight: float) -> list[Tensor]:
+    def squared_errors(self, commitment_weight: float, codebook_weight: float) -> dict[str, Tensor]:
         """Returns the commitment loss and the codebook loss, those of them that have a weight above 0."""
         weights = commitment_weight, codebook_weight
         if not any(weights):
-            return []
+            return {}
         losses, self._differences = backend.squared_errors(self.vectors, self.codes, self.valid, self.count, weights)
-        return [loss for loss in losses if loss is not None]
+        names = ("commitment_loss", "codebook_loss")
+        return {name: loss for name, loss in zip(names, losses, strict=True) if loss is not None}
 
     def walk(self) -> Iterator["Record"]:
         """Yields the records of all parts, and then this one."""
@@ -142,7 +145,8 @@ def _joined(records: Sequence[Record]) -> Record:
         return records[0]
     names = ("vectors", "valid", "indices", "codes")
     columns = {name: _joined_rows([getattr(each, name) for each in records]) for name in names}
-    return dataclasses.replace(records[0], **columns, parts=(), used=None, _output=None, _differences=None, _count=[])
+    nothing: dict[str, Any] = dict.fromkeys(("used", "losses", "_output", "_differences"))
+    return dataclasses.replace(records[0], **columns, **nothing, parts=(), _count=[])
 
 
 def _joined_rows(parts: Sequence[Tensor]) -> Tensor:

@@ -147,14 +147,14 @@ class VectorQuantizer(CodebookQuantizer):
         if self.ema_decay is not None:
             self.ema_span = self.add_float32("ema_span", (), "ones")
 
-    def compute_losses(self, record: Record) -> list[Tensor]:
+    def compute_losses(self, record: Record) -> dict[str, Tensor]:
         added = record.squared_errors(self.commitment_weight, self.codebook_weight if self.ema_decay is None else 0.0)
         if self.assignment_regularizer is not None:
             vectors, codes = self.compared(record.vectors, self.codebook)
             if self.ema_decay is not None:
                 # A copy: PyTorch keeps what a loss was made of for its gradient, and `update` writes to the codebook.
                 codes = ops.copy(codes)
-            added.append(self.assignment_regularizer(vectors, codes, record.valid))
+            added["assignment_loss"] = self.assignment_regularizer(vectors, codes, record.valid)
         return added
 
     def update(self, record: Record, counts: Tensor) -> None:

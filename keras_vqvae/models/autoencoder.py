@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import validation
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models import sources
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
@@ -149,18 +152,54 @@ class CodeAutoencoder(keras.Model):
         """
         return predict(self._parts_for(x).tokenizer, x, batch_size=batch_size, verbose=verbose)
 
-    def adapt(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
-        """Fills the quantizer's codebook by k-means of the encoder's outputs.
+    def adapt(
+        self,
+        x: Data,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        max_vectors: int | None = None,
+        verbose: str | int = "auto",
+        seed: int | None = None,
+        **keywords: Any,
+    ) -> None:
+        """Fills the quantizer's codebook by k-means of a random sample of the encoder's outputs.
+
+        Memory does not grow with the size of the data. Of arrays, only as many samples are read as are needed.
 
         Args:
-            x: Inputs of the encoder, in any form that `predict` takes. The encoder's outputs are kept in memory, and
-                256 vectors a code are plenty: give a part of large data.
-            batch_size: As in `predict`. Defaults to `None`, 32 samples.
+            x: Inputs of the encoder: arrays, or any source of batches that `fit` takes, whose targets are ignored.
+            batch_size: Samples of a batch, for arrays. Defaults to `None`, 32.
+            steps: Number of batches to read. Defaults to `None`, all. A source without an end needs it.
+            max_vectors: Number of vectors in the sample. Defaults to `None`, 256 for each code.
             verbose: As in `predict`. Defaults to `"auto"`.
-            **keywords: Of the quantizer's `adapt`, such as `epochs` and `seed`.
+            seed: Integer, of the sample and of k-means. Defaults to `None`, which draws the sample from NumPy's state,
+                that of `keras.utils.set_random_seed`, and gives k-means the layer's own seed.
+            **keywords: Further arguments of the quantizer's `adapt`, such as `epochs`.
+
+        Raises:
+            ValueError: If `x` is empty, or has no end and `steps` is not given.
         """
-        vectors = predict(self._parts_for(x).vectors, x, batch_size=batch_size, verbose=verbose)
-        self.quantizer.adapt(vectors, verbose=verbose, **keywords)
+        vectors = sources.sampled_vectors(
+            self._vectors_of,
+            x,
+            max_vectors=256 * self.quantizer.num_embeddings if max_vectors is None else max_vectors,
+            per_sample=self._vectors_per_sample(x),
+            whole_samples=self.quantizer.quantizes_grids,
+            batch_size=32 if batch_size is None else batch_size,
+            steps=steps,
+            seed=np.random.randint(validation.INT32_MAX) if seed is None else seed,
+            verbose=verbose,
+        )
+        self.quantizer.adapt(vectors, verbose=verbose, seed=seed, **keywords)
+
+    def _vectors_of(self, x: Data, **keywords: Any) -> np.ndarray:
+        """The encoder's outputs, NaN where they are masked."""
+        return predict(self._parts_for(x).vectors, x, **keywords)
+
+    def _vectors_per_sample(self, x: Data) -> int:
+        """How many vectors a sample has, as far as sizes are known. A generator would lose its first batch."""
+        sizes = () if isinstance(x, Iterator) else self._parts_for(x).vectors.output_shape[1:-1]
+        return math.prod(size or 1 for size in sizes)
 
     def decode(self, codes: Tensor, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
         """Returns the reconstructions of codes, in batches and with a progress bar, as `predict` does.

@@ -1,5 +1,8 @@
 """Mean and variance of the targets: what a loss that does not depend on their scale is divided by."""
 
+import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -10,8 +13,6 @@ from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
-MIN_RATIO = 1e-12
-"""Variances below this share of the squared mean are rounding of a constant."""
 
 
 class Moments(NamedTuple):
@@ -26,13 +27,15 @@ def moments_of(x: Tensor, shape: Sequence[int | None]) -> Moments:
     """The moments of a batch `[batch, ...]`, over the axes whose size in `shape` is not known."""
     axes = [axis for axis, size in enumerate(shape) if axis == 0 or size is None]
     x = ops.cast(x, "float32")
-    count = ops.convert_to_tensor(1.0, "float32")
-    for axis in axes:
-        count = count * ops.cast(ops.shape(x)[axis], "float32")
+    count = math.prod(ops.shape(x)[axis] for axis in axes)
+    count = backend.constants((count,), x)[0] if isinstance(count, int) else ops.cast(count, "float32")
     # No sample has the mean 0.
     divisor = backend.at_least(count, 1.0)
+    # Relative to one of the arrays, so that equal ones have a variance of exactly 0. It is a sum, as there may be none.
+    one = ops.sum(x[tuple(slice(1 if axis in axes else None) for axis in range(len(shape)))], axes, keepdims=True)
+    x = x - one
     mean = ops.sum(x, axes, keepdims=True) / divisor
-    return Moments(count, ops.squeeze(mean, axes), ops.mean(ops.sum(ops.square(x - mean), axes)) / divisor)
+    return Moments(count, ops.squeeze(one + mean, axes), ops.mean(ops.sum(ops.square(x - mean), axes)) / divisor)
 
 
 def squared_error(pairs: Pairs) -> Tensor:
@@ -82,9 +85,9 @@ class RunningMoments:
     def update(self, batch: Sequence[Moments]) -> None:
         """Takes in a batch, unless its moments are no numbers, which would stay for ever."""
         for weights, old, new in zip(self._weights, self.values(), batch, strict=True):
-            finite = ops.isfinite(new.variance)
-            for weight, before, value in zip(weights, old, merged(old, new), strict=True):
-                weight.assign(ops.where(finite, value, before))
+            finite = new.variance < math.inf
+            for weight, value in zip(weights, merged(old, new), strict=True):
+                backend.replace_where(weight, finite, value)
 
     def reset(self) -> None:
         for weight in (weight for weights in self._weights for weight in weights):
@@ -96,39 +99,6 @@ class RunningMoments:
         return backend.has_value(self._weights[0].count)
 
 
-class ExplainedVariance(keras.metrics.Metric):
-    """The share of the targets' variance that reconstructions explain: 1 minus error / variance, over an epoch.
-
-    1 is perfect. 0 is what the mean of the targets would have, element by element: codes that carry nothing.
-
-    Args:
-        shapes: Shapes of the outputs, as of `RunningMoments`.
-    """
-
-    def __init__(self, shapes: Sequence[Sequence[int | None]], name: str = "explained_variance"):
-        super().__init__(name=name)
-        # For callbacks that compare epochs.
-        self._direction = "up"
-        self.moments = RunningMoments(shapes, self._add_zeros)
-        self.error = keras.metrics.Mean(name="error")
-
-    def _add_zeros(self, shape: Sequence[int], name: str) -> keras.Variable:
-        # Equal in all replicas.
-        return self.add_variable(shape, "zeros", "float32", aggregation="mean", name=name)
-
-    def update_state(self, batch: Sequence[Moments], error: Tensor, count: Tensor) -> None:
-        self.moments.update(batch)
-        self.error.update_state(error, sample_weight=count)
-
-    def result(self) -> Tensor:
-        variance = total_variance(self.moments.values())
-        error = self.error.result()
-        # Of equal targets nothing is explained. If the error is no number, neither is this.
-        return ops.where(variance > 0, 1.0 - error / ops.where(variance > 0, variance, 1.0), 0.0 * error)
-
-
 def total_variance(moments: Sequence[Moments]) -> Tensor:
-    """The sum of the outputs' variances, 0 where they are rounding of constants."""
-    variance = sum(each.variance for each in moments)
-    square = sum(ops.mean(ops.square(each.mean)) for each in moments)
-    return ops.where(variance > MIN_RATIO * square, variance, 0.0)
+    """The sum of the outputs' variances."""
+    return functools.reduce(operator.add, (each.variance for each in moments))

@@ -1,4 +1,4 @@
-"""The scale of a reconstruction's error: targets in units in which the losses of a quantizer are balanced."""
+"""The weight of a reconstruction's error, by which it is balanced with the losses of a quantizer."""
 
 import functools
 import operator
@@ -8,13 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae.layers.masks import Scale
 from keras_vqvae.models.moments import Moments, RunningMoments, moments_of, total_variance
 from keras_vqvae.models.targets import aligned_targets
 from keras_vqvae.types import Sizes, Tensor
 
 WEIGHT = 0.125
 """Of the error of a sample, in units of the variance, per element of its latents. See `docs/studies.md`."""
+MIN_RATIO = 1e-12
+"""Variances below this fraction of the mean square are rounding of a constant."""
 
 
 class Reconstruction:
@@ -32,7 +33,6 @@ class Reconstruction:
     def __init__(self, output_shapes: Sequence[Sizes], latent_shape: Sizes, add_weight: Callable[..., keras.Variable]):
         self.output_shapes, self.latent_shape = output_shapes, latent_shape
         self.targets = RunningMoments(output_shapes, add_weight)
-        self._scale = Scale()
 
     def pairs(self, targets: Any, y_pred: Any) -> list[tuple[Tensor, Tensor]] | None:
         """Each output with its target in the same shape; `None` if these are not outputs of the decoder."""
@@ -42,34 +42,33 @@ class Reconstruction:
         """The moments of the batch's targets."""
         return [moments_of(target, shape) for (target, _), shape in zip(pairs, self.output_shapes, strict=False)]
 
-    def scale(self, pairs: Sequence[tuple[Tensor, Tensor]], batch: Sequence[Moments], latents: Sizes | None) -> Tensor:
-        """What targets and outputs are multiplied by, before their mean squared error.
+    def weight(
+        self,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        batch: Sequence[Moments],
+        latents: Sizes | None,
+        training: bool,
+    ) -> Tensor:
+        """What the mean squared error is multiplied by.
 
-        The variance is that of the targets so far, or of the batch, if it is the first. Where all targets so far are
-        equal it is their mean square.
+        The variance is that of the targets of training so far, these included, or in evaluation of the batch, if there
+        was no training. Where all targets are equal it is their mean square.
 
         Args:
             pairs: Targets and outputs.
-            batch: The moments of the targets.
+            batch: The moments of the targets, which are in those so far if `training`.
             latents: Shape of the latents of this batch, or `None`: sizes that vary are then left out.
+            training: Whether this is a step of training.
         """
-        square = sum(ops.mean(ops.square(ops.cast(target, "float32"))) for target, _ in pairs)
-        variance = _first_positive(total_variance(batch), square, ops.ones_like(square))
+        variance = total_variance(batch)
         if self.targets.readable:
-            variance = _first_positive(total_variance(self.targets.values()), variance)
+            so_far = total_variance(self.targets.values())
+            variance = so_far if training else ops.where(so_far > 0, so_far, variance)
+        square = sum(ops.mean(ops.square(ops.cast(target, "float32"))) for target, _ in pairs)
+        fallback = ops.where(square > 0, square, ops.ones_like(square))
+        variance = ops.where(variance > MIN_RATIO * square, variance, fallback)
         outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
-        weight = WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)
-        return ops.sqrt(weight / variance)
-
-    def scaled(self, tensors: Any, scale: Tensor) -> Any:
-        return keras.tree.map_structure(lambda tensor: self._scale(tensor, scale), tensors)
-
-
-def _first_positive(*values: Tensor) -> Tensor:
-    found = values[-1]
-    for value in reversed(values[:-1]):
-        found = ops.where(value > 0, value, found)
-    return found
+        return WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape) / variance
 
 
 def _elements(shape: Sizes) -> Tensor:

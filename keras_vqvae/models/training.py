@@ -2,9 +2,8 @@
 
 import contextlib
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,40 +15,26 @@ from keras_vqvae.layers.record import Record, apply_updates
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
 from keras_vqvae.models.autoencoder import CodeAutoencoder
+from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
+from keras_vqvae.models.step import Pass, Step
 from keras_vqvae.models.targets import check_targets
 from keras_vqvae.types import Data, Sizes, Tensor
 
 NORMALIZED = "normalized_mse"
 """The default loss."""
-
-
-class Pass(NamedTuple):
-    """What a call of `autoencode` leaves for the logs: on JAX metrics cannot be updated within `call`."""
-
-    indices: Tensor
-    latent_shape: Sizes
-    quantizer_loss: Tensor
-    deferred: Sequence[Record]
-
-
-class _Step(threading.local):
-    """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
-
-    passes: list[Pass] | None = None
-    targets: list[tuple[list[moments.Moments], Tensor, Tensor]]
-    """The moments of the targets in all replicas, the squared error, and the number of own targets."""
-    hides_losses: bool = False
+RECONSTRUCTION_LOSS = "reconstruction_loss"
+QUANTIZER_LOSSES = ("quantizer_loss", "commitment_loss", "codebook_loss", "entropy_loss")
+"""The sum of the quantizer's losses, and those of them that are logged."""
 
 
 class AutoencoderTraining(CodeAutoencoder):
     """Steps of `fit` and `evaluate`. A subclass, `VQVAE`, notes its calls in `_step.passes`."""
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
-        self._step = _Step()
+        self._step = Step()
         super().__init__(encoder, quantizer, decoder, **kwargs)
-        self._reconstruction_loss = keras.metrics.Mean(name="reconstruction_loss")
-        self._quantizer_loss = keras.metrics.Mean(name="quantizer_loss")
+        self._averages = Averages((RECONSTRUCTION_LOSS, *QUANTIZER_LOSSES), name="averages")
         # The codes of a vast implicit codebook are not counted.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
         self._codebooks = (
@@ -57,11 +42,11 @@ class AutoencoderTraining(CodeAutoencoder):
         )
         self._parts.logged = set()
         self._normalizes = False
-        self._explained_variance: moments.ExplainedVariance | None = None
+        self._explained_variance: ExplainedVariance | None = None
 
     def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
         self._parts.reconstruction = Reconstruction(output_shapes, latent_shape, self._add_zeros)
-        self._explained_variance = moments.ExplainedVariance(output_shapes)
+        self._explained_variance = ExplainedVariance(output_shapes)
 
     def _add_zeros(self, shape: tuple[int, ...], name: str) -> keras.Variable:
         return self.add_weight(shape, "zeros", "float32", trainable=False, autocast=False, name=name)
@@ -77,7 +62,7 @@ class AutoencoderTraining(CodeAutoencoder):
                 of a sample's sum of squared errors, divided by the variance of the targets and by the number of
                 elements of the latents. The quantizer's losses are means over these elements, too, so the balance
                 between them does not depend on the scale or the size of the data. The variance is that of the targets
-                over the training so far, about the mean of each of their elements.
+                of all training batches so far, about the mean of each of their elements.
             **kwargs: Further arguments of `keras.Model.compile`.
         """
         self._normalizes = isinstance(loss, str) and loss == NORMALIZED
@@ -99,11 +84,30 @@ class AutoencoderTraining(CodeAutoencoder):
     @contextlib.contextmanager
     def _recording(self, passes: list[Pass] | None) -> Iterator[None]:
         before, self._step.passes = self._step.passes, passes
-        self._step.targets = []
+        self._step.reconstructions, self._step.targets = [], []
         try:
             yield
         finally:
             self._step.passes = before
+
+    @contextlib.contextmanager
+    def _quantizing(self) -> Iterator[list[Record]]:
+        """Collects the records of the quantizer's calls, and applies their updates, or leaves it to `_compute_loss`."""
+        with self.quantizer.deferred_updates() as records:
+            yield records
+        if not self._updates_later():
+            for record in records:
+                apply_updates(record)
+
+    def _updates_later(self) -> bool:
+        # An update lets the other replicas take their turn, which must find no loss of this one.
+        return self._step.passes is not None and backend.replicas_in_turns() > 1
+
+    def _quantizer_losses(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        losses = {QUANTIZER_LOSSES[0]: _total(self.quantizer.losses)}
+        for name, loss in (pair for record in records for pair in record.losses or ()):
+            losses[name] = losses[name] + loss if name in losses else loss
+        return losses
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         # What a symbolic call within a step computes has no value in that step.
@@ -133,40 +137,38 @@ class AutoencoderTraining(CodeAutoencoder):
             ValueError: If a target has another shape than its prediction, and an elementwise loss would broadcast it.
         """
         check_targets(self.loss, x, y, y_pred)
-        targets, samples, passes = x if y is None else y, _batch_size(y_pred), self._step.passes
-        reconstruction, scale = self._built_parts().reconstruction, None
+        targets, passes = x if y is None else y, self._step.passes
+        reconstruction = self._built_parts().reconstruction
         pairs = reconstruction.pairs(targets, y_pred)
         # First, because an exchange lets other replicas run, and Keras keeps the losses of all of them in one list.
-        added = sum(self.losses, ops.zeros(())) / backend.replicas_in_turns()
+        added = _total(self.losses)
         own = batch = reconstruction.moments(pairs or ())
         # In inference a process may take fewer steps than the others; replicas take the same.
         if training or backend.replicas_in_turns() > 1:
             batch = [moments.over_replicas(each) for each in own]
-        if self._normalizes:
-            if pairs is None:
-                raise ValueError(
-                    "`loss` must be given to `compile` for outputs that are not the decoder's. Received: "
-                    f"loss={NORMALIZED!r}, y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
-                )
-            scale = reconstruction.scale(pairs, batch, passes[-1].latent_shape if passes else None)
-            targets, y_pred = reconstruction.scaled((targets, y_pred), scale)
+        if self._normalizes and training and pairs and reconstruction.targets.readable:
+            reconstruction.targets.update(batch)
         if self.loss is None:
             return super().compute_loss(x, targets, y_pred, sample_weight, training)
+        if self._normalizes and pairs is None:
+            raise ValueError(
+                "`loss` must be given to `compile` for outputs that are not the decoder's. Received: "
+                f"loss={NORMALIZED!r}, y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
+            )
         with self._without_losses():
             loss = super().compute_loss(x, targets, y_pred, sample_weight, training)
+        # Keras divides all losses by the number of replicas, as TensorFlow sums gradients over them.
+        replicas = backend.replicas_in_turns()
         if passes is not None:
-            # Keras divides all losses by the number of replicas, as TensorFlow sums gradients over them.
-            reconstruction_loss = loss * backend.replicas_in_turns()
-            if scale is not None:
-                reconstruction_loss = reconstruction_loss / ops.square(scale)
-            self._log(self._reconstruction_loss, reconstruction_loss, sample_weight=samples)
+            self._step.reconstructions.append(loss * replicas)
             # What is masked counts in no loss, but in the moments.
             if pairs and not any(getattr(output, "_keras_mask", None) is not None for _, output in pairs):
-                self._step.targets.append((batch, moments.squared_error(pairs), own[0].count))
-        elif training and pairs and reconstruction.targets.readable:
-            # In a training loop of the user's.
-            reconstruction.targets.update(batch)
-        return loss + added
+                plain = self._normalizes and sample_weight is None
+                error = loss * replicas if plain else moments.squared_error(pairs)
+                self._step.targets.append((batch, error, own[0].count))
+        if self._normalizes:
+            loss = loss * reconstruction.weight(pairs, batch, passes[-1].latent_shape if passes else None, training)
+        return loss + added / replicas
 
     @contextlib.contextmanager
     def _without_losses(self) -> Iterator[None]:
@@ -191,26 +193,34 @@ class AutoencoderTraining(CodeAutoencoder):
     ) -> Tensor:
         # Keras's steps call this one, and it calls `compute_loss`, which a subclass may override.
         total = super()._compute_loss(x, y, y_pred, sample_weight, training)
-        if self._step.passes is None:
+        step = self._step
+        if step.passes is None:
             return total
-        passes, self._step.passes = self._step.passes, []
-        targets, self._step.targets = self._step.targets, []
-        if passes:
-            # The quantizer's losses of all passes so far.
-            self._log(self._quantizer_loss, passes[-1].quantizer_loss, sample_weight=_batch_size(y_pred))
-        for each in passes if self._codebooks is not None else ():
-            self._log(self._codebooks, self.quantizer.count_codes(each.indices), ops.shape(each.indices)[0])
-        # These let other replicas take their turn, which must find no loss of this one.
-        for record in (record for each in passes for record in each.deferred):
-            apply_updates(record, within_call=False)
-        for batch, error, count in targets:
-            if training:
-                self._parts.reconstruction.targets.update(batch)
-            self._log(self._explained_variance, batch, error, count)
+        self._log_averages(step.passes, step.reconstructions, _batch_size(y_pred))
+        for each in step.passes:
+            if self._codebooks is not None:
+                self._log(self._codebooks, self.quantizer.count_codes(each.indices), ops.shape(each.indices)[0])
+            if self._updates_later():
+                for record in each.records:
+                    apply_updates(record, within_call=False)
+        for target in step.targets:
+            self._log(self._explained_variance, *target)
+        step.passes, step.reconstructions, step.targets = [], [], []
         return total
 
-    def _log(self, metric: keras.metrics.Metric, *args: Any, **kwargs: Any) -> None:
-        metric.update_state(*args, **kwargs)
+    def _log_averages(self, passes: Sequence[Pass], reconstructions: Sequence[Tensor], samples: Tensor) -> None:
+        values = {RECONSTRUCTION_LOSS: _total(reconstructions) / len(reconstructions)} if reconstructions else {}
+        for each in passes:
+            # The first is of all calls already. Losses of other names are in the sum alone.
+            for name in (name for name in QUANTIZER_LOSSES if name in each.losses):
+                earlier = values.get(name, 0.0) if name != QUANTIZER_LOSSES[0] else 0.0
+                values[name] = each.losses[name] + earlier
+        if values:
+            self._averages.update_state(values, samples)
+            self._parts.logged |= set(values)
+
+    def _log(self, metric: keras.metrics.Metric, *args: Any) -> None:
+        metric.update_state(*args)
         self._parts.logged.add(metric.name)
 
     def compute_metrics(self, x: Data, y: Data, y_pred: Any, sample_weight: Data = None) -> dict[str, Any]:
@@ -218,13 +228,17 @@ class AutoencoderTraining(CodeAutoencoder):
         return super().compute_metrics(x, x if y is None else y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        # A metric of this class that a subclass's `call` or `compute_loss` never updates is left out.
-        own = (self._reconstruction_loss, self._quantizer_loss, self._codebooks, self._explained_variance)
-        silent: set[str] = set()
-        for metric in own:
-            if metric is not None and metric.name not in self._parts.logged:
-                silent |= set(metric.result()) if isinstance(metric, CodebookSummary) else {metric.name}
+        # What a subclass's `call` or `compute_loss` never updates is left out.
+        logged, silent = self._parts.logged, set(self._averages.numbers) - self._parts.logged
+        if self._codebooks is not None and self._codebooks.name not in logged:
+            silent |= set(self._codebooks.result())
+        if self._explained_variance is not None and self._explained_variance.name not in logged:
+            silent.add(self._explained_variance.name)
         return {name: value for name, value in super().get_metrics_result().items() if name not in silent}
+
+
+def _total(losses: Sequence[Tensor]) -> Tensor:
+    return sum(losses[1:], losses[0]) if losses else ops.zeros(())
 
 
 def _batch_size(tensors: Any) -> Tensor:

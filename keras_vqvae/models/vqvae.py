@@ -1,14 +1,12 @@
 """The VQ-VAE: an encoder, a quantizer and a decoder, trained by `fit`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vqvae.backend import backend
-from keras_vqvae.layers.record import Record
-from keras_vqvae.models.training import AutoencoderTraining, Pass
+from keras_vqvae.models.step import Pass
+from keras_vqvae.models.training import AutoencoderTraining
 from keras_vqvae.types import Data, Tensor
 
 
@@ -19,6 +17,8 @@ class VQVAE(AutoencoderTraining):
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report:
 
     - `loss`, and its parts `reconstruction_loss`, before it is divided by anything, and `quantizer_loss`;
+    - `commitment_loss`, `codebook_loss` and `entropy_loss`, the parts of `quantizer_loss` that the quantizer has, with
+      their weights;
     - `explained_variance`: 1 for a perfect reconstruction, 0 for one that is as good as the mean of the data;
     - `perplexity`, `codebook_usage` and `bits_per_index`, the use of the codebook over the epoch, and
       `bits_per_sample`, what an entropy coder needs for all indices of a sample;
@@ -53,8 +53,8 @@ class VQVAE(AutoencoderTraining):
     >>> x = keras.random.normal((64, 16))
     >>> history = model.fit(x, epochs=1, verbose=0)
     >>> sorted(history.history)
-    ['bits_per_index', 'bits_per_sample', 'codebook_usage', 'explained_variance', 'loss', 'perplexity', \
-'quantizer_loss', 'reconstruction_loss']
+    ['bits_per_index', 'bits_per_sample', 'codebook_loss', 'codebook_usage', 'commitment_loss', 'explained_variance', \
+'loss', 'perplexity', 'quantizer_loss', 'reconstruction_loss']
     >>> codes = model.encode(x, verbose=0)
     >>> codes.shape, str(codes.dtype)
     ((64,), 'int32')
@@ -102,18 +102,12 @@ class VQVAE(AutoencoderTraining):
             with the encoder's gradient; and their int32 indices, -1 at masked positions.
         """
         vectors = self.encoder(inputs, training=training)
-        keywords = {"training": training, "return_indices": True}
-        deferred: Sequence[Record] = ()
-        if self._step.passes is not None and backend.replicas_in_turns() > 1:
-            with self.quantizer.deferred_updates() as deferred:
-                latents, indices = self.quantizer(vectors, **keywords)
-        else:
-            latents, indices = self.quantizer(vectors, **keywords)
+        with self._quantizing() as records:
+            latents, indices = self.quantizer(vectors, training=training, return_indices=True)
         reconstruction = self.decoder(latents, training=training)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
-            quantizer_loss = sum(self.quantizer.losses, ops.zeros(()))
-            self._step.passes.append(Pass(indices, ops.shape(latents), quantizer_loss, deferred))
+            self._step.passes.append(Pass(indices, ops.shape(latents), self._quantizer_losses(records), records))
         return reconstruction, latents, indices
 
 

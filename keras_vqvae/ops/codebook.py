@@ -116,9 +116,11 @@ def count_columns(
     """
     columns = indices.shape[-1]
     number = columns if codebooks is None else max(codebooks) + 1
-    owners = ops.arange(columns, dtype="int32") if codebooks is None else backend.constants(codebooks, indices)
-    # Each codebook in a range of its own.
-    indices = ops.maximum(indices, 0) + num_embeddings * owners
+    indices = backend.at_least(indices, 0)
+    if number > 1:
+        owners = ops.arange(columns, dtype="int32") if codebooks is None else backend.constants(codebooks, indices)
+        # Each codebook in a range of its own.
+        indices = indices + num_embeddings * owners
     counts = count_codes(ops.reshape(indices, (-1,)), ops.reshape(valid, (-1,)), number * num_embeddings)
     return ops.reshape(counts, (number, num_embeddings))
 
