@@ -86,7 +86,6 @@ REPRESENTATIVES = {
     "gumbel": "draws codes, with gradients through a softmax",
     "residual_shared": "updates one codebook from several stages",
     "scales": "resizes and convolves grids",
-    "strides": "resizes grids of sizes that are known only at run time",
     "composed_sim": "searches by a beam, within both wrappers",
 }
 """Those that the contract tries on JAX and TensorFlow, and what each does there by code of that backend.
