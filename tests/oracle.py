@@ -1,5 +1,8 @@
 """The formulas in NumPy and float64, written down once more from the papers."""
 
+import itertools
+import math
+
 import numpy as np
 
 
@@ -61,3 +64,32 @@ class MovingAverage:
         self.steps += 1
         hit = self.counts > 0
         self.codebook[hit] = self.sums[hit] / self.counts[hit, None]
+
+
+def _areas(line, size):
+    """The means of equal parts of a line, each of all the elements that it touches."""
+    borders = np.arange(size + 1) * len(line) / size
+    return np.array([line[int(a) : math.ceil(b)].mean() for a, b in itertools.pairwise(borders)])
+
+
+def _interpolated(line, size, interpolation):
+    places = (np.arange(size) + 0.5) * len(line) / size - 0.5
+    if interpolation == "nearest":
+        return line[np.floor(places + 0.5).astype(int)]
+    if interpolation == "linear":
+        return np.interp(places, np.arange(len(line)), line)
+    # The polynomial through two elements whose slope is 0.75 times the difference of their neighbours.
+    start = np.floor(places).astype(int)
+    a, b, c, d = (line[np.clip(start + step, 0, len(line) - 1)] for step in range(-1, 3))
+    t, left, right = places - start, 0.75 * (c - a), 0.75 * (d - b)
+    return b + left * t + (3 * (c - b) - 2 * left - right) * t**2 + (2 * (b - c) + left + right) * t**3
+
+
+def resized(x, sizes, interpolation="linear"):
+    """The axes of `[N, *old, D]` in other sizes, by means of areas or by interpolation."""
+    for axis, size in enumerate(sizes, start=1):
+        if size < x.shape[axis]:
+            x = np.apply_along_axis(_areas, axis, x, size)
+        elif size > x.shape[axis]:
+            x = np.apply_along_axis(_interpolated, axis, x, size, interpolation)
+    return x

@@ -50,6 +50,7 @@ QUANTIZERS = {
     "projected": lambda **keywords: keras_vqvae.ProjectedQuantizer(vector(), 3, **keywords),
     "diveq": lambda **keywords: keras_vqvae.VectorQuantizer(16, estimator="diveq", seed=7, **keywords),
     "scales": lambda **keywords: keras_vqvae.MultiScaleQuantizer(vector(), (1, 3), convolution=True, **keywords),
+    "strides": lambda **keywords: keras_vqvae.MultiScaleQuantizer(vector(), strides=(3, 1), **keywords),
 }
 
 INNER = {
@@ -109,6 +110,7 @@ MOVE_THEIR_CODES = {
     "grouped_residual",
     "projected",
     "scales",
+    "strides",
     *COMPOSED,
 }
 """Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
@@ -120,5 +122,15 @@ DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "composed_gumbel"}
 DRAW_RESIDUALS = {"composed_gumbel"}
 """Those whose later stages quantize, in training, what a draw has left: so their losses and indices are drawn, too."""
 
-DRAW_STATE = {"ema", "cosine", "residual", "residual_shared", "grouped", "projected", "scales", "residual_projected"}
+DRAW_STATE = {
+    "ema",
+    "cosine",
+    "residual",
+    "residual_shared",
+    "grouped",
+    "projected",
+    "scales",
+    "strides",
+    "residual_projected",
+}
 """Those that draw where dead codes go."""

@@ -91,3 +91,65 @@ def test_the_descript_codecs_gradients_are_ours(pair, x, weights):
     assert_equal(expected, got)
     taught = "codebook 0" if weights[2] else "down_kernel 0"
     assert expected[taught].abs().max() > 1e-3
+
+
+F = torch.nn.functional
+
+
+def test_snacs_indices_and_outputs_are_ours():
+    """Strides with projections, means and repetition."""
+    torch.manual_seed(0)
+    strides, codes = (8, 4, 2, 1), 64
+    layers = [
+        [torch.nn.Conv1d(DIM, INNER, 1), torch.nn.Conv1d(INNER, DIM, 1), torch.randn(codes, INNER)] for _ in strides
+    ]
+    inner = keras_vqvae.ProjectedQuantizer(keras_vqvae.VectorQuantizer(codes, distance="direction"), INNER)
+    ours = keras_vqvae.MultiScaleQuantizer(inner, strides=strides, interpolation="nearest")
+    ours.build((None, None, DIM))
+    for stage, (down, up, codebook) in zip(ours.quantizers, layers, strict=True):
+        stage.quantizer.set_codebook(codebook)
+        for name, projection in (("down", down), ("up", up)):
+            getattr(stage, f"{name}_kernel").assign(projection.weight.detach()[..., 0].T)
+            getattr(stage, f"{name}_bias").assign(projection.bias.detach())
+    sound = torch.randn(3, DIM, 40)
+    rest, their_codes = sound, []
+    with torch.no_grad():
+        for stride, (down, up, codebook) in zip(strides, layers, strict=True):
+            similarities = torch.einsum(
+                "kd,bdt->btk", F.normalize(codebook), F.normalize(down(F.avg_pool1d(rest, stride)))
+            )
+            their_codes.append(similarities.argmax(-1))
+            rest = rest - up(codebook[their_codes[-1]].mT).repeat_interleave(stride, -1)
+    quantized, indices = ours(sound.mT, return_indices=True)
+    np.testing.assert_allclose(numpy(quantized), (sound - rest).mT.numpy(), atol=1e-5)
+    of_scales = np.split(numpy(indices), np.cumsum([1, 2, 4]), axis=-1)
+    for found, expected in zip(of_scales, their_codes, strict=True):
+        np.testing.assert_array_equal(found.reshape(3, -1), expected.numpy())
+
+
+def test_vars_indices_and_outputs_are_ours():
+    """Areas that overlap, bicubic interpolation, and convolutions that some scales share."""
+    torch.manual_seed(0)
+    scales, numbers, ratio = (1, 2, 3, 4, 5, 6, 8), (0, 0, 1, 1, 1, 2, 2), 0.5
+    codebook, convolutions = torch.randn(64, DIM), [torch.nn.Conv2d(DIM, DIM, 3, padding=1) for _ in range(3)]
+    ours = keras_vqvae.MultiScaleQuantizer(
+        keras_vqvae.VectorQuantizer(64), scales, shared_codebook=True, convolution=numbers, interpolation="cubic"
+    )
+    ours.build((None, 8, 8, DIM))
+    ours.quantizers[0].set_codebook(codebook)
+    kernels = np.stack([convolution.weight.detach().permute(2, 3, 1, 0).numpy() for convolution in convolutions])
+    kernels[:, 1, 1] -= np.eye(DIM)
+    ours.kernel.assign(ratio * kernels)
+    ours.bias.assign(ratio * np.stack([convolution.bias.detach().numpy() for convolution in convolutions]))
+    images = torch.randn(3, DIM, 8, 8)
+    rest, their_codes = images, []
+    with torch.no_grad():
+        for size, number in zip(scales, numbers, strict=True):
+            means = F.interpolate(rest, size=(size, size), mode="area").permute(0, 2, 3, 1)
+            their_codes.append(torch.cdist(means.reshape(-1, DIM), codebook).argmin(-1).reshape(3, size, size))
+            up = F.interpolate(codebook[their_codes[-1]].permute(0, 3, 1, 2), size=(8, 8), mode="bicubic")
+            rest = rest - (1 - ratio) * up - ratio * convolutions[number](up)
+    quantized, indices = ours(images.permute(0, 2, 3, 1), return_indices=True)
+    expected = np.concatenate([codes.reshape(3, -1).numpy() for codes in their_codes], axis=1)
+    np.testing.assert_array_equal(numpy(indices), expected)
+    np.testing.assert_allclose(numpy(quantized), (images - rest).permute(0, 2, 3, 1).numpy(), atol=1e-4)

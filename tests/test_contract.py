@@ -132,8 +132,9 @@ def counted(layer, indices):
         each = indices.reshape(-1, *layer.index_shape)
         counts = [np.sum(each == code, axis=0) for code in range(layer.num_embeddings)]
         return np.stack(counts, axis=-1)
-    cells = np.cumsum([np.prod(scale) for scale in layer.scales])[:-1]
-    return np.stack([counted(layer.quantizers[0], scale) for scale in np.split(indices, cells, axis=1)])
+    cells = [np.prod(scale) for scale in layer.scales or np.array(layer.strides[0]) // layer.strides]
+    columns = np.split(indices, np.cumsum(cells)[:-1], axis=-1)
+    return np.stack([counted(layer.quantizers[0], scale) for scale in columns])
 
 
 def test_code_counts_count_the_choices_of_training(layer, name):

@@ -85,10 +85,11 @@ def test_saving_keeps_weights_indices_and_both_directions(make, tmp_path):
 
 def test_a_detokenizer_is_a_functional_model_of_the_same_layer(make, name, tmp_path):
     quantizer = make()
-    size = SHAPE[0] if quantizer.quantizes_grids else None
+    size = SHAPE[0] if name == "scales" else None
     tokenizer_input = keras.Input((size, DIM))
     tokenizer = keras.Model(tokenizer_input, quantizer(tokenizer_input, return_indices=True)[1])
-    codes = keras.Input((None, *quantizer.index_shape), dtype="int32")
+    axes = len(tokenizer.output_shape) - 1 - len(quantizer.index_shape)
+    codes = keras.Input((*(None,) * axes, *quantizer.index_shape), dtype="int32")
     detokenizer = keras.Model(codes, quantizer.decode(codes))
     assert detokenizer.output_shape == (None, size, DIM)
     assert [weight.path for weight in detokenizer.weights] == [weight.path for weight in quantizer.weights]

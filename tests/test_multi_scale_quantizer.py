@@ -10,6 +10,7 @@ import pytest
 from gradients import layer_gradients
 from helpers import assert_same_weights, books, draw, losses_of, numpy, restore, weights
 from keras import ops
+from oracle import resized
 
 import keras_vqvae
 from keras_vqvae.ops import resizing
@@ -33,31 +34,14 @@ def multi_scale(grid=(4, 4), scales=(1, 2, 4), dim=4, inner=None, **keywords):
     return layer
 
 
-def area_means(x, axis, size):
-    """The means of the step function `x` over equal parts, by its integral."""
-    old = x.shape[axis]
-    integral = np.concatenate([np.zeros_like(np.take(x, [0], axis)), np.cumsum(x, axis)], axis)
-    borders = np.arange(size + 1) * old / size
-    at = np.apply_along_axis(lambda line: np.interp(borders, np.arange(old + 1), line), axis, integral)
-    return np.diff(at, axis=axis) * size / old
-
-
-def line_between(x, axis, size):
-    places = (np.arange(size) + 0.5) * x.shape[axis] / size - 0.5
-    return np.apply_along_axis(lambda line: np.interp(places, np.arange(x.shape[axis]), line), axis, x)
-
-
-def resized(x, sizes):
-    for axis, size in enumerate(sizes, start=1):
-        x = (area_means if size < x.shape[axis] else line_between)(x, axis, size)
-    return x
-
-
-@pytest.mark.parametrize(("old", "new"), [((6,), (4,)), ((4,), (6,)), ((1, 5), (3, 5)), ((5, 4, 3), (2, 3, 1))])
-def test_sizes_change_by_means_and_by_lines(old, new):
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("old", "new"), [((6,), (4,)), ((4,), (6,)), ((1, 5), (3, 5)), ((5, 4, 3), (2, 3, 1)), ((2, 3), (5, 9))]
+)
+def test_sizes_change_by_means_and_by_interpolation(old, new, interpolation):
     x = draw(2, *old, 3)
-    found = numpy(resizing.resize(ops.convert_to_tensor(x), new))
-    np.testing.assert_allclose(found, resized(x.astype("float64"), new), atol=1e-5)
+    found = numpy(resizing.resize(ops.convert_to_tensor(x), new, interpolation))
+    np.testing.assert_allclose(found, resized(x.astype("float64"), new, interpolation), atol=1e-5)
 
 
 def by_hand(layer, x, indices, kept, levels):
@@ -129,13 +113,16 @@ def test_masked_positions_touch_nothing(junk):
 def test_the_gradient_is_copied_and_trains_the_convolution():
     layer, x = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)), convolution=True), draw(2, 4, 4, 4)
     upstream = draw(2, 4, 4, 4, seed=5)
-    by_inputs, (by_kernel,) = layer_gradients(layer, x, upstream)
+    by_inputs, (by_kernel, by_bias) = layer_gradients(layer, x, upstream)
     # FSQ with three levels is bounded by a tanh.
     np.testing.assert_allclose(by_inputs, upstream * (1 - np.tanh(x) ** 2), rtol=0.02, atol=1e-3)
     assert np.abs(by_kernel).max() > 0
+    # The last scale, straight-through, makes up for what the first two add.
+    np.testing.assert_allclose(by_bias[0], upstream.sum((0, 1, 2)), rtol=0.02, atol=0.05)
     # Of a kernel that is not 0 the convolution counts, in the output and in `decode`.
     quantized = numpy(layer(x))
     layer.kernel.assign(draw(*layer.kernel.shape) / 10)
+    layer.bias.assign(draw(*layer.bias.shape) / 10)
     moved, indices = layer(x, return_indices=True)
     assert np.abs(numpy(moved) - quantized).max() > 0.01
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(moved))

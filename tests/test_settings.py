@@ -103,8 +103,8 @@ CASES = {
     ),
     "scales": (
         keras_vqvae.MultiScaleQuantizer,
-        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "scales": (1, 3)},
-        {"scales": (1, 2), "shared_codebook": True, "convolution": True},
+        {"quantizer": keras_vqvae.VectorQuantizer(8, seed=1, **EMA), "scales": (2, 3)},
+        {"scales": (1, 2), "shared_codebook": True, "convolution": True, "strides": (3, 1), "interpolation": "cubic"},
     ),
 }
 PLACES = {

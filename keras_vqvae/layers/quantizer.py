@@ -30,8 +30,9 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     - `compute_losses(record)`: float32 scalars by name, means over `record.valid`. Defaults to none.
     - `update(record, counts)`: updates the layer's own state in training. Defaults to nothing.
 
-    A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. If it quantizes whole grids
-    `[batch, *grid, D]`, it sets `quantizes_grids = True` and also implements `index_axes` and `vector_axes`.
+    A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. If it quantizes whole grids,
+    it sets `quantizes_grids = True`, and `quantize_vectors` gets `[batch, *grid, D]`, `lookup` the indices as `encode`
+    returns them. It also implements `index_axes` and `vector_axes`.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
@@ -105,6 +106,8 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         valid = valid_vectors(vectors, shape[:-1], mask)
         with backend.full_precision(vectors):
+            # Grids are quantized as they are.
+            vectors = ops.reshape(vectors, shape) if self.quantizes_grids else vectors
             record = self.quantize_vectors(vectors, valid, bool(training), shape[0])
             # Output and losses come before the updates, which change the codebook that they may read.
             quantized = ops.reshape(ops.cast(record.output, self.compute_dtype), shape)
@@ -212,7 +215,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         indices = self.check_indices("indices", indices)
         axes = self.vector_axes(ops.shape(indices)[: len(indices.shape) - len(self.index_shape)])
         with backend.full_precision(indices):
-            codes = self.lookup(ops.reshape(indices, (-1, *self.index_shape)))
+            codes = self.lookup(indices if self.quantizes_grids else ops.reshape(indices, (-1, *self.index_shape)))
         return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Grids of other sizes: means over areas and linear interpolation along any number of axes, by products.
+"""Grids of other sizes: means over areas, and interpolation, along any number of axes, by products.
 
 `keras.ops.image.resize` is for two axes, and no format but SavedModel takes all of its forms.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from keras import ops
@@ -12,31 +14,105 @@ from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 
+def _nearest(distances: np.ndarray) -> np.ndarray:
+    return ((distances >= -0.5) & (distances < 0.5)).astype(float)
+
+
+def _linear(distances: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(distances), 0)
+
+
+def _cubic(distances: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """The cubic convolution of Keys with the parameter `a` that PyTorch uses."""
+    x = np.abs(distances)
+    inner, outer = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0))
+
+
+KERNELS = {"nearest": (_nearest, 0), "linear": (_linear, 1), "cubic": (_cubic, 2)}
+"""Of each interpolation: the weight of an element by its distance, and how many elements on each side have one."""
+
+
+def check_interpolation(interpolation: object) -> str:
+    """Returns `interpolation`, which must be the name of one."""
+    if not isinstance(interpolation, str) or interpolation not in KERNELS:
+        raise ValueError(f"`interpolation` must be one of {sorted(KERNELS)}. Received: interpolation={interpolation!r}")
+    return interpolation
+
+
 def _means(size: int, smaller: int) -> np.ndarray:
-    """Weights of means over equal parts of an axis, `[smaller, size]`; an element at a border counts in parts."""
-    parts, elements = np.arange(smaller)[:, None] * (size / smaller), np.arange(size)
-    overlaps = np.minimum(parts + size / smaller, elements + 1) - np.maximum(parts, elements)
-    return np.maximum(overlaps, 0) * (smaller / size)
+    """Weights of means over equal parts of an axis, `[smaller, size]`; a part has every element that it touches."""
+    parts, elements = np.arange(smaller)[:, None], np.arange(size)
+    inside = (parts * size // smaller <= elements) & (elements < -(-(parts + 1) * size // smaller))
+    return inside / inside.sum(axis=1, keepdims=True)
 
 
-def _lines(size: int, larger: int) -> np.ndarray:
-    """Weights of linear interpolation between the middles of elements, `[larger, size]`; the outermost go on."""
-    places = np.clip((np.arange(larger)[:, None] + 0.5) * (size / larger) - 0.5, 0, size - 1)
-    return np.maximum(1 - np.abs(places - np.arange(size)), 0)
+def _interpolated(kernel: Callable[[np.ndarray], np.ndarray], size: int, larger: int) -> np.ndarray:
+    """Weights of interpolation between the middles of elements, `[larger, size]`; the outermost elements continue."""
+    rows = np.arange(larger)
+    places = (2 * rows + 1) * size / (2 * larger) - 0.5
+    weights = np.zeros((larger, size))
+    for step in range(-1, 3):
+        elements = np.floor(places).astype(int) + step
+        np.add.at(weights, (rows, np.clip(elements, 0, size - 1)), kernel(places - elements))
+    return weights
 
 
-def resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def _phases(kernel: Callable[[np.ndarray], np.ndarray], reach: int, stride: int) -> np.ndarray:
+    """Weights of the `stride` elements that take the place of one, `[stride, 2 reach + 1]`, far from the borders."""
+    taps = 2 * reach + 1
+    return _interpolated(kernel, taps, taps * stride)[reach * stride : (reach + 1) * stride]
+
+
+# Made once, because a tensor is kept for each function and its arguments.
+_INTERPOLATED = {name: functools.partial(_interpolated, kernel) for name, (kernel, _) in KERNELS.items()}
+_PHASES = {name: functools.partial(_phases, kernel, reach) for name, (kernel, reach) in KERNELS.items()}
+
+
+def resize(x: Tensor, sizes: tuple[int, ...], interpolation: str = "linear") -> Tensor:
     """Gives the axes after the first other sizes, all of them smaller or all of them larger: `[N, *old, D]`.
 
-    An axis becomes smaller by means over equal parts, and larger by linear interpolation.
+    An axis becomes smaller by means over equal parts, as in adaptive average pooling, and larger by interpolation.
     """
     shape = list(x.shape[1:])
     for axis, size in enumerate(sizes):
         old = shape[axis]
         if size != old:
-            weights = backend.array(_means if size < old else _lines, (old, size), x)
+            weights = backend.array(_means if size < old else _INTERPOLATED[interpolation], (old, size), x)
             # `[N, ..., old, ..., D]` -> `[n, old, m]` -> `[n, size, m]`
             x = backend.matmul(weights, ops.reshape(x, (-1, old, math.prod(shape[axis + 1 :]))))
             shape[axis] = size
             x = ops.reshape(x, (-1, *shape))
+    return x
+
+
+def shrink(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Means over blocks of `strides` elements, which divide the sizes: `[N, *sizes, D]` -> `[N, *sizes / strides, D]`.
+
+    Unlike those of `resize`, the sizes may be known only at run time.
+    """
+    for axis, stride in enumerate(strides, start=1):
+        if stride > 1:
+            sizes = ops.shape(x)
+            x = ops.mean(ops.reshape(x, (*sizes[:axis], sizes[axis] // stride, stride, *sizes[axis + 1 :])), axis + 1)
+    return x
+
+
+def stretch(x: Tensor, strides: tuple[int, ...], interpolation: str) -> Tensor:
+    """Interpolates `strides` elements in the place of each one: `[N, *sizes, D]` -> `[N, *sizes * strides, D]`.
+
+    Unlike those of `resize`, the sizes may be known only at run time.
+    """
+    reach = KERNELS[interpolation][1]
+    for axis, stride in enumerate(strides, start=1):
+        if stride > 1:
+            # `[N, ..., size, D]`, with the outermost elements repeated
+            x = ops.moveaxis(x, axis, -2)
+            sizes = ops.shape(x)
+            ends = [x[..., :1, :]] * reach, [x[..., sizes[-2] - 1 :, :]] * reach
+            padded = ops.concatenate([*ends[0], x, *ends[1]], axis=-2)
+            near = [padded[..., step : sizes[-2] + step, :] for step in range(2 * reach + 1)]
+            near = ops.reshape(ops.stack(near, axis=-2), (-1, len(near), sizes[-1]))
+            x = backend.matmul(backend.array(_PHASES[interpolation], (stride,), x), near)
+            x = ops.moveaxis(ops.reshape(x, (*sizes[:-2], sizes[-2] * stride, sizes[-1])), -2, axis)
     return x
