@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.cropping import Cropping, padded_axes
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
@@ -52,7 +53,9 @@ class CodeAutoencoder(keras.Model):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
-        self._parts = types.SimpleNamespace(drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds)
+        self._parts = types.SimpleNamespace(
+            drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds, cropping=Cropping()
+        )
 
     def _build_if_known(self) -> None:
         # A subclass that forgets `super().__init__()` has no encoder: Keras says so at its first call.
@@ -83,6 +86,7 @@ class CodeAutoencoder(keras.Model):
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
         self._prepare_training(outputs, tuple(vectors.shape))
+        self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, inputs, outputs))
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
         # A subclass that overrides `build` builds its layers itself, after this.
@@ -147,7 +151,9 @@ class CodeAutoencoder(keras.Model):
         Returns:
             An int32 array `[samples, ...]`.
         """
-        return predict(self._parts_for(x).tokenizer, x, batch_size=batch_size, verbose=verbose)
+        parts = self._parts_for(x)
+        parts.cropping.check("x", x)
+        return predict(parts.tokenizer, x, batch_size=batch_size, verbose=verbose)
 
     def adapt(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto", **keywords: Any) -> None:
         """Fills the quantizer's codebook by k-means of the encoder's outputs.
@@ -162,22 +168,31 @@ class CodeAutoencoder(keras.Model):
         vectors = predict(self._parts_for(x).vectors, x, batch_size=batch_size, verbose=verbose)
         self.quantizer.adapt(vectors, verbose=verbose, **keywords)
 
-    def decode(self, codes: Tensor, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+    def decode(
+        self,
+        codes: Tensor,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        size: int | Sequence[int] | None = None,
+    ) -> np.ndarray:
         """Returns the reconstructions of codes, in batches and with a progress bar, as `predict` does.
 
         Args:
             codes: Integers, as `encode` returns them.
             batch_size: As in `predict`. Defaults to `None`, 32 samples.
             verbose: As in `predict`. Defaults to `"auto"`.
+            size: The size that the data had before `encode`, if the encoder takes any and has strides: an integer, or
+                one for each axis of any size. Codes do not tell it. Defaults to `None`, full multiples of the stride.
 
         Returns:
             An array of the decoder's outputs.
 
         Raises:
-            ValueError: If a code lies outside the codebook.
+            ValueError: If a code lies outside the codebook, or `size` is larger than what the codes give.
         """
         codes = ops.convert_to_numpy(self.quantizer.check_indices("codes", ops.convert_to_numpy(codes)))
-        return predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
+        outputs = predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
+        return outputs if size is None else self._parts.cropping.to_size(outputs, size)
 
     def sample(
         self, prior: Prior, num_samples: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any

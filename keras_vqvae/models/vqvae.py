@@ -98,9 +98,11 @@ class VQVAE(AutoencoderTraining):
             training: Whether to update statistics, as in `call`. Defaults to `None`, the mode of the outer layer.
 
         Returns:
-            `(reconstruction, latents, indices)`: the decoder's outputs; the codes `[batch, ..., D]` that it decodes,
-            with the encoder's gradient; and their int32 indices, -1 at masked positions.
+            `(reconstruction, latents, indices)`: the decoder's outputs, cropped to the size of the inputs where they
+            are that size rounded up to a stride; the codes `[batch, ..., D]` that it decodes, with the encoder's
+            gradient; and their int32 indices, -1 at masked positions.
         """
+        self._parts.cropping.check("inputs", inputs)
         vectors = self.encoder(inputs, training=training)
         keywords = {"training": training, "return_indices": True}
         deferred: Sequence[Record] = ()
@@ -109,7 +111,7 @@ class VQVAE(AutoencoderTraining):
                 latents, indices = self.quantizer(vectors, **keywords)
         else:
             latents, indices = self.quantizer(vectors, **keywords)
-        reconstruction = self.decoder(latents, training=training)
+        reconstruction = self._parts.cropping.to_inputs(self.decoder(latents, training=training), inputs)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
             quantizer_loss = sum(self.quantizer.losses, ops.zeros(()))
