@@ -14,7 +14,7 @@ from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record, apply_updates
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
-from keras_vqvae.models.autoencoder import CodeAutoencoder
+from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
 from keras_vqvae.models.step import Pass, Step
@@ -28,7 +28,7 @@ QUANTIZER_LOSSES = ("quantizer_loss", "commitment_loss", "codebook_loss", "entro
 """The sum of the quantizer's losses, and those of them that are logged."""
 
 
-class AutoencoderTraining(CodeAutoencoder):
+class AutoencoderTraining(Coding):
     """Steps of `fit` and `evaluate`. A subclass, `VQVAE`, notes its calls in `_step.passes`."""
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):

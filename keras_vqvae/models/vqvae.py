@@ -98,13 +98,15 @@ class VQVAE(AutoencoderTraining):
             training: Whether to update statistics, as in `call`. Defaults to `None`, the mode of the outer layer.
 
         Returns:
-            `(reconstruction, latents, indices)`: the decoder's outputs; the codes `[batch, ..., D]` that it decodes,
-            with the encoder's gradient; and their int32 indices, -1 at masked positions.
+            `(reconstruction, latents, indices)`: the decoder's outputs, cropped to the size of the inputs where they
+            are that size rounded up to a stride; the codes `[batch, ..., D]` that it decodes, with the encoder's
+            gradient; and their int32 indices, -1 at masked positions.
         """
+        self._parts.cropping.check("inputs", inputs)
         vectors = self.encoder(inputs, training=training)
         with self._quantizing() as records:
             latents, indices = self.quantizer(vectors, training=training, return_indices=True)
-        reconstruction = self.decoder(latents, training=training)
+        reconstruction = self._parts.cropping.to_inputs(self.decoder(latents, training=training), inputs)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
             self._step.passes.append(Pass(indices, ops.shape(latents), self._quantizer_losses(records), records))
