@@ -94,7 +94,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         # The output's value is the code, and so `mean((h E - z)^2)` is that of the commitment loss.
         slope = record.differences * (2 / record.vectors.shape[-1]) / backend.at_least(record.count, 1.0)
         pairs = [(record.vectors, slope), (record.output, -slope)]
-        added["output_loss"] = backend.with_gradients(ops.stop_gradient(added["commitment_loss"]), pairs)
+        added = {"output_loss": backend.with_gradients(ops.stop_gradient(added["commitment_loss"]), pairs), **added}
         if self.entropy_weight:
             entropies = entropy.entropy_loss(
                 record.vectors, self.codebook, record.valid, self.diversity_weight, 1 / self.temperature

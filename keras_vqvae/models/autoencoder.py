@@ -16,6 +16,9 @@ from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.types import Data, Sizes
 
+PARTS = ("encoder", "quantizer", "decoder", "preprocessing")
+"""The arguments of the constructor that are layers."""
+
 
 class CodeAutoencoder(keras.Model):
     """An encoder, a quantizer and a decoder. A subclass, `VQVAE`, has their `call` and their training."""
@@ -40,15 +43,23 @@ class CodeAutoencoder(keras.Model):
         vars(init_and_build)["__signature__"] = inspect.signature(init)
         setattr(cls, "__init__", init_and_build)  # noqa: B010
 
-    def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
+    def __init__(
+        self,
+        encoder: keras.Layer,
+        quantizer: Quantizer,
+        decoder: keras.Layer,
+        preprocessing: keras.Layer | None = None,
+        **kwargs: Any,
+    ):
         # Not an argument: `get_config` puts the shapes here that the layers of a subclass were built for.
         saved_builds = kwargs.pop("added_builds", [])
         super().__init__(**kwargs)
-        for name, part in {"encoder": encoder, "quantizer": quantizer, "decoder": decoder}.items():
+        parts = {"encoder": encoder, "quantizer": quantizer, "decoder": decoder, "preprocessing": preprocessing}
+        for name, part in parts.items():
             kind = Quantizer if name == "quantizer" else keras.Layer
-            if not isinstance(part, kind):
+            if not isinstance(part, kind) and (name != "preprocessing" or part is not None):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
-        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.encoder, self.quantizer, self.decoder, self.preprocessing = encoder, quantizer, decoder, preprocessing
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
         self._parts = types.SimpleNamespace(
             drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds, cropping=Cropping()
@@ -56,8 +67,7 @@ class CodeAutoencoder(keras.Model):
 
     def _build_if_known(self) -> None:
         # A subclass that forgets `super().__init__()` has no encoder: Keras says so at its first call.
-        if getattr(getattr(self, "encoder", None), "inputs", None) and not self.built:
-            inputs = inputs_like(self.encoder)
+        if hasattr(self, "encoder") and not self.built and (inputs := self._known_inputs()) is not None:
             self.build(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
             # Keras exports no model that was never called. A subclass's `call` may take other inputs than the encoder.
             with contextlib.suppress(Exception):
@@ -67,15 +77,18 @@ class CodeAutoencoder(keras.Model):
     def build(self, input_shape: Any) -> None:
         if self._parts.tokenizer is not None:
             return
-        if getattr(self.encoder, "inputs", None):
-            inputs = inputs_like(self.encoder)
-        else:
+        inputs = self._known_inputs()
+        if inputs is None:
             # Batches of any size: the first one, by which Keras builds, need not have that of the others.
             inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), input_shape)
-        vectors = self.encoder(inputs)
+        encoder, encoded = self.encoder, inputs
+        if self.preprocessing is not None:
+            encoded = self.preprocessing(inputs)
+            encoder = keras.Model(inputs, self.encoder(encoded), name=self.encoder.name)
+        vectors = encoder(inputs)
         _, indices = self.quantizer(vectors, return_indices=True)
         codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
-        frozen = FrozenTokenizer(self.encoder, self.quantizer)
+        frozen = FrozenTokenizer(encoder, self.quantizer)
         self._parts.tokenizer = keras.Model(inputs, frozen(inputs), name="tokenizer")
         self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
         # Keras exports no model that was never called.
@@ -83,7 +96,7 @@ class CodeAutoencoder(keras.Model):
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
         self._prepare_training(outputs, tuple(vectors.shape))
-        self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, inputs, outputs))
+        self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, encoded, outputs))
         # What is not finite is left out of k-means.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
         # A subclass that overrides `build` builds its layers itself, after this.
@@ -91,6 +104,19 @@ class CodeAutoencoder(keras.Model):
             # Builds those that `call` uses, unless it takes other inputs than the encoder: then its first call does.
             with contextlib.suppress(Exception):
                 self.compute_output_spec(inputs)
+
+    def _known_inputs(self) -> Any:
+        """New symbolic inputs like those that the first layer knows, or `None`."""
+        first = self.encoder if self.preprocessing is None else self.preprocessing
+        if getattr(first, "inputs", None):
+            return inputs_like(first)
+        if first is self.encoder or len(getattr(self.encoder, "inputs", None) or ()) != 1:
+            return None
+        # Preprocessing that keeps any size has the inputs of the encoder.
+        shape = self.encoder.inputs[0].shape
+        sizes = (None,) * (len(shape) - 1)
+        probe = first(keras.Input(batch_shape=(*sizes, shape[-1])))
+        return inputs_like(self.encoder) if tuple(probe.shape[:-1]) == sizes else None
 
     def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
         """Makes the weights that training needs, given the shapes of the decoder's outputs and inputs."""
@@ -101,7 +127,8 @@ class CodeAutoencoder(keras.Model):
 
     def _added_layers(self) -> list[keras.Layer]:
         """The layers that a subclass has added."""
-        return [layer for layer in self.layers if layer not in (self.encoder, self.quantizer, self.decoder)]
+        own = [getattr(self, name) for name in PARTS]
+        return [layer for layer in self.layers if layer not in own]
 
     def _build_as_saved(self) -> None:
         """Builds the added layers that `call` does not use for the shapes that a file tells of."""
@@ -138,13 +165,13 @@ class CodeAutoencoder(keras.Model):
         return self._built_parts()
 
     def get_config(self) -> dict[str, Any]:
-        parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}
+        parts = {name: getattr(self, name) for name in PARTS}
+        # The shapes that added layers were built for: Keras builds only what is part of the configuration, or what
+        # `call` uses, before it loads weights.
         builds = [layer.get_build_config() if layer.built else None for layer in self._added_layers()]
         return {
             **super().get_config(),
-            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
-            # The shapes that added layers were built for: Keras builds only what is part of the configuration, or what
-            # `call` uses, before it loads weights.
+            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items() if part is not None},
             **({"added_builds": builds} if any(builds) else {}),
         }
 
@@ -152,7 +179,8 @@ class CodeAutoencoder(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "CodeAutoencoder":
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects)
-            for name in ("encoder", "quantizer", "decoder")
+            for name in PARTS
+            if name in config
         }
         return cls(**{**config, **parts})
 

@@ -1,12 +1,20 @@
 """What a step of training or evaluation notes until its end, when the logs are taken."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from keras_vqvae.layers.record import Record
+from keras import ops
+
+from keras_vqvae.backend import backend
+from keras_vqvae.layers.record import Record, apply_updates
+from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.moments import Moments
 from keras_vqvae.types import Sizes, Tensor
+
+QUANTIZER_LOSSES = ("quantizer_loss", "commitment_loss", "codebook_loss", "entropy_loss")
+"""The sum of the quantizer's losses, and those of them that are logged."""
 
 
 class Pass(NamedTuple):
@@ -23,8 +31,68 @@ class Step(threading.local):
     """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
 
     passes: list[Pass] | None = None
+    inputs: Any = None
+    """The inputs of the encoder."""
     reconstructions: list[Tensor]
     """The losses of the reconstruction."""
     targets: list[tuple[list[Moments], Tensor, Tensor]]
     """The moments of the targets in all replicas, the squared error, and the number of own targets."""
     hides_losses: bool = False
+
+
+class RecordedSteps(Coding):
+    """Steps of `fit` and `evaluate` that note the calls of `autoencode`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._step = Step()
+        super().__init__(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _recording(self, passes: list[Pass] | None) -> Iterator[None]:
+        before, self._step.passes = self._step.passes, passes
+        if passes is not None:
+            self._step.reconstructions, self._step.targets = [], []
+        try:
+            yield
+        finally:
+            self._step.passes = before
+            if before is None:
+                self._step.inputs = None
+
+    @contextlib.contextmanager
+    def _quantizing(self) -> Iterator[list[Record]]:
+        """Collects the records of the quantizer's calls, and applies their updates, or leaves it to `_compute_loss`."""
+        with self.quantizer.deferred_updates() as records:
+            yield records
+        if not self._updates_later():
+            for record in records:
+                apply_updates(record)
+
+    def _updates_later(self) -> bool:
+        # An update lets the other replicas take their turn, which must find no loss of this one.
+        return self._step.passes is not None and backend.replicas_in_turns() > 1
+
+    def _quantizer_losses(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        losses = {QUANTIZER_LOSSES[0]: total(self.quantizer.losses)}
+        for name, loss in (pair for record in records for pair in record.losses or ()):
+            losses[name] = losses[name] + loss if name in losses else loss
+        return losses
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # What a symbolic call within a step computes has no value in that step.
+        with self._recording(None):
+            return super().compute_output_spec(*args, **kwargs)
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        backend.refuse_separate_training(self)
+        with self._recording([]):
+            return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._recording([]):
+            return super().test_step(*args, **kwargs)
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of losses, 0 if there are none."""
+    return sum(losses[1:], losses[0]) if losses else ops.zeros(())

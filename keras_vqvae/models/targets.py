@@ -20,6 +20,9 @@ OF_CLASSES = (
 )
 """Keras losses whose targets are integers, in another shape than the predictions. They check the shapes themselves."""
 
+AT_RANDOM = ("Rand", "AugMix", "CutMix", "MixUp")
+"""The names of Keras's layers for augmentation begin so."""
+
 
 def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
     """Checks that the targets are `y_pred`'s shape, or another one that `loss` is made for.
@@ -53,6 +56,21 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
             "`y` must have the shape of the reconstruction. To leave labels out, call `fit(x)`, or map a data set of "
             f"(x, y) with `ds.map(lambda x, y: x)`. Received: y of shape {tuple(target.shape)}, {received}"
         )
+
+
+def targets_of(layer: keras.Layer, x: Data) -> Data:
+    """The inputs of a layer, as the targets of reconstructions of them.
+
+    Raises:
+        ValueError: If the layer itself changes them at random.
+    """
+    random = {type(each).__name__ for each in layer._flatten_layers() if type(each).__name__.startswith(AT_RANDOM)}
+    if random:
+        raise ValueError(
+            "`y` must be given where random layers change the inputs: without it, the inputs would be the targets. In "
+            f"`fit`, what `preprocessing` of `VQVAE` returns is also the target. Received: y=None, {sorted(random)}"
+        )
+    return x
 
 
 def aligned_targets(

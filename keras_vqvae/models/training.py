@@ -11,29 +11,32 @@ from keras import ops
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
 from keras_vqvae.layers.quantizer import Quantizer
-from keras_vqvae.layers.record import Record, apply_updates
+from keras_vqvae.layers.record import apply_updates
 from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
-from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
-from keras_vqvae.models.step import Pass, Step
-from keras_vqvae.models.targets import check_targets
+from keras_vqvae.models.step import QUANTIZER_LOSSES, Pass, RecordedSteps, total
+from keras_vqvae.models.targets import check_targets, targets_of
 from keras_vqvae.types import Data, Sizes, Tensor
 
 NORMALIZED = "normalized_mse"
 """The default loss."""
 RECONSTRUCTION_LOSS = "reconstruction_loss"
-QUANTIZER_LOSSES = ("quantizer_loss", "commitment_loss", "codebook_loss", "entropy_loss")
-"""The sum of the quantizer's losses, and those of them that are logged."""
 
 
-class AutoencoderTraining(Coding):
-    """Steps of `fit` and `evaluate`. A subclass, `VQVAE`, notes its calls in `_step.passes`."""
+class AutoencoderTraining(RecordedSteps):
+    """The loss and the logs of `fit` and `evaluate`."""
 
-    def __init__(self, encoder: keras.Layer, quantizer: Quantizer, decoder: keras.Layer, **kwargs: Any):
-        self._step = Step()
-        super().__init__(encoder, quantizer, decoder, **kwargs)
+    def __init__(
+        self,
+        encoder: keras.Layer,
+        quantizer: Quantizer,
+        decoder: keras.Layer,
+        preprocessing: keras.Layer | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(encoder, quantizer, decoder, preprocessing, **kwargs)
         self._averages = Averages((RECONSTRUCTION_LOSS, *QUANTIZER_LOSSES), name="averages")
         # The codes of a vast implicit codebook are not counted.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
@@ -81,48 +84,6 @@ class AutoencoderTraining(Coding):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    @contextlib.contextmanager
-    def _recording(self, passes: list[Pass] | None) -> Iterator[None]:
-        before, self._step.passes = self._step.passes, passes
-        self._step.reconstructions, self._step.targets = [], []
-        try:
-            yield
-        finally:
-            self._step.passes = before
-
-    @contextlib.contextmanager
-    def _quantizing(self) -> Iterator[list[Record]]:
-        """Collects the records of the quantizer's calls, and applies their updates, or leaves it to `_compute_loss`."""
-        with self.quantizer.deferred_updates() as records:
-            yield records
-        if not self._updates_later():
-            for record in records:
-                apply_updates(record)
-
-    def _updates_later(self) -> bool:
-        # An update lets the other replicas take their turn, which must find no loss of this one.
-        return self._step.passes is not None and backend.replicas_in_turns() > 1
-
-    def _quantizer_losses(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        losses = {QUANTIZER_LOSSES[0]: _total(self.quantizer.losses)}
-        for name, loss in (pair for record in records for pair in record.losses or ()):
-            losses[name] = losses[name] + loss if name in losses else loss
-        return losses
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        # What a symbolic call within a step computes has no value in that step.
-        with self._recording(None):
-            return super().compute_output_spec(*args, **kwargs)
-
-    def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        backend.refuse_separate_training(self)
-        with self._recording([]):
-            return super().train_step(*args, **kwargs)
-
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._recording([]):
-            return super().test_step(*args, **kwargs)
-
     def compute_loss(
         self,
         x: Data = None,
@@ -131,17 +92,17 @@ class AutoencoderTraining(Coding):
         sample_weight: Data = None,
         training: bool = True,
     ) -> Tensor:
-        """As `keras.Model.compute_loss`; without `y` the inputs `x` are the targets.
+        """As `keras.Model.compute_loss`; without `y` the inputs `x`, preprocessed, are the targets.
 
         Raises:
             ValueError: If a target has another shape than its prediction, and an elementwise loss would broadcast it.
         """
-        check_targets(self.loss, x, y, y_pred)
-        targets, passes = x if y is None else y, self._step.passes
+        targets, passes = self._targets(x, y, training), self._step.passes
+        check_targets(self.loss, targets if y is None else x, y, y_pred)
         reconstruction = self._built_parts().reconstruction
         pairs = reconstruction.pairs(targets, y_pred)
         # First, because an exchange lets other replicas run, and Keras keeps the losses of all of them in one list.
-        added = _total(self.losses)
+        added = total(self.losses)
         own = batch = reconstruction.moments(pairs or ())
         # In inference a process may take fewer steps than the others; replicas take the same.
         if training or backend.replicas_in_turns() > 1:
@@ -192,10 +153,10 @@ class AutoencoderTraining(Coding):
         training: bool = True,
     ) -> Tensor:
         # Keras's steps call this one, and it calls `compute_loss`, which a subclass may override.
-        total = super()._compute_loss(x, y, y_pred, sample_weight, training)
+        loss = super()._compute_loss(x, y, y_pred, sample_weight, training)
         step = self._step
         if step.passes is None:
-            return total
+            return loss
         self._log_averages(step.passes, step.reconstructions, _batch_size(y_pred))
         for each in step.passes:
             if self._codebooks is not None:
@@ -206,10 +167,10 @@ class AutoencoderTraining(Coding):
         for target in step.targets:
             self._log(self._explained_variance, *target)
         step.passes, step.reconstructions, step.targets = [], [], []
-        return total
+        return loss
 
     def _log_averages(self, passes: Sequence[Pass], reconstructions: Sequence[Tensor], samples: Tensor) -> None:
-        values = {RECONSTRUCTION_LOSS: _total(reconstructions) / len(reconstructions)} if reconstructions else {}
+        values = {RECONSTRUCTION_LOSS: total(reconstructions) / len(reconstructions)} if reconstructions else {}
         for each in passes:
             # The first is of all calls already. Losses of other names are in the sum alone.
             for name in (name for name in QUANTIZER_LOSSES if name in each.losses):
@@ -224,8 +185,18 @@ class AutoencoderTraining(Coding):
         self._parts.logged.add(metric.name)
 
     def compute_metrics(self, x: Data, y: Data, y_pred: Any, sample_weight: Data = None) -> dict[str, Any]:
-        """As `keras.Model.compute_metrics`; without `y` the inputs `x` are the targets."""
-        return super().compute_metrics(x, x if y is None else y, y_pred, sample_weight)
+        """As `keras.Model.compute_metrics`; without `y` the inputs `x`, preprocessed, are the targets."""
+        return super().compute_metrics(x, self._targets(x, y), y_pred, sample_weight)
+
+    def _targets(self, x: Data, y: Data, training: bool = False) -> Data:
+        if y is not None:
+            return y
+        if self.preprocessing is None:
+            return targets_of(self.encoder, x)
+        if self._step.passes is not None:
+            return self._step.inputs
+        # In a training loop of the user's, or to learn the shapes.
+        return self.preprocessing(targets_of(self.preprocessing, x) if training else x, training=False)
 
     def get_metrics_result(self) -> dict[str, Any]:
         # What a subclass's `call` or `compute_loss` never updates is left out.
@@ -235,10 +206,6 @@ class AutoencoderTraining(Coding):
         if self._explained_variance is not None and self._explained_variance.name not in logged:
             silent.add(self._explained_variance.name)
         return {name: value for name, value in super().get_metrics_result().items() if name not in silent}
-
-
-def _total(losses: Sequence[Tensor]) -> Tensor:
-    return sum(losses[1:], losses[0]) if losses else ops.zeros(())
 
 
 def _batch_size(tensors: Any) -> Tensor:

@@ -40,6 +40,8 @@ class VQVAE(AutoencoderTraining):
             is built as soon as its constructor, and that of a subclass, has returned.
         quantizer: A quantizer, such as `VectorQuantizer`.
         decoder: A Keras model or layer from those vectors to reconstructions.
+        preprocessing: A Keras layer or model that inputs go through first, such as `RandomFlip` or `Rescaling`. What it
+            returns is the encoder's input, and also the target of `fit(x)`. Defaults to `None`.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Raises:
@@ -70,11 +72,19 @@ class VQVAE(AutoencoderTraining):
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; without `y` the inputs `x` are the targets."""
-        return super().fit(x, _weighed(x, y, kwargs), *args, **kwargs)
+        return super().fit(x, self._weighed(x, y, kwargs), *args, **kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; without `y` the inputs `x` are the targets."""
-        return super().evaluate(x, _weighed(x, y, kwargs), *args, **kwargs)
+        return super().evaluate(x, self._weighed(x, y, kwargs), *args, **kwargs)
+
+    def _weighed(self, x: Data, y: Data, keywords: dict[str, Any]) -> Data:
+        """The targets. Keras drops `sample_weight` where there are none, so the inputs are given twice then."""
+        if y is not None or keywords.get("sample_weight") is None:
+            return y
+        if self.preprocessing is not None:
+            raise ValueError("`y` must be given with `sample_weight`, where there is `preprocessing`. Received: y=None")
+        return x
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Any:
         return self.autoencode(inputs, training=training)[0]
@@ -102,6 +112,10 @@ class VQVAE(AutoencoderTraining):
             are that size rounded up to a stride; the codes `[batch, ..., D]` that it decodes, with the encoder's
             gradient; and their int32 indices, -1 at masked positions.
         """
+        if self.preprocessing is not None:
+            inputs = self.preprocessing(inputs, training=training)
+        if self._step.passes is not None:
+            self._step.inputs = inputs
         self._parts.cropping.check("inputs", inputs)
         vectors = self.encoder(inputs, training=training)
         with self._quantizing() as records:
@@ -111,8 +125,3 @@ class VQVAE(AutoencoderTraining):
         if self._step.passes is not None:
             self._step.passes.append(Pass(indices, ops.shape(latents), self._quantizer_losses(records), records))
         return reconstruction, latents, indices
-
-
-def _weighed(x: Data, y: Data, keywords: dict[str, Any]) -> Data:
-    """The targets. Keras drops `sample_weight` where there are none, so the inputs are given twice then."""
-    return x if y is None and keywords.get("sample_weight") is not None else y

@@ -1,0 +1,130 @@
+"""What comes before the encoder is the target, too."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import compiled, draw, numpy
+from keras import layers
+
+import keras_vqvae
+
+
+def parts(size=4):
+    encoder = keras.Sequential([keras.Input((size, size, 1)), layers.Conv2D(3, 2, strides=2)])
+    decoder = keras.Sequential([keras.Input((size // 2, size // 2, 3)), layers.Conv2DTranspose(1, 2, strides=2)])
+    return encoder, keras_vqvae.VectorQuantizer(16, seed=1, dead_code_threshold=0), decoder
+
+
+class Noted(layers.Layer):
+    """Flips every second call in training, and notes what it returned."""
+
+    calls = 0
+    noted = ()
+
+    def call(self, inputs, training=None):
+        if isinstance(inputs, keras.KerasTensor):
+            return inputs
+        outputs = 3.0 * keras.ops.flip(inputs, axis=2) if training else 2.0 * inputs
+        self.noted = (*self.noted, numpy(outputs))
+        return outputs
+
+
+def test_what_preprocessing_returns_is_input_and_target():
+    preprocessing = Noted()
+    model = keras_vqvae.VQVAE(*parts(), preprocessing=preprocessing)
+    model.compile(keras.optimizers.SGD(0.0), loss="mse", metrics=["mae"], run_eagerly=True)
+    x = draw(12, 4, 4, 1)
+    plain = keras_vqvae.VQVAE(*(model.encoder, model.quantizer, model.decoder))
+    for training, seen in ((True, 3.0 * x[:, :, ::-1]), (False, 2.0 * x)):
+        step = model.train_on_batch if training else model.test_on_batch
+        y_pred = plain.predict(seen, verbose=0)
+        logs = step(x, return_dict=True)
+        np.testing.assert_allclose(logs["reconstruction_loss"], np.square(y_pred - seen).mean(), rtol=1e-4)
+        np.testing.assert_allclose(logs["mae"], np.abs(y_pred - seen).mean(), rtol=1e-4)
+        np.testing.assert_allclose(
+            logs["explained_variance"], 1 - np.square(y_pred - seen).mean() / seen.var(0).mean(), rtol=1e-3
+        )
+    np.testing.assert_allclose(model.predict(x, verbose=0), plain.predict(2.0 * x, verbose=0), rtol=1e-5)
+    np.testing.assert_array_equal(model.encode(x, verbose=0), plain.encode(2.0 * x, verbose=0))
+    # Given targets are taken as they are.
+    logs = model.test_on_batch(x, x, return_dict=True)
+    np.testing.assert_allclose(
+        logs["reconstruction_loss"], np.square(plain.predict(2.0 * x, verbose=0) - x).mean(), rtol=1e-4
+    )
+
+
+@pytest.mark.each_backend
+def test_random_flips_train_as_flipped_data_do(tmp_path):
+    """A decoder that knows no place reconstructs what it is given, flipped or not."""
+    x = np.zeros((16, 4, 4, 1), "float32")
+    x[:, :, :2] = 10 * draw(16, 4, 2, 1)
+    flip = layers.RandomFlip("horizontal", seed=1)
+    model = keras_vqvae.VQVAE(
+        *parts(), preprocessing=keras.Sequential([keras.Input((4, 4, 1)), layers.Rescaling(0.1), flip])
+    )
+    compiled(model, keras.optimizers.SGD(0.0))
+    history = model.fit(x, batch_size=16, epochs=4, verbose=0, validation_data=(x,)).history
+    # Validation is scaled, and not flipped.
+    expected = np.square(model.predict(x, verbose=0) - 0.1 * x).mean()
+    np.testing.assert_allclose(history["val_reconstruction_loss"], [expected] * 4, rtol=1e-4)
+    assert len(set(history["reconstruction_loss"])) > 1
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5)
+    np.testing.assert_array_equal(loaded.encode(x, verbose=0), model.encode(x, verbose=0))
+    assert loaded.preprocessing.layers[0].scale == 0.1
+
+
+def test_integers_are_scaled_and_the_tokenizer_takes_them():
+    x = np.random.default_rng(0).integers(0, 255, (12, 4, 4, 1)).astype("uint8")
+    model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Rescaling(1 / 255))
+    assert model.built
+    compiled(model, "sgd", traced=False)
+    model.fit(x, verbose=0)
+    assert 0 < model.evaluate(x, verbose=0, return_dict=True)["reconstruction_loss"] < 2
+    codes = model.tokenizer.predict(x, verbose=0)
+    np.testing.assert_array_equal(codes, model.encode(x.astype("float32"), verbose=0))
+
+
+def test_preprocessing_that_changes_the_shape_builds_with_the_first_batch():
+    model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Resizing(4, 4))
+    assert not model.built
+    compiled(model, "sgd", traced=False) if model.built else model.compile("sgd")
+    model.fit(draw(8, 9, 7, 1), verbose=0)
+    assert model.tokenizer.input_shape == (None, 9, 7, 1)
+    assert model.predict(draw(2, 9, 7, 1), verbose=0).shape == (2, 4, 4, 1)
+
+
+def test_random_layers_within_the_encoder_are_refused():
+    encoder = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip(), layers.Conv2D(3, 2, strides=2)])
+    model = keras_vqvae.VQVAE(encoder, *parts()[1:])
+    model.compile("sgd", run_eagerly=keras.backend.backend() == "tensorflow")
+    x = draw(8, 4, 4, 1)
+    with pytest.raises(ValueError, match=r"`y` must be given.*`preprocessing`.*\['RandomFlip'\]"):
+        model.fit(x, verbose=0)
+    # A denoising autoencoder.
+    model.fit(x, x, verbose=0)
+
+
+def test_a_loop_of_ones_own_has_the_scaled_targets():
+    x = draw(8, 4, 4, 1)
+    for preprocessing, refused in ((layers.Rescaling(0.1), False), (layers.RandomFlip(), True)):
+        model = keras_vqvae.VQVAE(*parts(), preprocessing=preprocessing)
+        model.compile("sgd", "mse")
+        y_pred = model(x)
+        if refused:
+            with pytest.raises(ValueError, match="`y` must be given where random"):
+                model.compute_loss(x, None, y_pred)
+        else:
+            loss = numpy(model.compute_loss(x, None, y_pred) - sum(model.losses))
+            np.testing.assert_allclose(loss, np.square(numpy(y_pred) - 0.1 * x).mean(), rtol=1e-4)
+
+
+def test_wrong_arguments_say_what_to_do():
+    with pytest.raises(ValueError, match="`preprocessing` must be a Layer. Received: preprocessing=3"):
+        keras_vqvae.VQVAE(*parts(), preprocessing=3)
+    model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Rescaling(0.1))
+    model.compile("sgd")
+    x = draw(8, 4, 4, 1)
+    with pytest.raises(ValueError, match="`y` must be given with `sample_weight`"):
+        model.fit(x, sample_weight=np.ones(8), verbose=0)
