@@ -340,6 +340,8 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"known": np.zeros(SHAPE, int)}, "known of shape (2, 2, 3)"),
         ({"known": np.full((4, *SHAPE), 5)}, "known with [5]"),
         ({"known": np.full((4, *SHAPE), -2)}, "known with [-2]"),
+        # JAX has no int64, in which this is 0.
+        pytest.param({"known": np.full((4, *SHAPE), 2**32)}, "known with [4294967296]", marks=pytest.mark.each_backend),
         ({"known": np.zeros((4, *SHAPE))}, "known of dtype float"),
         ({"known": np.zeros((4, *SHAPE), bool)}, "known of dtype bool"),
         ({"seed": -1}, "seed=-1"),

@@ -103,12 +103,17 @@ def test_a_sweep_compiles_one_program(kind):
     assert len({each.tobytes() for each in draws}) > 15
     assert len(prior._parts.samplers) == 1
     assert len(traced) == (1 + len(settings) if keras.backend.backend() == "torch" else once)
-    # What restricts nothing draws as `None` does, by another program.
-    np.testing.assert_array_equal(draw(), draws[settings.index((1.0, 1.0, 1.0))])
+
+
+def test_what_restricts_nothing_draws_as_none_does(kind):
+    """By another program, and so does each `top_k`."""
+    prior = PRIORS[kind](16, (4,), num_classes=3, **SIZES)
+    draw = lambda **options: prior.generate(32, 1, seed=0, verbose=0, **options)  # noqa: E731
+    np.testing.assert_array_equal(draw(temperature=1, top_p=1, guidance_scale=1), draw())
     assert len(prior._parts.samplers) == 2
-    for top_k in (2, 3):
-        draw(top_k=top_k)
-    assert len(prior._parts.samplers) == 4
+    np.testing.assert_array_equal(draw(top_k=16), draw())
+    assert len({draw(top_k=top_k).tobytes() for top_k in (1, 3, 3)}) == 2
+    assert len(prior._parts.samplers) == 5
 
 
 def test_settings_are_exact_in_mixed_precision(kind):

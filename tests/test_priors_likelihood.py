@@ -32,12 +32,13 @@ def every(*sizes):
     return np.array(list(itertools.product(*map(range, sizes))))
 
 
-@pytest.mark.each_backend
+@pytest.mark.parametrize("kind", ["autoregressive", pytest.param("masked", marks=pytest.mark.each_backend)])
 def test_all_sequences_have_a_probability_of_1(kind):
     """The masked prior's, too: with one order for all samples, steps of several codes are a distribution as well."""
     prior = random_prior(kind, (2, 3), (2, 2), num_classes=2, index_shape=(2,))
     codes = every(2, 3, 2, 3).reshape(-1, 2, 2)
     options = [{}] if kind == "autoregressive" else [{"num_steps": steps, "seed": steps} for steps in (1, 3, 99)]
+    options = [{"batch_size": 20, **keywords} for keywords in options]
     for labels, keywords in itertools.product((None, 1), options):
         nats = prior.log_likelihood(codes, labels, verbose=0, **keywords)
         assert nats.shape == codes.shape
@@ -112,7 +113,6 @@ def test_steps_are_groups_of_equal_size():
     assert sorted(counts) == [0, 0, 2, 2, 4, 4]
 
 
-@pytest.mark.each_backend
 def test_it_does_not_depend_on_the_batch(kind):
     prior = random_prior(kind, 5, (2, 3), num_classes=3)
     codes, labels = np.random.default_rng(1).integers(0, 5, (7, 2, 3)), np.arange(7) % 3

@@ -19,15 +19,15 @@ _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 class AutoregressivePrior(Prior):
     """A Transformer that draws the codes of a sample one after another, each given those before it.
 
-    The order is that of the rows, the stages of a residual last: `codes.reshape(samples, -1)`. `fit(codes)`, or
-    `fit(codes, labels)` with `num_classes`, trains it; `loss` is the exact negative log-likelihood in nats a code, and
-    `perplexity` its exponential. Called on codes, or on `(codes, labels)`, it returns the logits of each code.
+    The order is that of `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
+    trains it, or `fit(codes, labels)` with `num_classes`. `loss` is the exact negative log-likelihood in nats per code,
+    and `perplexity` is its exponential. Called on codes or on `(codes, labels)`, it returns the logits of each code.
 
     `generate(known=...)` keeps known codes and draws the others. Each is drawn given only the codes before it. Known
     codes after it are kept, but do not influence it: to fill a hole between known codes, use `MaskedPrior`.
 
-    With `index_shape`, as of a residual, one Transformer goes over the places, and another, of half as many blocks,
-    over the codes of each place.
+    If a position has several codes (`index_shape`), one Transformer goes over the positions, and a second one with half
+    as many blocks goes over the codes of each position.
 
     Arguments, inputs and outputs are those of `Prior`.
 
@@ -46,7 +46,7 @@ class AutoregressivePrior(Prior):
     Reference:
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
-    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a place
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a position
     - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for classifier-free guidance
     """
 

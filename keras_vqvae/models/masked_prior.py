@@ -15,13 +15,17 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class MaskedPrior(Prior):
-    """MaskGIT: a Transformer that fills in codes, many at a time, those that it is surest of first.
+    """MaskGIT: a Transformer that fills in codes, many at a time, the most certain ones first.
 
-    In training a random number of a sample's codes, from 1 to all, is masked and predicted from the others. The mean
-    over the masked is `loss`, in nats a code: on average over masks an upper bound on the negative log-likelihood, that
-    of drawing the codes one by one in a random order. `fit(codes)`, or `fit(codes, labels)` with
-    `num_classes`, trains it; `perplexity` is the exponential of `loss`. Called on codes, or on `(codes, labels)`, it
-    returns the logits of each code; a code of `num_embeddings` is one to fill in.
+    `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training a random number of a sample's codes,
+    from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats per
+    code. On average over masks it is an upper bound on the negative log-likelihood of drawing the codes one by one in a
+    random order. `perplexity` is its exponential.
+
+    Called on codes or on `(codes, labels)`, it returns the logits of each code. The code `num_embeddings` marks a code
+    to fill in.
+
+    `generate(known=...)` fills in the codes around known ones, and looks at all of them.
 
     Arguments, inputs and outputs are those of `Prior`.
 

@@ -19,16 +19,20 @@ LABEL_DROPOUT = 0.1
 
 
 class Prior(CodesGenerator):
-    """Base class of the priors: a distribution over the codes of a sample, trained by `fit`, to draw from.
+    """Base class of the priors: a distribution over the codes of a sample that is trained by `fit` and drawn from.
+
+    `from_model` makes a prior over the codes of a `VQVAE`. `generate` draws codes, and `log_likelihood` scores given
+    codes.
 
     A subclass defines, for codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
 
     - `logits(codes, labels, training)`: the logits of each code, `[batch, L, K]`;
-    - `sample_codes(known, labels, bits, **options)`: `known`, with codes in the place of -1, drawn by random bits, of
-      which each sample needs `bits_shape(**options)`. `options` are `temperature`, `top_k`, `top_p`, `guidance_scale`
-      and the further arguments that `generate_options` names. Those that are floats arrive as scalar tensors, so that
-      one compiled program serves all their values;
-    - optionally `log_likelihood`, as that of the other priors;
+    - `sample_codes(known, labels, bits, **options)`: the codes `known` `[batch, L]`, with a drawn code in place of each
+      -1. `bits` are random integers `[batch, *bits_shape]`, as `sampling.draw` takes them. `options` are `temperature`,
+      `top_k`, `top_p`, `guidance_scale` and the arguments named in `generate_options`. Floats arrive as scalar tensors,
+      so that one compiled program serves all their values;
+    - `bits_shape(**options)`: the shape of the random integers that a sample needs;
+    - optionally `log_likelihood`, as the other priors do;
     - optionally `corrupt(codes)`: what the network sees in training and evaluation instead of `codes`, and the weights
       of the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
 
@@ -38,19 +42,19 @@ class Prior(CodesGenerator):
     Args:
         num_embeddings: Number of codes, `K`, an integer; or a sequence of one integer for each codebook, such as the
             `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
-        shape: Of the codes of one sample, as `VQVAE.encode` returns them: `codes.shape[1:]`.
+        shape: Shape of the codes of one sample, `codes.shape[1:]` of what `VQVAE.encode` returns.
         num_classes: Number of classes of samples. Defaults to `None`, no classes.
-        index_shape: The last axes of `shape` that are several codes of one place, each of a codebook of its own: the
-            quantizer's `index_shape`. Defaults to `()`, one codebook.
-        num_layers: How many Transformer blocks. Defaults to `4`.
-        num_heads: Heads of their attention. Defaults to `4`.
-        hidden_dim: Their width, which `num_heads` divides. Defaults to `128`.
-        dropout: Share of what each of them adds that is dropped in training. Defaults to `0.1`.
-        label_dropout: Fraction of the samples that `fit` trains without their class, from 0 to below 1. It is what
-            guidance and draws without a class need. With 0 both are refused, and every method needs `labels`. It acts
-            only with `num_classes`. Defaults to `0.1`.
-        seed: Integer, for all that is drawn in training: dropout, masks, and samples without their class. Defaults to
-            `None`, a random seed.
+        index_shape: The quantizer's `index_shape`: the last axes of `shape`, if a position has several codes, each of a
+            codebook of its own. Defaults to `()`, one codebook.
+        num_layers: Number of Transformer blocks. Defaults to `4`.
+        num_heads: Number of attention heads of each block. Defaults to `4`.
+        hidden_dim: Width of the blocks, a multiple of `num_heads`. Defaults to `128`.
+        dropout: Dropout rate of the blocks. Defaults to `0.1`.
+        label_dropout: Fraction of the samples that `fit` trains without their class, at least 0 and below 1. Guidance
+            and draws without a class need it. With 0 they are errors, and `generate`, `evaluate` and `log_likelihood`
+            need labels. Other values than the default need `num_classes`. Defaults to `0.1`.
+        seed: Integer from which training draws dropout, masks, and the samples without their class. Defaults to `None`,
+            a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Input shape:
@@ -60,7 +64,7 @@ class Prior(CodesGenerator):
         `[batch, *shape, num_embeddings]`, in float32.
 
     Raises:
-        ValueError: If a size is not a positive integer, or sizes do not fit each other.
+        ValueError: If a size is not a positive integer, sizes do not fit each other, or a rate is out of range.
     """
 
     transformer_class: type[CodeTransformer] = CodeTransformer
