@@ -102,7 +102,7 @@ def run(seed: int, arguments: argparse.Namespace) -> list[dict]:
     classes = np.arange(arguments.samples) % 10
     for name, kind in PRIORS.items():
         sizes = {"num_layers": arguments.layers, "hidden_dim": arguments.width, "dropout": arguments.dropout}
-        prior = kind(num_embeddings, codes.shape[1:], num_classes=10, seed=seed, **sizes)
+        prior = kind.from_model(model, num_classes=10, seed=seed, **sizes)
         steps = arguments.prior_epochs * math.ceil(len(codes) / BATCH_SIZE)
         prior.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
         prior.fit(codes, labels, batch_size=BATCH_SIZE, epochs=arguments.prior_epochs, verbose=2)

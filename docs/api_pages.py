@@ -17,8 +17,8 @@ GROUPS = {
 BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""
 USED = (
-    "adapt autoencode decode detokenizer encode generate prune_unused reset_code_counts resize sample set_codebook "
-    "tokenizer"
+    "adapt autoencode decode detokenizer encode from_model generate log_likelihood prune_unused reset_code_counts "
+    "resize sample set_codebook tokenizer"
 )
 
 

@@ -24,11 +24,11 @@ GUIDANCE = 2.0
 
 
 def train_prior(
-    codes: np.ndarray, labels: np.ndarray, num_embeddings: int, batch_size: int, epochs: int, seed: int
+    model: keras_vqvae.VQVAE, codes: np.ndarray, labels: np.ndarray, batch_size: int, epochs: int, seed: int
 ) -> keras_vqvae.Prior:
     """A prior over the codes of each class, its rate of learning on a cosine down to nothing."""
-    prior = keras_vqvae.AutoregressivePrior(
-        num_embeddings, codes.shape[1:], num_classes=10, num_layers=2, hidden_dim=64, dropout=0.2, seed=seed
+    prior = keras_vqvae.AutoregressivePrior.from_model(
+        model, num_classes=10, num_layers=2, hidden_dim=64, dropout=0.2, seed=seed
     )
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * math.ceil(len(codes) / batch_size))
     prior.compile(keras.optimizers.AdamW(rate))
@@ -65,9 +65,7 @@ def main() -> None:
     reconstructions = model.decode(codes[1], verbose=0)
     # Images that consist of one code throughout.
     every_code = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, *codes[0].shape[1:]))
-    prior = train_prior(
-        codes[0], labels[0], num_embeddings, arguments.batch_size, arguments.prior_epochs, arguments.seed
-    )
+    prior = train_prior(model, codes[0], labels[0], arguments.batch_size, arguments.prior_epochs, arguments.seed)
     classes = np.repeat(np.arange(10), 12)
     new = model.sample(prior, len(classes), classes, guidance_scale=GUIDANCE, seed=arguments.seed, verbose=0)
     new = new.reshape(10, 12, *train.shape[1:])

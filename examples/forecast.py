@@ -109,14 +109,16 @@ def main() -> None:
     model.fit(blocks, batch_size=64, epochs=arguments.epochs, verbose=2)
 
     codes, test_codes = encode(train), encode(test)
+    # Over the codes of several blocks. `from_model` would make a prior over those of one.
     prior = keras_vqvae.AutoregressivePrior(
         arguments.codes, codes.shape[1:], num_layers=2, hidden_dim=64, dropout=0.2, seed=arguments.seed
     )
     compile_for(prior, len(codes), arguments.prior_epochs)
     prior.fit(codes, batch_size=64, epochs=arguments.prior_epochs, validation_data=(test_codes,), verbose=2)
 
-    known = np.repeat(test_codes[:, :-1], count, axis=0)
-    drawn = prior.generate(len(known), prefix=known, seed=arguments.seed, verbose=0)[:, -1]
+    known = np.repeat(test_codes, count, axis=0)
+    known[:, -1] = -1
+    drawn = prior.generate(len(known), known=known, seed=arguments.seed, verbose=0)[:, -1]
     draws = model.decode(drawn, batch_size=500, verbose=0).reshape(len(test), count, block).swapaxes(0, 1)
     truth = test[:, -1]
     some = np.random.default_rng(arguments.seed).choice(len(train), count, replace=False)

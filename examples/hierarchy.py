@@ -114,17 +114,17 @@ def main() -> None:
     nats = prior.evaluate(test_sequences, test_labels, batch_size=500, verbose=0, return_dict=True)["loss"]
     print(f"{sequences.shape[1]} codes, {nats * sequences.shape[1] / math.log(2):.0f} bits an image by the prior")
 
-    def draw(classes: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
+    def draw(classes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
         drawn = prior.generate(
-            len(classes), classes, guidance_scale=GUIDANCE, prefix=prefix, seed=arguments.seed, verbose=0
+            len(classes), classes, guidance_scale=GUIDANCE, known=known, seed=arguments.seed, verbose=0
         )
         return decoder.predict(sequence.split(drawn), verbose=0)
 
     classes, redrawn = np.repeat(np.arange(10), 12), np.repeat(np.arange(6), 12)
     new = draw(classes).reshape(10, 12, *train.shape[1:])
-    details = draw(test_labels[redrawn], test_sequences[redrawn, : sequence.num_coarse]).reshape(
-        6, 12, *train.shape[1:]
-    )
+    known = test_sequences[redrawn]
+    known[:, sequence.num_coarse :] = -1
+    details = draw(test_labels[redrawn], known).reshape(6, 12, *train.shape[1:])
     details[:, 0] = test[:6]
     decoded = model.predict(test, batch_size=500, verbose=0)
     sections = {

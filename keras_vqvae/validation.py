@@ -132,6 +132,7 @@ def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 
     A compiled function has no values to look at: there an index outside is moved to the nearest one inside,
     because the backends disagree on it (TensorFlow and PyTorch stop, JAX answers NaN).
     """
+    given = indices
     try:
         indices = ops.convert_to_tensor(indices)
     except (TypeError, ValueError) as error:
@@ -144,7 +145,8 @@ def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 
         indices = ops.cast(indices, "int32") if dtype.endswith(("8", "16")) else indices
         lowest = 0 if dtype.startswith("u") else lowest
         return ops.cast(ops.clip(indices, lowest, num_embeddings - 1), "int32")
-    values = ops.convert_to_numpy(indices)
+    # JAX has wrapped the integers that are too large for an int32.
+    values = ops.convert_to_numpy(indices) if ops.is_tensor(given) else np.asarray(given)
     outside = np.unique(values[(values < lowest) | (values >= num_embeddings)])[:5].tolist()
     if outside:
         raise ValueError(

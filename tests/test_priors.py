@@ -56,6 +56,12 @@ def labels(rng):
     return rng.integers(0, CLASSES, 7).astype("int32")
 
 
+def some(codes):
+    """Codes with -1 in the place of some: none in the first sample, all in the last, and about half in between."""
+    share = np.linspace(0, 1, len(codes)).reshape(-1, *(1,) * (codes.ndim - 1))
+    return np.where(np.random.default_rng(1).random(codes.shape) < share, -1, codes)
+
+
 def logits_of(prior, codes, labels=None):
     """By a program: of each operation by itself JAX would make a program of its own."""
     codes = codes.reshape(-1, *SHAPE)
@@ -155,7 +161,9 @@ def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
     """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
     prior = autoregressive if index_shape else small("autoregressive", index_shape=())
     guidance, restrictions = options.get("guidance_scale"), {k: v for k, v in options.items() if k != "guidance_scale"}
-    given = codes[:, :1].reshape(7, -1)
+    # Known codes stand anywhere. Those behind a code do not change how it is drawn.
+    known = some(codes) if options else np.full_like(codes, -1)
+    given = known.reshape(7, LENGTH)
     expected = np.zeros((7, LENGTH), "int32")
     uniforms = uniforms_of(3, 7, LENGTH)
     for place in range(LENGTH):
@@ -164,20 +172,19 @@ def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
             without = logits_of(prior, expected)[:, place]
             logits = without + guidance * (logits - without)
         drawn = inverse(numpy(sampling.restrict(logits, **restrictions)), uniforms[:, place])
-        expected[:, place] = given[:, place] if options and place < given.shape[1] else drawn
-    prefix = codes[:, :1] if options else None
-    new = prior.generate(7, labels, prefix=prefix, seed=3, verbose=0, **options)
+        expected[:, place] = np.where(given[:, place] < 0, drawn, given[:, place])
+    new = prior.generate(7, labels, known=known if options else None, seed=3, verbose=0, **options)
     np.testing.assert_array_equal(new.reshape(7, -1), expected)
 
 
-@pytest.mark.parametrize("prefixed", [False, pytest.param(True, marks=pytest.mark.each_backend)])
-def test_filling_in_is_by_definition(codes, labels, prefixed):
+@pytest.mark.parametrize("inpainting", [False, pytest.param(True, marks=pytest.mark.each_backend)])
+def test_filling_in_is_by_definition(codes, labels, inpainting):
     prior, steps = small("masked"), 4
     numbers = uniforms_of(3, 7, steps, 2, LENGTH)
-    given = codes[:, :1].reshape(7, -1) if prefixed else np.zeros((7, 0), "int32")
-    expected = np.full((7, LENGTH), K, "int32")
-    expected[:, : given.shape[1]] = given
-    unknown = LENGTH - given.shape[1]
+    known = some(codes) if inpainting else np.full_like(codes, -1)
+    given = known.reshape(7, LENGTH)
+    expected = np.where(given < 0, K, given)
+    unknown = (given < 0).sum(1)
     for step in range(steps):
         masked = expected == K
         logits = logits_of(prior, expected, labels)
@@ -186,11 +193,11 @@ def test_filling_in_is_by_definition(codes, labels, prefixed):
         sureness = sureness + 4.5 * (1 - (step + 1) / steps) * -np.log(-np.log(numbers[:, step, 1]))
         order = np.argsort(np.where(masked, sureness, np.inf), axis=1)
         expected = np.where(masked, drawn, expected)
-        remaining = math.floor(unknown * math.cos(math.pi / 2 * (step + 1) / steps) + 1e-9)
-        np.put_along_axis(expected, order[:, :remaining], K, axis=1)
-    new = prior.generate(
-        7, labels, num_steps=steps, choice_temperature=4.5, prefix=codes[:, :1] if prefixed else None, seed=3, verbose=0
-    )
+        for row, count in enumerate(unknown):
+            remaining = math.floor(count * math.cos(math.pi / 2 * (step + 1) / steps) + 1e-9)
+            expected[row, order[row, :remaining]] = K
+    options = {"num_steps": steps, "choice_temperature": 4.5, "known": known if inpainting else None}
+    new = prior.generate(7, labels, seed=3, verbose=0, **options)
     np.testing.assert_array_equal(new.reshape(7, -1), expected)
 
 
@@ -270,10 +277,13 @@ def test_mixed_precision_changes_little(prior, kind, codes, labels):
     assert np.mean(new == prior.generate(64, 1, seed=0, verbose=0)) > 0.5
 
 
-def test_a_tenth_of_the_classes_is_left_out(prior):
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_some_of_the_classes_are_left_out(kind, rate):
+    prior = small(kind) if rate == 0.1 else small(kind, label_dropout=rate)
     labels = numpy(prior._drop_labels(ops.ones((10_000,), "int32")))
     assert set(labels.tolist()) == {1, CLASSES}
-    assert np.mean(labels == CLASSES) == pytest.approx(0.1, abs=0.02)
+    assert np.mean(labels == CLASSES) == pytest.approx(rate, abs=0.02)
+    assert PRIORS[kind].from_config(prior.get_config()).label_dropout == rate
 
 
 def test_codes_of_samples_without_axes(kind):
@@ -302,6 +312,9 @@ def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
         ({"num_layers": 0}, "num_layers=0"),
         ({"num_heads": 3}, "num_heads=3, hidden_dim=128"),
         ({"dropout": 1.5}, "dropout=1.5"),
+        ({"label_dropout": 1.5, "num_classes": 2}, "label_dropout=1.5"),
+        ({"label_dropout": 1, "num_classes": 2}, "label_dropout=1"),
+        ({"label_dropout": 0.3}, "label_dropout=0.3"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
@@ -322,9 +335,15 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"guidance_scale": -1}, "guidance_scale=-1"),
-        ({"prefix": np.zeros((4, 3, 2, 3), int)}, "prefix of shape (4, 3, 2, 3)"),
-        ({"prefix": np.zeros((3, 1, 2, 3), int)}, "prefix of shape (3, 1, 2, 3)"),
-        ({"prefix": np.full((4, 1, 2, 3), 5)}, "prefix with [5]"),
+        ({"known": np.zeros((4, 1, 2, 3), int)}, "known of shape (4, 1, 2, 3)"),
+        ({"known": np.zeros((3, *SHAPE), int)}, "known of shape (3, 2, 2, 3)"),
+        ({"known": np.zeros(SHAPE, int)}, "known of shape (2, 2, 3)"),
+        ({"known": np.full((4, *SHAPE), 5)}, "known with [5]"),
+        ({"known": np.full((4, *SHAPE), -2)}, "known with [-2]"),
+        # JAX has no int64, in which this is 0.
+        pytest.param({"known": np.full((4, *SHAPE), 2**32)}, "known with [4294967296]", marks=pytest.mark.each_backend),
+        ({"known": np.zeros((4, *SHAPE))}, "known of dtype float"),
+        ({"known": np.zeros((4, *SHAPE), bool)}, "known of dtype bool"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

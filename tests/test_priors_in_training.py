@@ -290,3 +290,21 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
     name = "num_steps" if kind == "autoregressive" else "beam_width"
     with pytest.raises(ValueError, match=f"has no argument `{name}`. Received: {name}=3"):
         prior.generate(2, **{name: 3})
+
+
+def test_without_label_dropout_every_sample_needs_its_class(kind, codes, labels):
+    prior, _ = constant(kind, num_classes=CLASSES, label_dropout=0)
+    compiled(prior, "sgd", traced=False)
+    assert (numpy(prior._drop_labels(ops.ones((1000,), "int32"))) == 1).all()
+    assert math.isfinite(prior.evaluate(codes, labels, verbose=0)[0])
+    assert prior.generate(2, 1, seed=0, verbose=0).shape == (2, *SHAPE)
+    for method, name in (
+        (lambda: prior.evaluate(codes, verbose=0), "y"),
+        (lambda: prior.fit(codes, labels, validation_data=(codes, None), verbose=0), "y"),
+        (lambda: prior.generate(2), "labels"),
+        (lambda: prior.log_likelihood(codes), "labels"),
+    ):
+        with pytest.raises(ValueError, match=f"`label_dropout=0`.*Received: {name}=None"):
+            method()
+    with pytest.raises(ValueError, match=r"Received: guidance_scale=2.0, labels=1, .*label_dropout=0.0"):
+        prior.generate(2, 1, guidance_scale=2.0)

@@ -237,12 +237,14 @@ def test_priors_draw_codes_of_each_stage_alone(prior_class, guidance_scale, x):
     assert (logits[:, :, 1, 2:] < -1e8).all()
     assert np.abs(logits[:, :, 0]).max() < 1e3
     options = {"guidance_scale": guidance_scale, "verbose": 0, "seed": 0}
-    drawn = prior.generate(50, labels=1, prefix=np.full((50, 1, 2), 1), **options)
+    known = np.full((50, *shape), -1)
+    known[:, 0] = 1
+    drawn = prior.generate(50, labels=1, known=known, **options)
     assert drawn[..., 1].max() == 1
     assert drawn[..., 0].max() > 1
     for wrong in (
         lambda: prior.fit(codes * 0 + 2, labels, verbose=0),
-        lambda: prior.generate(2, labels=1, prefix=np.full((2, 1, 2), 2), **options),
+        lambda: prior.generate(2, labels=1, known=np.full((2, *shape), 2), **options),
     ):
         with pytest.raises(ValueError, match=r"must lie inside their codebooks, of \[64, 2\] codes"):
             wrong()

@@ -3,9 +3,10 @@
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_vqvae.models import generation, sampling
+from keras_vqvae.models import generation, likelihood, sampling
 from keras_vqvae.models.causal_transformer import CausalCodeTransformer
 from keras_vqvae.models.prior import Prior
 from keras_vqvae.types import Tensor
@@ -18,12 +19,15 @@ _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 class AutoregressivePrior(Prior):
     """A Transformer that draws the codes of a sample one after another, each given those before it.
 
-    The order is that of the rows, the stages of a residual last: `codes.reshape(samples, -1)`. `fit(codes)`, or
-    `fit(codes, labels)` with `num_classes`, trains it; `loss` is the exact negative log-likelihood in nats a code, and
-    `perplexity` its exponential. Called on codes, or on `(codes, labels)`, it returns the logits of each code.
+    The order is that of `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
+    trains it, or `fit(codes, labels)` with `num_classes`. `loss` is the exact negative log-likelihood in nats per code,
+    and `perplexity` is its exponential. Called on codes or on `(codes, labels)`, it returns the logits of each code.
 
-    With `index_shape`, as of a residual, one Transformer goes over the places, and another, of half as many blocks,
-    over the codes of each place.
+    `generate(known=...)` keeps known codes and draws the others. Each is drawn given only the codes before it. Known
+    codes after it are kept, but do not influence it: to fill a hole between known codes, use `MaskedPrior`.
+
+    If a position has several codes (`index_shape`), one Transformer goes over the positions, and a second one with half
+    as many blocks goes over the codes of each position.
 
     Arguments, inputs and outputs are those of `Prior`.
 
@@ -42,7 +46,7 @@ class AutoregressivePrior(Prior):
     Reference:
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
-    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a place
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a position
     - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for classifier-free guidance
     """
 
@@ -51,11 +55,47 @@ class AutoregressivePrior(Prior):
     def logits(self, codes: Tensor, labels: Tensor, training: bool) -> Tensor:
         return self.transformer(codes, labels, training=training)
 
+    def log_likelihood(
+        self,
+        codes: Tensor,
+        labels: Tensor | None = None,
+        *,
+        batch_size: int = 128,
+        verbose: str | int = "auto",
+    ) -> np.ndarray:
+        """Returns the log-probability of each code given the codes before it, in nats.
+
+        The sum over a sample's codes is the exact log-likelihood of the sample. Low values mark codes and samples that
+        are unlike the training data, for example as an anomaly score.
+
+        Args:
+            codes: Integers `[n, *shape]`.
+            labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`: the likelihood
+                without a class.
+            batch_size: How many samples to compute at a time. The values do not depend on it. Defaults to `128`.
+            verbose: As in `predict`. Defaults to `"auto"`.
+
+        Returns:
+            A float32 array `[n, *shape]`.
+
+        Raises:
+            ValueError: If a code or a label is out of range or has another shape.
+
+        Example:
+
+        >>> prior = AutoregressivePrior(num_embeddings=16, shape=(3, 3), num_layers=1, hidden_dim=32)
+        >>> nats = prior.log_likelihood(np.zeros((5, 3, 3), "int32"), verbose=0)
+        >>> nats.shape, nats.sum(axis=(1, 2)).shape
+        ((5, 3, 3), (5,))
+        """
+        codes, labels = likelihood.check(self, codes, labels)
+        return likelihood.log_probabilities(self, codes, codes, labels, batch_size, verbose)
+
     def bits_shape(self, **options: Any) -> tuple[int, ...]:
         return (self.length,)
 
     def sample_codes(  # type: ignore[override]  # The options are those of `generate`.
-        self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: float | None, **restrictions: Any
+        self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: Tensor | None, **restrictions: Any
     ) -> Tensor:
         labels, copies = generation.paired(labels, self.num_classes, guidance_scale)
         network, stages = self.transformer, self.transformer.num_codebooks

@@ -8,12 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqvae import validation
 from keras_vqvae.backend import backend
+from keras_vqvae.models.codes_inputs import CodesInputs, holds_classes
 from keras_vqvae.types import Data, Tensor
-
-LABEL_DROPOUT = 0.1
-"""Fraction of samples that are trained without their class, so that guidance can compare with and without."""
 
 
 class Perplexity(keras.metrics.Mean):
@@ -23,12 +20,7 @@ class Perplexity(keras.metrics.Mean):
         return ops.exp(super().result())
 
 
-def holds_classes(labels: Data) -> bool:
-    """Whether there are labels: neither `None` nor of shape `[samples, 0]`."""
-    return labels is not None and tuple(getattr(labels, "shape", ())[1:]) != (0,)
-
-
-class CodesModel(keras.Model):
+class CodesModel(CodesInputs):
     """Training of a distribution over codes `[*shape]`, with `num_classes` classes of samples or none.
 
     A step of `fit` or `evaluate` replaces the batch by `(inputs, codes, weights)`, so that `call`, `compute_loss` and
@@ -65,6 +57,7 @@ class CodesModel(keras.Model):
         codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         if not holds_classes(labels) and training and self.num_classes:
             raise ValueError(f"`fit` needs labels of {self.num_classes} classes. Received: y=None")
+        self._require_labels("y", labels)
         codes = self._check_codes(codes)
         labels = self._check_labels(labels, ops.shape(codes)[0])
         inputs, weights = self.corrupt(ops.reshape(codes, (-1, self.length)))
@@ -188,47 +181,6 @@ class CodesModel(keras.Model):
                     labels = np.empty((len(codes), 0), "int32")
         return codes, labels, sample_weight
 
-    def _check_codes(self, codes: Tensor, masked: bool = False) -> Tensor:
-        codes = validation.code_indices("codes", codes, self.num_embeddings + masked)
-        if len(codes.shape) != 1 + len(self.shape) or any(
-            size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
-        ):
-            raise ValueError(
-                f"`codes` must have shape {('samples', *self.shape)}. Received: codes of shape {tuple(codes.shape)}"
-            )
-        if masked:
-            return codes
-        return validation.within_codebooks("codes", codes, self.codebook_sizes, None, self.index_shape)
-
-    def _check_labels(self, labels: Tensor | None, samples: Tensor, or_none: bool = False) -> Tensor:
-        """Returns int32 classes `[samples]`. The class `num_classes`, which `or_none` allows, stands for none."""
-        none = self.num_classes or 0
-        if not holds_classes(labels):
-            return ops.full((samples,), none, dtype="int32")
-        if not none:
-            raise ValueError(f"`labels` need a prior with `num_classes`. Received: labels={labels!r}, num_classes=None")
-        labels = validation.code_indices("labels", labels, none + or_none)
-        if len(labels.shape) == 0:
-            labels = ops.broadcast_to(labels, (samples,))
-        if len(labels.shape) != 1 or (isinstance(samples, int) and labels.shape[0] not in (None, samples)):
-            raise ValueError(
-                "`labels` must be a class for each sample. "
-                f"Received: labels of shape {tuple(labels.shape)} for {samples} samples"
-            )
-        return labels
-
-    def _check_sample_weight(self, sample_weight: Tensor, codes: Tensor) -> Tensor:
-        """Returns float32 weights of the shape of `codes`."""
-        weights = ops.cast(sample_weight, "float32")
-        sizes = zip(weights.shape, codes.shape, strict=False)
-        if len(weights.shape) > len(codes.shape) or any(a not in (None, 1, b) and b is not None for a, b in sizes):
-            raise ValueError(
-                f"`sample_weight` must have the first axes of {('samples', *self.shape)}. "
-                f"Received: sample_weight of shape {tuple(weights.shape)}"
-            )
-        axes = len(codes.shape) - len(weights.shape)
-        return ops.broadcast_to(ops.reshape(weights, (*ops.shape(weights), *(1,) * axes)), ops.shape(codes))
-
     def _drop_labels(self, labels: Tensor) -> Tensor:
         drawn = keras.random.uniform(ops.shape(labels), seed=self.transformer.seed_generator)
-        return ops.where(drawn < LABEL_DROPOUT, self.num_classes or 0, labels)
+        return ops.where(drawn < self.label_dropout, self.num_classes or 0, labels)

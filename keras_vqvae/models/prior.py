@@ -1,29 +1,38 @@
-"""What priors over codes share, and how they are drawn from."""
+"""What priors over codes share."""
 
 import math
 import types
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_vqvae import validation
-from keras_vqvae.models import generation, sampling
-from keras_vqvae.models.codes_model import CodesModel
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.generation import CodesGenerator
 from keras_vqvae.models.transformer import CodeTransformer
 from keras_vqvae.types import Tensor
 
+LABEL_DROPOUT = 0.1
+"""The default of `label_dropout`."""
 
-class Prior(CodesModel):
-    """Base class of the priors: a distribution over the codes of a sample, trained by `fit`, to draw from.
+
+class Prior(CodesGenerator):
+    """Base class of the priors: a distribution over the codes of a sample that is trained by `fit` and drawn from.
+
+    `from_model` makes a prior over the codes of a `VQVAE`. `generate` draws codes, and `log_likelihood` scores given
+    codes.
 
     A subclass defines, for codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
 
     - `logits(codes, labels, training)`: the logits of each code, `[batch, L, K]`;
-    - `sample_codes(known, labels, bits, **options)`: `known`, with codes in the place of -1, drawn by random bits, of
-      which each sample needs `bits_shape(**options)`;
+    - `sample_codes(known, labels, bits, **options)`: the codes `known` `[batch, L]`, with a drawn code in place of each
+      -1. `bits` are random integers `[batch, *bits_shape]`, as `sampling.draw` takes them. `options` are `temperature`,
+      `top_k`, `top_p`, `guidance_scale` and the arguments named in `generate_options`. Floats arrive as scalar tensors,
+      so that one compiled program serves all their values;
+    - `bits_shape(**options)`: the shape of the random integers that a sample needs;
+    - optionally `log_likelihood`, as the other priors do;
     - optionally `corrupt(codes)`: what the network sees in training and evaluation instead of `codes`, and the weights
       of the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
 
@@ -33,16 +42,19 @@ class Prior(CodesModel):
     Args:
         num_embeddings: Number of codes, `K`, an integer; or a sequence of one integer for each codebook, such as the
             `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
-        shape: Of the codes of one sample, as `VQVAE.encode` returns them: `codes.shape[1:]`.
+        shape: Shape of the codes of one sample, `codes.shape[1:]` of what `VQVAE.encode` returns.
         num_classes: Number of classes of samples. Defaults to `None`, no classes.
-        index_shape: The last axes of `shape` that are several codes of one place, each of a codebook of its own: the
-            quantizer's `index_shape`. Defaults to `()`, one codebook.
-        num_layers: How many Transformer blocks. Defaults to `4`.
-        num_heads: Heads of their attention. Defaults to `4`.
-        hidden_dim: Their width, which `num_heads` divides. Defaults to `128`.
-        dropout: Share of what each of them adds that is dropped in training. Defaults to `0.1`.
-        seed: Integer, for all that is drawn in training: dropout, masks, and samples without their class. Defaults to
-            `None`, a random seed.
+        index_shape: The quantizer's `index_shape`: the last axes of `shape`, if a position has several codes, each of a
+            codebook of its own. Defaults to `()`, one codebook.
+        num_layers: Number of Transformer blocks. Defaults to `4`.
+        num_heads: Number of attention heads of each block. Defaults to `4`.
+        hidden_dim: Width of the blocks, a multiple of `num_heads`. Defaults to `128`.
+        dropout: Dropout rate of the blocks. Defaults to `0.1`.
+        label_dropout: Fraction of the samples that `fit` trains without their class, at least 0 and below 1. Guidance
+            and draws without a class need it. With 0 they are errors, and `generate`, `evaluate` and `log_likelihood`
+            need labels. Other values than the default need `num_classes`. Defaults to `0.1`.
+        seed: Integer from which training draws dropout, masks, and the samples without their class. Defaults to `None`,
+            a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Input shape:
@@ -52,13 +64,11 @@ class Prior(CodesModel):
         `[batch, *shape, num_embeddings]`, in float32.
 
     Raises:
-        ValueError: If a size is not a positive integer, or sizes do not fit each other.
+        ValueError: If a size is not a positive integer, sizes do not fit each other, or a rate is out of range.
     """
 
     transformer_class: type[CodeTransformer] = CodeTransformer
     """Class of the network."""
-    generate_options: tuple[str, ...] = ()
-    """Names of the further arguments of `generate`, which `bits_shape` and `sample_codes` take."""
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class Prior(CodesModel):
         num_heads: int = 4,
         hidden_dim: int = 128,
         dropout: float = 0.1,
+        label_dropout: float = LABEL_DROPOUT,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -91,6 +102,7 @@ class Prior(CodesModel):
                 f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
             )
         self.dropout = validation.fraction("dropout", dropout)
+        self.label_dropout = self._check_label_dropout(label_dropout)
         self.seed = validation.seed(seed)
         self.length = math.prod(self.shape)
         self.transformer = self.transformer_class(
@@ -106,7 +118,7 @@ class Prior(CodesModel):
             name="transformer",
         )
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model, as it is of them.
-        self._parts = types.SimpleNamespace(samplers={})
+        self._parts = types.SimpleNamespace(samplers={}, scorer=None)
         # Keras locks a model once it is built. A constructor of a subclass may still have to add layers to it.
         if type(self).__init__ is Prior.__init__:
             self.build((None, *self.shape))
@@ -118,107 +130,81 @@ class Prior(CodesModel):
             codes = keras.Input(self.shape, dtype="int32")
             self.compute_output_spec((codes, keras.Input((), dtype="int32")) if self.num_classes else codes)
 
-    def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
-        return codes, None
-
-    def bits_shape(self, **options: Any) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def sample_codes(self, known: Tensor, labels: Tensor, bits: Tensor, **options: Any) -> Tensor:
-        raise NotImplementedError
-
-    def generate(
-        self,
-        num_samples: int,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float | None = None,
-        prefix: Tensor | None = None,
-        seed: int | None = None,
-        batch_size: int = 128,
-        verbose: str | int = "auto",
-        **options: Any,
-    ) -> np.ndarray:
-        """Draws the codes of new samples.
+    @classmethod
+    def from_model(
+        cls,
+        model: keras.Model,
+        num_classes: int | None = None,
+        *,
+        shape: Iterable[int] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Returns a new prior over the codes of a `VQVAE`: `num_embeddings`, `shape` and `index_shape` are the model's.
 
         Args:
-            num_samples: Number of samples, `n`.
-            labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
-            temperature: Divides the logits. Values below 1 make likely codes likelier. Defaults to `1.0`.
-            top_k: Sample only from the `top_k` most likely codes. Defaults to `None`, all.
-            top_p: Nucleus sampling: sample from the smallest set of codes whose total probability is at least `top_p`.
-                Defaults to `None`, all.
-            guidance_scale: Scale `s` of classifier-free guidance, at twice the cost: logits are `u + s * (c - u)`, with
-                `u` the logits without the class and `c` those with it. It needs `labels`. Defaults to `None`, as 1.
-            prefix: Codes to keep fixed: the first `p` positions along the first axis, `[n, p, *shape[1:]]`. The rest is
-                generated. Defaults to `None`.
-            seed: Integer; equal seeds draw equal codes, whatever the batch size, and up to the rounding of logits on
-                every backend. Defaults to `None`, drawn from NumPy's state, which `keras.utils.set_random_seed` sets.
-            batch_size: How many samples to draw at a time. Defaults to `128`.
-            verbose: As in `predict`. Defaults to `"auto"`.
-            **options: Further arguments that a subclass names in `generate_options`.
-
-        Returns:
-            An int32 array `[n, *shape]`.
+            model: A built `VQVAE`.
+            num_classes: Number of classes of samples. Defaults to `None`, no classes.
+            shape: Shape of the codes of one sample, `codes.shape[1:]`. Only a model for inputs of any size needs it.
+                Defaults to `None`, the shape of the model's codes.
+            **kwargs: The other arguments of the prior, such as `num_layers` and `seed`.
 
         Raises:
-            ValueError: If a label or a code is out of range, or a sampling argument is invalid.
-        """
-        num_samples = validation.positive_int("num_samples", num_samples)
-        batch_size = validation.positive_int("batch_size", batch_size)
-        for name in options.keys() - set(self.generate_options):
-            raise ValueError(
-                f"`{type(self).__name__}.generate` has no argument `{name}`. Received: {name}={options[name]!r}"
-            )
-        options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
-        if guidance_scale is not None and self.num_classes is None:
-            raise ValueError(
-                f"`guidance_scale` needs a prior with `num_classes`. Received: guidance_scale={guidance_scale!r}"
-            )
-        options["guidance_scale"] = (
-            None if guidance_scale is None else validation.non_negative("guidance_scale", guidance_scale)
-        )
-        if guidance_scale is not None and labels is None:
-            raise ValueError(
-                f"`guidance_scale` needs `labels`. Received: guidance_scale={guidance_scale!r}, labels=None"
-            )
-        labels = ops.convert_to_numpy(self._check_labels(labels, num_samples))
-        known = np.full((num_samples, self.length), -1, "int32")
-        if prefix is not None:
-            prefix = self._check_prefix(num_samples, prefix)
-            known[:, : prefix.shape[1]] = prefix
-        # NumPy's own state is what `keras.utils.set_random_seed` sets.
-        seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
-        key = tuple(options.items())
-        if key not in self._parts.samplers:
-            self._parts.samplers[key] = generation.Sampler(self, options)
-        shape = self.bits_shape(**options)
-        if not self.built:
-            self.build((None, *self.shape))
-        codes = self._parts.samplers[key].generate(known, labels, shape, seed, batch_size, verbose)
-        return codes.reshape(num_samples, *self.shape)
+            ValueError: If `model` is not a built `VQVAE`, `shape` does not fit its codes, or it is needed and not
+                given.
 
-    def _check_prefix(self, num_samples: int, prefix: Tensor) -> np.ndarray:
-        prefix = validation.code_indices("prefix", prefix, self.num_embeddings)
-        if (
-            prefix.shape != (num_samples, *prefix.shape[1:2], *self.shape[1:])
-            or math.prod(prefix.shape) > num_samples * self.length
-        ):
+        Example:
+
+        >>> encoder, decoder = build_conv_encoder((8, 8, 1), filters=(8,)), build_conv_decoder((8, 8, 1), filters=(8,))
+        >>> model = VQVAE(encoder, ResidualQuantizer(VectorQuantizer(16), num_quantizers=3), decoder)
+        >>> prior = MaskedPrior.from_model(model, num_layers=1, hidden_dim=32)
+        >>> prior.shape, prior.index_shape, prior.codebook_sizes
+        ((4, 4, 3), (3,), (16, 16, 16))
+        """
+        quantizer = getattr(model, "quantizer", None)
+        if not isinstance(quantizer, Quantizer):
+            raise ValueError(f"`model` must be a VQVAE. Received: model={model!r}")
+        own = tuple(model.tokenizer.output_shape[1:])
+        sizes = own if shape is None else validation.positive_ints("shape", shape)
+        if None in sizes:
             raise ValueError(
-                f"`prefix` must be codes of {num_samples} samples along the first axis of {self.shape}. "
-                f"Received: prefix of shape {tuple(prefix.shape)}"
+                "The model takes inputs of any size. Pass `shape`, the shape of the codes of one sample: "
+                f"`codes.shape[1:]`. Received: shape=None, model with codes of shape {own}"
             )
-        prefix = ops.reshape(prefix, (num_samples, math.prod(prefix.shape[1:])))
-        codebooks = tuple(place % len(self.codebook_sizes) for place in range(prefix.shape[1]))
-        prefix = validation.within_codebooks("prefix", prefix, self.codebook_sizes, codebooks, ())
-        return ops.convert_to_numpy(prefix)
+        if len(sizes) != len(own) or any(axis not in (None, size) for axis, size in zip(own, sizes, strict=True)):
+            raise ValueError(f"`shape` must be that of the model's codes, {own}. Received: shape={shape!r}")
+        # Scales share the codebooks of one quantizer.
+        num_codebooks = math.prod(quantizer.index_shape)
+        return cls(
+            quantizer.codebook_sizes[:num_codebooks], sizes, num_classes, index_shape=quantizer.index_shape, **kwargs
+        )
+
+    def _check_label_dropout(self, label_dropout: float) -> float:
+        rate = validation.fraction("label_dropout", label_dropout)
+        if rate == 1:
+            raise ValueError(
+                f"`label_dropout` must be below 1: no sample would have its class. Received: label_dropout={rate}"
+            )
+        if self.num_classes is None and rate != LABEL_DROPOUT:
+            raise ValueError(f"`label_dropout` needs a prior with `num_classes`. Received: label_dropout={rate}")
+        return rate
+
+    def log_likelihood(
+        self,
+        codes: Tensor,
+        labels: Tensor | None = None,
+        *,
+        batch_size: int = 128,
+        verbose: str | int = "auto",
+    ) -> np.ndarray:
+        raise NotImplementedError
+
+    def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
+        return codes, None
 
     def get_config(self) -> dict[str, Any]:
         own = (
             *("shape", "num_classes", "index_shape", "num_layers", "num_heads", "hidden_dim"),
-            *("dropout", "seed"),
+            *("dropout", "label_dropout", "seed"),
         )
         sizes = self.codebook_sizes if len(set(self.codebook_sizes)) > 1 else self.num_embeddings
         return {**super().get_config(), "num_embeddings": sizes, **{name: getattr(self, name) for name in own}}

@@ -23,7 +23,7 @@ def check(num_embeddings: int, temperature: float, top_k: int | None, top_p: flo
     }
 
 
-def guide(logits: Tensor, guidance_scale: float | None) -> Tensor:
+def guide(logits: Tensor, guidance_scale: Tensor | None) -> Tensor:
     """Classifier-free guidance: logits `[2 n, ..., K]`, with classes and then without, -> `[n, ..., K]`.
 
     `u + s (c - u)`, of logits `c` with a class and `u` without: 0 draws without the class, 1 with it, and more takes
@@ -35,7 +35,9 @@ def guide(logits: Tensor, guidance_scale: float | None) -> Tensor:
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def restrict(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def restrict(
+    logits: Tensor, temperature: Tensor = 1.0, top_k: int | None = None, top_p: Tensor | None = None
+) -> Tensor:
     """Logits `[..., K]` at a temperature, with all but the likeliest at minus infinity.
 
     Those are the `top_k` likeliest, and of what is left the fewest likeliest that have a share of `top_p`.

@@ -1,0 +1,141 @@
+"""Draws around known codes, and how many programs a sweep of settings compiles."""
+
+import inspect
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from helpers import numpy
+
+import keras_vqvae
+
+PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
+SIZES = {"num_layers": 1, "num_heads": 1, "hidden_dim": 8, "seed": 0}
+
+
+@pytest.fixture(params=PRIORS)
+def kind(request):
+    return request.param
+
+
+def deterministic(kind):
+    """A prior of one likely code for each codebook: 4 for the first, 1 for the second."""
+    prior = PRIORS[kind]((6, 2), (3, 2), index_shape=(2,), **SIZES)
+    bias = np.zeros((2, 6), "float32")
+    bias[[0, 1], [4, 1]] = 50.0
+    prior.transformer.bias.assign(bias)
+    return prior
+
+
+def test_known_codes_stay_and_the_others_are_drawn(kind, rng):
+    prior = deterministic(kind)
+    codes = rng.integers(0, (6, 2), (20, 3, 2))
+    unknown = rng.random(codes.shape) < 0.5
+    known = np.where(unknown, -1, codes)
+    new = prior.generate(20, known=known, seed=0, batch_size=7, verbose=0)
+    assert new.dtype == "int32"
+    np.testing.assert_array_equal(new, np.where(unknown, [4, 1], codes))
+    # Anything that holds integers will do.
+    np.testing.assert_array_equal(prior.generate(20, known=known.tolist(), seed=0, verbose=0), new)
+    np.testing.assert_array_equal(prior.generate(20, known=known.astype("int8"), seed=0, verbose=0), new)
+
+
+def test_what_is_all_known_comes_back(kind, rng):
+    codes = rng.integers(0, (6, 2), (5, 3, 2))
+    np.testing.assert_array_equal(deterministic(kind).generate(5, known=codes, verbose=0), codes)
+    np.testing.assert_array_equal(
+        deterministic(kind).generate(5, known=codes.astype("uint8"), temperature=0.5, top_k=1, verbose=0), codes
+    )
+
+
+def test_nothing_known_is_as_without_known(kind):
+    prior = PRIORS[kind](6, (3,), **SIZES)
+    nothing = np.full((9, 3), -1)
+    np.testing.assert_array_equal(
+        prior.generate(9, known=nothing, seed=2, verbose=0), prior.generate(9, seed=2, verbose=0)
+    )
+
+
+def test_known_codes_lie_within_their_own_codebook(kind):
+    known = np.full((2, 3, 2), -1)
+    known[1, 2, 1] = 2
+    with pytest.raises(ValueError, match=r"`known` must lie inside .* of \[6, 2\] codes. Received: known with \[2\]"):
+        deterministic(kind).generate(2, known=known)
+
+
+def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
+    """A prior with attention far from even, whose middle code is drawn between two that are known."""
+    prior = PRIORS[kind](6, (3,), **SIZES)
+    for weight in prior.trainable_variables:
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=len(weight.path)))
+
+    def drawn(first, last):
+        known = np.broadcast_to([first, -1, last], (100, 3))
+        return prior.generate(100, known=known, temperature=2.0, seed=0, verbose=0)[:, 1]
+
+    middle = drawn(0, 0)
+    assert (drawn(3, 0) != middle).any()
+    assert (drawn(0, 3) != middle).any() == (kind == "masked")
+
+
+@pytest.mark.each_backend
+def test_a_sweep_compiles_one_program(kind):
+    """30 settings of temperature, nucleus and guidance. PyTorch compiles nothing, and runs its one sampler 30 times."""
+    traced = []
+
+    class Counting(PRIORS[kind]):
+        def sample_codes(self, *args, **options):
+            traced.append(options)
+            return super().sample_codes(*args, **options)
+
+    prior = Counting(16, (4,), num_classes=3, **SIZES)
+    for weight in prior.trainable_variables:
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=len(weight.path)))
+    settings = list(itertools.product((0.3, 0.7, 1.0, 1.2, 3.0), (0.5, 0.9, 1.0), (1.0, 6.0)))
+    names = "temperature", "top_p", "guidance_scale"
+    draw = lambda **options: prior.generate(32, 1, seed=0, verbose=0, **options)  # noqa: E731
+    first = draw(**dict(zip(names, settings[0], strict=True)))
+    once = len(traced)
+    draws = [draw(**dict(zip(names, values, strict=True))) for values in settings]
+    np.testing.assert_array_equal(draws[0], first)
+    # A setting acts although the program stays.
+    assert len({each.tobytes() for each in draws}) > 15
+    assert len(prior._parts.samplers) == 1
+    assert len(traced) == (1 + len(settings) if keras.backend.backend() == "torch" else once)
+
+
+def test_what_restricts_nothing_draws_as_none_does(kind):
+    """By another program, and so does each `top_k`."""
+    prior = PRIORS[kind](16, (4,), num_classes=3, **SIZES)
+    draw = lambda **options: prior.generate(32, 1, seed=0, verbose=0, **options)  # noqa: E731
+    np.testing.assert_array_equal(draw(temperature=1, top_p=1, guidance_scale=1), draw())
+    assert len(prior._parts.samplers) == 2
+    np.testing.assert_array_equal(draw(top_k=16), draw())
+    assert len({draw(top_k=top_k).tobytes() for top_k in (1, 3, 3)}) == 2
+    assert len(prior._parts.samplers) == 5
+
+
+def test_settings_are_exact_in_mixed_precision(kind):
+    """Inputs of a model would be rounded to bfloat16, where 0.7 is 0.69921875."""
+    seen = []
+
+    class Seeing(PRIORS[kind]):
+        def sample_codes(self, known, labels, bits, **options):
+            seen.append(options["temperature"])
+            return super().sample_codes(known, labels, bits, **options)
+
+    prior = Seeing(6, (3,), dtype="mixed_bfloat16", **SIZES)
+    prior.generate(2, temperature=0.7, verbose=0)
+    if keras.backend.backend() == "torch":
+        assert numpy(seen[0]) == np.float32(0.7)
+    assert all(keras.backend.standardize_dtype(value.dtype) == "float32" for value in seen)
+
+
+def test_arguments_after_labels_are_by_keyword_only(kind):
+    kinds = [parameter.kind for parameter in inspect.signature(PRIORS[kind].generate).parameters.values()]
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert kinds[:3] == [positional] * 3
+    assert positional not in kinds[3:]
+    with pytest.raises(TypeError):
+        deterministic(kind).generate(2, None, 1.0)
