@@ -17,8 +17,8 @@ GROUPS = {
 BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""
 USED = (
-    "adapt autoencode decode detokenizer encode from_model generate log_likelihood prune_unused reset_code_counts "
-    "resize sample set_codebook tokenizer"
+    "adapt autoencode decode decode_stream detokenizer detokenizer_step encode encode_stream from_model generate "
+    "latency log_likelihood prune_unused receptive_field reset_code_counts resize sample set_codebook tokenizer tokenizer_step"
 )
 
 

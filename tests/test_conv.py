@@ -142,6 +142,7 @@ def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
         ({"filters": (4, 0)}, "filters=0"),
         ({"num_residual_blocks": -1}, "num_residual_blocks=-1"),
         ({"embedding_dim": 0}, "embedding_dim=0"),
+        ({"causal": 1}, "causal=1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -163,3 +164,36 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_shapes_that_make_no_sense_are_named(shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.build_conv_encoder(shape)
+
+
+def test_causal_models_have_one_axis(channels_first):
+    for build, name in (
+        (keras_vqvae.build_conv_encoder, "input_shape"),
+        (keras_vqvae.build_conv_decoder, "output_shape"),
+    ):
+        with pytest.raises(ValueError, match=r"`causal` needs one axis.*image_data_format='channels_first'"):
+            build((1, 8), causal=True)
+        keras.config.set_image_data_format("channels_last")
+        with pytest.raises(ValueError, match=re.escape(f"Received: causal=True, {name}=(8, 8, 1)")):
+            build((8, 8, 1), causal=True)
+        keras.config.set_image_data_format("channels_first")
+
+
+def test_a_causal_model_is_the_papers_network_of_padding_at_the_start():
+    """Of one layer each: `y_t` from samples `2 t - 2` to `2 t + 1`, and two samples from two vectors."""
+    encoder, decoder = small((6, 2), filters=(4,), num_residual_blocks=0, causal=True)
+    x = draw(1, 6, 2)
+    kernel = lambda model, name: [numpy(weight) for weight in model.get_layer(name).weights]  # noqa: E731
+    padded = np.pad(x[0], ((2, 0), (0, 0)))
+    weights, bias = kernel(encoder, "encoder_conv_0")
+    y = np.stack([np.einsum("wc,wcf->f", padded[2 * t : 2 * t + 4], weights) for t in range(3)]) + bias
+    weights, bias = kernel(encoder, "encoder_to_embedding")
+    np.testing.assert_allclose(numpy(encoder(x))[0], np.maximum(y, 0) @ weights[0] + bias, atol=1e-5)
+    z = draw(1, 3, 3)
+    padded = np.pad(z[0], ((2, 0), (0, 0)))
+    weights, bias = kernel(decoder, "decoder_conv")
+    y = np.stack([np.einsum("wc,wcf->f", padded[t : t + 3], weights) for t in range(3)]) + bias
+    y = np.pad(np.maximum(y, 0), ((1, 0), (0, 0)))
+    weights, bias = kernel(decoder, "decoder_output")
+    expected = np.stack([weights[i % 2] @ y[1 + i // 2] + weights[i % 2 + 2] @ y[i // 2] for i in range(6)]) + bias
+    np.testing.assert_allclose(numpy(decoder(z))[0], expected, atol=1e-5)

@@ -62,7 +62,7 @@ class CodeAutoencoder(keras.Model):
         self.encoder, self.quantizer, self.decoder, self.preprocessing = encoder, quantizer, decoder, preprocessing
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
         self._parts = types.SimpleNamespace(
-            drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds, cropping=Cropping()
+            drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds, cropping=Cropping(), steps={}
         )
 
     def _build_if_known(self) -> None:

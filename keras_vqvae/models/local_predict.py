@@ -35,3 +35,9 @@ def predict_in_equal_batches(
         # On TensorFlow each generator that `predict` is given leaves some 20 kB behind.
         return predict(model, *next(batches), batch_size=size, verbose=verbose)
     return predict(model, batches, steps=steps, verbose=verbose)[:samples]
+
+
+def predict_on_batch(model: keras.Model, x: Any) -> Any:
+    """Returns `model.predict_on_batch(x)`, computed by this process without waiting for others."""
+    with backend.local_predict(model):
+        return model.predict_on_batch(x)

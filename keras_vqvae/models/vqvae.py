@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from keras_vqvae.models.step import Pass
+from keras_vqvae.models.streaming import CodeStreaming
 from keras_vqvae.models.training import AutoencoderTraining
 from keras_vqvae.types import Data, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class VQVAE(AutoencoderTraining):
+class VQVAE(AutoencoderTraining, CodeStreaming):
     """An autoencoder whose latents are codes: `decoder(quantizer(encoder(x)))`.
 
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report:
@@ -30,7 +31,8 @@ class VQVAE(AutoencoderTraining):
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
-    decodes what a prior draws. A model that holds the tokenizer cannot train it.
+    decodes what a prior draws. A model that holds the tokenizer cannot train it. If encoder and decoder are causal,
+    `encode_stream` and `decode_stream` do the same for sequences that come in parts.
 
     A subclass adds layers, metrics and weights after `super().__init__()`, and overrides `call`, `compute_loss` and
     `compute_metrics`, as that of any Keras model. `autoencode` gives it the latents and the indices of a call.
