@@ -18,7 +18,8 @@ BASES = ("CodebookQuantizer", "Prior", "Quantizer")
 """Those whose pages are for who writes a subclass, with all that one may change."""
 USED = (
     "adapt autoencode decode decode_stream detokenizer detokenizer_step encode encode_stream from_model generate "
-    "latency log_likelihood prune_unused receptive_field reset_code_counts resize sample set_codebook tokenizer tokenizer_step"
+    "latency log_likelihood prune_unused receptive_field reset_code_counts resize sample set_codebook tokenizer "
+    "tokenizer_step"
 )
 
 

@@ -106,6 +106,15 @@ def test_random_layers_within_the_encoder_are_refused():
     model.fit(x, x, verbose=0)
 
 
+def test_streams_are_preprocessed():
+    sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 1, "causal": True}
+    parts = keras_vqvae.build_conv_encoder((None, 1), **sizes), keras_vqvae.build_conv_decoder((None, 1), **sizes)
+    model = keras_vqvae.VQVAE(parts[0], keras_vqvae.VectorQuantizer(16), parts[1], layers.Rescaling(0.1))
+    x = 10 * draw(1, 30, 1)
+    streamed = np.concatenate(list(model.encode_stream(np.split(x, [7, 18], axis=1))), axis=1)
+    np.testing.assert_array_equal(streamed, model.encode(x, verbose=0))
+
+
 def test_a_loop_of_ones_own_has_the_scaled_targets():
     x = draw(8, 4, 4, 1)
     for preprocessing, refused in ((layers.Rescaling(0.1), False), (layers.RandomFlip(), True)):
