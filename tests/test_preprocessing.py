@@ -106,12 +106,18 @@ def test_random_layers_within_the_encoder_are_refused():
     model.fit(x, x, verbose=0)
 
 
-def test_streams_are_preprocessed():
+def test_a_stream_does_not_preprocess_and_says_so():
     sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 1, "causal": True}
-    parts = keras_vqvae.build_conv_encoder((None, 1), **sizes), keras_vqvae.build_conv_decoder((None, 1), **sizes)
-    model = keras_vqvae.VQVAE(parts[0], keras_vqvae.VectorQuantizer(16), parts[1], layers.Rescaling(0.1))
+    encoder, decoder = (
+        keras_vqvae.build_conv_encoder((None, 1), **sizes),
+        keras_vqvae.build_conv_decoder((None, 1), **sizes),
+    )
+    model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16), decoder, layers.Rescaling(0.1))
     x = 10 * draw(1, 30, 1)
-    streamed = np.concatenate(list(model.encode_stream(np.split(x, [7, 18], axis=1))), axis=1)
+    with pytest.raises(ValueError, match="preprocess the chunks yourself"):
+        model.encode_stream([x])
+    plain = keras_vqvae.VQVAE(model.encoder, model.quantizer, model.decoder)
+    streamed = np.concatenate(list(plain.encode_stream(np.split(0.1 * x, [7, 18], axis=1))), axis=1)
     np.testing.assert_array_equal(streamed, model.encode(x, verbose=0))
 
 

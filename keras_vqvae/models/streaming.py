@@ -184,6 +184,11 @@ class CodeStreaming(CodeAutoencoder):
                     "`quantizer` must quantize each vector by itself for a stream. "
                     f"Received: quantizer={self.quantizer.__class__.__name__}"
                 )
+            if name == "encoder" and self.preprocessing is not None:
+                raise ValueError(
+                    "A stream does not preprocess. Take `VQVAE(model.encoder, model.quantizer, model.decoder)`, and "
+                    f"preprocess the chunks yourself. Received: preprocessing={self.preprocessing.name}"
+                )
             parts.steps[name] = self._make_step(name)
         return parts.steps[name]
 
@@ -199,10 +204,7 @@ class CodeStreaming(CodeAutoencoder):
         source, target = ("samples", "codes") if name == "encoder" else ("codes", "samples")
         if name == "encoder":
             inputs = keras.Input((None, samples[0].shape[-1]), dtype=samples[0].dtype, name=source)
-            encoder = (
-                self.encoder if self.preprocessing is None else keras.Sequential([self.preprocessing, self.encoder])
-            )
-            causal = CausalStep(name, encoder, inputs)
+            causal = CausalStep(name, self.encoder, inputs)
             output = self.quantizer(causal.outputs, training=False, return_indices=True)[1]
         else:
             inputs = keras.Input((None, *self.quantizer.index_shape), dtype="int32", name=source)
