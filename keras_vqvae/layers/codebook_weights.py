@@ -105,34 +105,36 @@ class CodebookWeights(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         return codebook.gather_codes(self.codebook, indices)
 
-    def resize(self, num_embeddings: int) -> tuple["CodebookWeights", np.ndarray]:
+    def resize(self, num_embeddings: int, counts: Tensor | None = None) -> tuple["CodebookWeights", np.ndarray]:
         """Returns a new layer with another number of codes, and where the old codes went.
 
-        With fewer codes, those with the highest `code_counts` remain, in their order. With more, the old ones come
-        first and keep their indices, and the initializer draws the others.
+        With fewer codes, those with the highest counts remain, in their order. With more, the old ones come first and
+        keep their indices, and the initializer draws the others.
 
         Args:
             num_embeddings: Number of codes of the new layer.
+            counts: How often each code was chosen, `[K]`, such as `layer.count_codes(indices)` of data that matter.
+                Defaults to `None`, `code_counts`, those of the whole training.
 
         Returns:
             `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
             removed codes.
         """
         num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
-        most_used = np.argsort(-ops.convert_to_numpy(self.code_counts), kind="stable")
+        most_used = np.argsort(-resized.checked_counts(self, counts), kind="stable")
         return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
 
-    def prune_unused(self) -> tuple["CodebookWeights", np.ndarray]:
-        """Returns a new layer with the codes in use, those whose `code_counts` are above 0; otherwise as `resize`.
+    def prune_unused(self, counts: Tensor | None = None) -> tuple["CodebookWeights", np.ndarray]:
+        """Returns a new layer with the codes in use, those whose counts are above 0; otherwise as `resize`.
 
         Raises:
             ValueError: If no code has been counted since the last reset.
         """
-        used = np.flatnonzero(ops.convert_to_numpy(self.code_counts))
+        used = np.flatnonzero(resized.checked_counts(self, counts))
         if not len(used):
             raise ValueError(
-                "`prune_unused()` needs usage counts, but `code_counts` is all zeros. Train the layer, or call it with "
-                "`training=True`, first."
+                "`prune_unused()` needs usage counts, but they are all zeros. Train the layer, or call it with "
+                "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`."
             )
         return resized.with_codes(self, used, len(used))
 

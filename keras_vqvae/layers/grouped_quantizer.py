@@ -12,12 +12,13 @@ from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
+from keras_vqvae.layers.resized import ResizableWrapper, assign_quantizers, checked_counts, unbuilt
 from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class GroupedQuantizer(Quantizer):
+class GroupedQuantizer(ResizableWrapper):
     """Cuts the last axis into equal groups and quantizes each by a quantizer of its own.
 
     Its losses are the means of those of the groups.
@@ -146,6 +147,26 @@ class GroupedQuantizer(Quantizer):
         for quantizer, group in zip(self.quantizers, np.split(vectors, self.num_groups, axis=-1), strict=True):
             if not wrappers.keeps_codes(self, quantizer):
                 quantizer.adapt(group, **keywords)
+
+    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "GroupedQuantizer":
+        layer = type(self).from_config({**serialization.live_config(self), "quantizer": unbuilt(quantizers[0])})
+        layer.build((None, self._dim))
+        assign_quantizers(layer, quantizers)
+        return layer
+
+    def prune_unused(self, counts: Tensor | None = None) -> tuple["GroupedQuantizer", np.ndarray]:
+        """Returns a new layer with as many codes in each group as are in use in the one that uses most.
+
+        Otherwise as `resize`.
+
+        Raises:
+            ValueError: If no code was counted.
+        """
+        counted = checked_counts(self, counts)
+        most = int(np.max(np.sum(counted > 0, axis=-1)))
+        if not most:
+            raise ValueError("`prune_unused()` needs usage counts, but they are all zeros. Train the layer first.")
+        return self.resize(most, counted)
 
     def get_config(self) -> dict[str, Any]:
         return {

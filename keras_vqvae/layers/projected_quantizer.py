@@ -1,5 +1,6 @@
 """Quantization in another number of dimensions, usually fewer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,11 +11,12 @@ from keras_vqvae.backend import backend
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
+from keras_vqvae.layers.resized import ResizableWrapper, assign_quantizers, unbuilt
 from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class ProjectedQuantizer(Quantizer):
+class ProjectedQuantizer(ResizableWrapper):
     """Maps vectors linearly to `dim` dimensions, quantizes them there, and maps the codes back.
 
     Both maps are trained, with biases. They begin as an orthogonal projection onto `dim` random directions.
@@ -56,6 +58,15 @@ class ProjectedQuantizer(Quantizer):
         self.index_shape = self.quantizer.index_shape
         self.min_index = self.quantizer.min_index
         self.supports_beam_search = self.quantizer.supports_beam_search
+
+    def inner_quantizers(self) -> Sequence[Quantizer]:
+        return (self.quantizer,)
+
+    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ProjectedQuantizer":
+        layer = type(self).from_config({**serialization.live_config(self), "quantizer": unbuilt(quantizers[0])})
+        layer.build((None, self._dim))
+        assign_quantizers(layer, quantizers)
+        return layer
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

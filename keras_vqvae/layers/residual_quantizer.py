@@ -10,13 +10,14 @@ from keras_vqvae import serialization, validation
 from keras_vqvae.layers import residual_adapt, wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
+from keras_vqvae.layers.resized import ResizableWrapper
 from keras_vqvae.layers.stage_sum import StageSum
 from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(ResizableWrapper):
     """Quantizes a vector by a sum of codes, stage by stage: each stage quantizes the residual of those before it.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)` and leaves `r_(i + 1) = r_i - q_i`. The output is the sum of the
@@ -189,6 +190,14 @@ class ResidualQuantizer(Quantizer):
         if self.shared_codebook:
             raise ValueError("`adapt` needs a codebook for each stage. Received: shared_codebook=True")
         residual_adapt.adapt(self, vectors, **keywords)
+
+    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ResidualQuantizer":
+        if self.shared_codebook:
+            raise ValueError("A residual with one codebook cannot be resized. Received: shared_codebook=True")
+        config = {**serialization.live_config(self), "quantizer": list(quantizers), "num_quantizers": None}
+        layer = type(self).from_config(config)
+        layer.build((None, self._dim))
+        return layer
 
     def get_config(self) -> dict[str, Any]:
         return {

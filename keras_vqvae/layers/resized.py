@@ -1,14 +1,20 @@
-"""Codebook quantizers of another size with the codes of a trained one."""
+"""Quantizers of another size with the codes of a trained one."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_vqvae import serialization
+from keras_vqvae import serialization, validation
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.types import Tensor
+
+Resized = tuple[Any, np.ndarray]
+"""A layer, and the new index of each old code."""
 
 
-def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> tuple[Any, np.ndarray]:
+def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> Resized:
     """Returns a new layer that begins with the codes `rows` of a quantizer, and the new index of each old code.
 
     Args:
@@ -30,3 +36,103 @@ def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> tuple[A
     new_indices = np.full(quantizer.num_embeddings, -1, "int32")
     new_indices[rows] = np.arange(len(rows))
     return layer, new_indices
+
+
+def checked_counts(quantizer: Quantizer, counts: Tensor | None) -> np.ndarray:
+    """Returns the counts to go by, `[*codebook_shape, K]`: those given, or `code_counts`."""
+    shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
+    if not quantizer.built or quantizer.code_counts is None:
+        raise ValueError(f"`{quantizer.name}` must be built, and count its codes, to be resized. Received: built=False")
+    counts = ops.convert_to_numpy(quantizer.code_counts if counts is None else counts)
+    if counts.shape != shape:
+        raise ValueError(f"`counts` must have the shape {shape}. Received: counts of shape {counts.shape}")
+    return counts
+
+
+class ResizableWrapper(Quantizer):
+    """A wrapper whose quantizers can be resized. A subclass has `quantizers`, and implements `with_quantizers`."""
+
+    quantizers: Any
+
+    def inner_quantizers(self) -> Sequence[Any]:
+        """The quantizers within."""
+        return self.quantizers
+
+    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ResizableWrapper":
+        """Returns a new wrapper, built, that works with the weights of these quantizers."""
+        raise NotImplementedError
+
+    def resize(self, num_embeddings: int, counts: Tensor | None = None) -> Resized:
+        """Returns a new layer with another number of codes in each codebook, and where the old codes went.
+
+        Everything else that the layer has learned is kept.
+
+        Args:
+            num_embeddings: Number of codes of each codebook.
+            counts: How often each code was chosen, `[*codebook_shape, K]`, such as `layer.count_codes(indices)` of data
+                that matter. Defaults to `None`, `code_counts`, those of the whole training.
+
+        Returns:
+            `(layer, new_indices)`: the layer, built, and an int32 array `[*codebook_shape, K]` from old indices to new
+            ones, with -1 for removed codes.
+        """
+        num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
+        return self._resized(lambda quantizer, own: quantizer.resize(num_embeddings, own), counts)
+
+    def prune_unused(self, counts: Tensor | None = None) -> Resized:
+        """Returns a new layer with the codes in use, those that were counted; otherwise as `resize`.
+
+        Raises:
+            ValueError: If no code of a codebook was counted.
+        """
+        return self._resized(lambda quantizer, own: quantizer.prune_unused(own), counts)
+
+    def _resized(self, change: Callable[[Any, np.ndarray], Resized], counts: Tensor | None) -> Resized:
+        for quantizer in self.inner_quantizers():
+            if not hasattr(quantizer, "resize"):
+                raise ValueError(
+                    f"`{type(quantizer).__name__}` has no codebook to resize. Received: quantizer={quantizer.name}"
+                )
+        counts = checked_counts(self, counts)
+        # A wrapper with an axis of its own has a codebook for each quantizer.
+        own = counts if len(self.codebook_shape) > len(self.inner_quantizers()[0].codebook_shape) else counts[None]
+        changed = [
+            change(quantizer, part[..., : quantizer.num_embeddings])
+            for quantizer, part in zip(self.inner_quantizers(), own, strict=True)
+        ]
+        layer = self.with_quantizers([quantizer for quantizer, _ in changed])
+        new_indices = np.full(own.shape, -1, "int32")
+        for row, (_, found) in zip(new_indices, changed, strict=True):
+            row[..., : found.shape[-1]] = found
+        new_indices = new_indices.reshape(counts.shape)
+        _copy_own_weights(self, layer, new_indices)
+        return layer, new_indices
+
+
+def _copy_own_weights(old: ResizableWrapper, new: ResizableWrapper, new_indices: np.ndarray) -> None:
+    """Copies the weights that are not those of the quantizers within, and the counts of the codes that were taken."""
+    for source, target in zip(_own_weights(old), _own_weights(new), strict=True):
+        if source is not old.code_counts:
+            target.assign(source)
+    if new.code_counts is not None:
+        values, counts = ops.convert_to_numpy(old.code_counts), ops.convert_to_numpy(new.code_counts) * 0
+        for place in zip(*np.nonzero(new_indices >= 0), strict=True):
+            counts[(*place[:-1], new_indices[place])] = values[place]
+        new.code_counts.assign(counts)
+
+
+def _own_weights(wrapper: ResizableWrapper) -> list[Any]:
+    inner = {id(weight) for quantizer in wrapper.inner_quantizers() for weight in quantizer.weights}
+    return [weight for weight in wrapper.weights if id(weight) not in inner]
+
+
+def assign_quantizers(layer: ResizableWrapper, quantizers: Sequence[Quantizer]) -> None:
+    """Gives the quantizers of a built wrapper the weights of others of the same configuration."""
+    for target, source in zip(layer.inner_quantizers(), quantizers, strict=True):
+        for new, old in zip(target.weights, source.weights, strict=True):
+            new.assign(old)
+
+
+def unbuilt(quantizer: Quantizer) -> Quantizer:
+    """A quantizer of the same configuration, not built, for a wrapper to make copies of."""
+    return type(quantizer).from_config(serialization.live_config(quantizer))

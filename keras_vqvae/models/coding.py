@@ -109,7 +109,13 @@ class Coding(CodeAutoencoder):
         return outputs if size is None else self._parts.cropping.to_size(outputs, size)
 
     def sample(
-        self, prior: Prior, num_samples: int, labels: Tensor | None = None, verbose: str | int = "auto", **keywords: Any
+        self,
+        prior: Prior,
+        num_samples: int,
+        labels: Tensor | None = None,
+        *,
+        verbose: str | int = "auto",
+        **keywords: Any,
     ) -> np.ndarray:
         """Draws new data: codes from `prior`, decoded.
 
