@@ -1,15 +1,17 @@
-"""Gives items semantic IDs: the codes of their embeddings by residual k-means, and a digit that makes them unique.
+"""Gives items semantic IDs: the codes of their embeddings by a residual, and a digit that makes them unique.
 
     python examples/semantic_ids.py
-    KERAS_BACKEND=torch python examples/semantic_ids.py --embeddings items.npy --labels categories.npy
+    KERAS_BACKEND=torch python examples/semantic_ids.py --embeddings items.npy --labels categories.npy --reassign
 
-Items whose IDs begin alike are alike. Without a file the items are the 1,797 images of digits that come with
-scikit-learn.
+Items whose IDs begin alike are alike. The codes are those of residual k-means, or with `--epochs` those of an encoder
+that is trained with a residual and a decoder. With `--reassign` items that would have the same codes get the next best
+last codes. Without a file the items are the 1,797 images of digits that come with scikit-learn.
 """
 
 import argparse
 import csv
 import pathlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -35,15 +37,116 @@ def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.nda
     return items, None if labels is None else np.load(labels)
 
 
-def encode(layer: keras_vqvae.Quantizer, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The codes of the finite items, `[n, Q]`, and their numbers, `[n]`."""
-    codes, numbers = [], []
-    for start in range(0, len(items), ROWS):
-        part = np.asarray(items[start : start + ROWS], "float32")
-        finite = np.flatnonzero(np.isfinite(part).all(axis=1))
-        codes.append(keras.ops.convert_to_numpy(layer.encode(part))[finite])
-        numbers.append(start + finite)
-    return np.concatenate(codes), np.concatenate(numbers)
+def chunks(items: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Reads the items of increasing `numbers` in parts: where a part lies among them, and the part."""
+    for start in range(0, len(numbers), ROWS):
+        part = slice(start, start + ROWS)
+        yield part, np.asarray(items[numbers[part]], "float32")
+
+
+def survey(items: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The numbers of the finite items, the mean of those, `[D]`, and their mean squared distance from it."""
+    numbers, total, squares = [], np.zeros(items.shape[1]), 0.0
+    for part, rows in chunks(items, np.arange(len(items))):
+        finite = np.isfinite(rows).all(axis=1)
+        numbers.append(part.start + np.flatnonzero(finite))
+        total += rows[finite].sum(axis=0, dtype="float64")
+        squares += np.square(rows[finite], dtype="float64").sum()
+    numbers = np.concatenate(numbers)
+    mean = total / len(numbers)
+    return numbers, mean, squares / len(numbers) - np.square(mean).sum()
+
+
+class Batches(keras.utils.PyDataset):
+    """The items of `numbers` as batches for `fit`, in a new order in each epoch."""
+
+    def __init__(self, items: np.ndarray, numbers: np.ndarray, generator: np.random.Generator, size: int = 256):
+        super().__init__()
+        self.items, self.numbers, self.generator, self.size = items, numbers.copy(), generator, size
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.size)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.sort(self.numbers[i * self.size : (i + 1) * self.size])
+        x = np.asarray(self.items[rows], "float32")
+        return x, x
+
+    def on_epoch_end(self) -> None:
+        self.generator.shuffle(self.numbers)
+
+
+def build(
+    residual: keras_vqvae.Quantizer, latent_dim: int | None, mean: np.ndarray, variance: float
+) -> keras_vqvae.VQVAE:
+    """A residual of the items themselves, or with `latent_dim` one between an encoder and a decoder."""
+    dim = len(mean)
+    if latent_dim is None:
+        return keras_vqvae.VQVAE(
+            keras.Sequential([keras.Input((dim,)), keras.layers.Identity()]), residual, keras.layers.Identity()
+        )
+    encoder, decoder = keras_vqvae.build(dim, latent_dim)
+    # For items of any scale: the network sees a mean of 0 and a variance of 1.
+    scale = {"mean": mean, "variance": np.full(dim, variance / dim)}
+    inputs, latents = keras.Input((dim,)), keras.Input((latent_dim,))
+    return keras_vqvae.VQVAE(
+        keras.Model(inputs, encoder(keras.layers.Normalization(**scale)(inputs))),
+        residual,
+        keras.Model(latents, keras.layers.Normalization(**scale, invert=True)(decoder(latents))),
+    )
+
+
+def encode(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The codes of items, `[N, Q]`."""
+    parts = chunks(items, numbers)
+    return np.concatenate([model.encode(rows, batch_size=1024, verbose=0) for _, rows in parts])
+
+
+def explained_variance(
+    model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray, variance: float
+) -> np.ndarray:
+    """The fraction of the variance that the first codes explain, for each number of them, `[Q]`."""
+    errors = np.zeros(codes.shape[1])
+    for part, rows in chunks(items, numbers):
+        for level in range(len(errors)):
+            first = np.where(np.arange(len(errors)) <= level, codes[part], -1)
+            errors[level] += np.square(rows - model.decode(first, batch_size=1024, verbose=0), dtype="float64").sum()
+    return 1 - errors / len(numbers) / variance
+
+
+def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The codes with other last ones where items have the same, at the least error for those under a prefix.
+
+    A prefix with more items than there are last codes is left as it is.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    codes, last = codes.copy(), keras.ops.convert_to_numpy(model.quantizer.quantizers[-1].codebook)
+    prefixes, items_of = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)[1:]
+    different = np.bincount(prefixes.reshape(-1)[np.unique(codes, axis=0, return_index=True)[1]])
+    chosen = (different < items_of) & (items_of <= len(last))
+    order = np.argsort(prefixes.reshape(-1), kind="stable")
+    groups = [group for group, kept in zip(np.split(order, np.cumsum(items_of)[:-1]), chosen, strict=True) if kept]
+    while groups:
+        # As many prefixes at a time as have about `ROWS` items
+        count = 1 + np.searchsorted(np.cumsum([len(group) for group in groups[:ROWS]]), ROWS)
+        some, groups = groups[:count], groups[count:]
+        members = np.sort(np.concatenate(some))
+        latents = model.encoder.predict(np.asarray(items[numbers[members]], "float32"), batch_size=1024, verbose=0)
+        first = keras.ops.convert_to_numpy(model.quantizer.decode(codes[members, :-1]))
+        rest = latents - first
+        costs = np.square(last).sum(axis=1) - 2 * rest @ last.T
+        for group in some:
+            rows, columns = linear_sum_assignment(costs[np.searchsorted(members, group)])
+            codes[group[rows], -1] = columns
+    return codes
+
+
+def shared(codes: np.ndarray) -> int:
+    """How many items have the codes of another item, too."""
+    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
 
 
 def purity(codes: np.ndarray, labels: np.ndarray) -> float:
@@ -77,40 +180,60 @@ def main() -> None:
     parser.add_argument("--labels", help="a .npy file, [items]")
     parser.add_argument("--codes", type=int, help="a level; 256, or fewer for fewer than 65,536 items")
     parser.add_argument("--levels", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=0, help="of an encoder and a decoder; 0 for k-means without them")
+    parser.add_argument("--latent-dim", type=int, default=32, help="of the encoder")
+    parser.add_argument("--reassign", action="store_true", help="next best codes for items that share theirs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids")
     arguments = parser.parse_args()
+    keras.utils.set_random_seed(arguments.seed)
     items, labels = load(arguments.embeddings, arguments.labels)
+    numbers, mean, variance = survey(items)
     # About as many codes as each of them has items, so that the first level alone tells no item.
-    codes = arguments.codes or min(256, 1 << int(np.log2(len(items)) / 2))
+    num_codes = arguments.codes or min(256, 1 << int(np.log2(len(items)) / 2))
 
     generator = np.random.default_rng(arguments.seed)
-    sample = np.sort(generator.choice(len(items), min(len(items), 256 * codes), replace=False))
-    inner = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=arguments.seed)
-    layer = keras_vqvae.ResidualQuantizer(inner, arguments.levels)
-    layer.adapt(np.asarray(items[sample], "float32"))
+    inner = keras_vqvae.VectorQuantizer(num_codes, ema_decay=0.99, seed=arguments.seed)
+    residual = keras_vqvae.ResidualQuantizer(inner, arguments.levels)
+    model = build(residual, arguments.latent_dim if arguments.epochs else None, mean, variance)
+    if arguments.epochs:
+        model.compile(keras.optimizers.Adam(1e-3))
+        model.fit(Batches(items, numbers, generator), epochs=arguments.epochs, verbose=2)
+    else:
+        sample = np.sort(generator.choice(numbers, min(len(numbers), 256 * num_codes), replace=False))
+        residual.adapt(np.asarray(items[sample], "float32"))
 
-    indices, numbers = encode(layer, items)
-    ids = keras_vqvae.append_collision_index(indices)
+    codes = encode(model, items, numbers)
+    print(f"{len(codes)} items, {arguments.levels} x {num_codes} codes")
+    if len(codes) < len(items):
+        print(f"left out, because they are not finite: {len(items) - len(codes)}")
+    explained = explained_variance(model, items, numbers, codes, variance)
+    for level, column in enumerate(codes.T):
+        used = len(np.unique(column)) / num_codes
+        print(
+            f"level {level + 1}: {used:.1%} of the codes used, {explained[level]:.1%} of the variance explained so far"
+        )
+    print(f"items with the codes of another one: {shared(codes)}")
+    if arguments.reassign:
+        codes = reassign(model, items, numbers, codes)
+        explained = explained_variance(model, items, numbers, codes, variance)
+        print(f"after the reassignment: {shared(codes)}, {explained[-1]:.1%} of the variance explained")
+
+    ids = keras_vqvae.append_collision_index(codes)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     with open(arguments.output_dir / "ids.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["item", *(f"code_{level}" for level in range(1, arguments.levels + 1)), "digit"])
-        writer.writerows(np.column_stack([numbers, ids]).tolist())
-
-    print(f"{len(ids)} items, {arguments.levels} x {codes} codes")
-    if len(ids) < len(items):
-        print(f"left out, because they are not finite: {len(items) - len(ids)}")
-    shares = [keras_vqvae.unique_fraction(columns) for columns in (indices, ids)]
+        for start in range(0, len(ids), ROWS):
+            writer.writerows(np.column_stack([numbers, ids])[start : start + ROWS].tolist())
+    shares = [keras_vqvae.unique_fraction(columns) for columns in (codes, ids)]
     print("unique without the digit: {:.1%}, with it: {:.1%}".format(*shares))
     print(f"largest digit: {ids[:, -1].max()}")
-    for level, column in enumerate(indices.T, start=1):
-        print(f"level {level}: {len(np.unique(column)) / codes:.1%} of the codes used")
     if labels is None:
         return
     found = {"semantic IDs": [], "the same labels at random": []}
     for name, by in zip(found, (labels[numbers], generator.permutation(labels[numbers])), strict=True):
-        found[name] = [purity(indices[:, :depth], by) for depth in range(1, arguments.levels + 1)]
+        found[name] = [purity(codes[:, :depth], by) for depth in range(1, arguments.levels + 1)]
     for depth, (share, random) in enumerate(zip(*found.values(), strict=True), start=1):
         print(f"{depth} shared codes: {share:.1%} of the items have the most frequent label; by chance {random:.1%}")
     plot(found, arguments.output_dir / "purity.png")

@@ -14,8 +14,11 @@ import images
 import keras
 import numpy as np
 import pytest
+import semantic_ids
 from helpers import numpy
 from scipy.io import wavfile
+
+import keras_vqvae
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -127,6 +130,41 @@ def test_semantic_ids_are_unique_and_pure(run, tmp_path):
     assert len(np.unique(rows[:, 1:], axis=0)) == 298
     np.testing.assert_array_equal(rows[:, 0], np.delete(np.arange(300), [3, 200]))
     assert (tmp_path / "purity.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("epochs", [0, 20])
+def test_semantic_ids_of_any_scale_explain_the_variance_and_are_reassigned(run, tmp_path, epochs):
+    generator = np.random.default_rng(0)
+    clusters = 8 * generator.normal(size=(4, 6))[generator.integers(0, 4, 400)]
+    np.save(tmp_path / "items.npy", 1e-3 * (clusters + generator.normal(size=(400, 6))) + 5)
+    options = "--codes", 16, "--levels", 3, "--epochs", epochs, "--latent-dim", 4, "--output-dir", tmp_path
+    printed = run("semantic_ids.py", "--embeddings", tmp_path / "items.npy", "--reassign", *options)
+    explained = [float(x) for x in re.findall(r"used, (.*)% of the variance", printed)]
+    assert explained[0] < explained[1]
+    assert min(explained[1:]) > 90
+    shared, after = (int(x) for x in re.findall(r"(?:of another one|reassignment): (\d+)", printed))
+    assert after < shared
+    assert float(re.findall(r"reassignment: \d+, (.*)% of", printed)[0]) > explained[-1] - 2
+
+
+def test_a_reassignment_costs_least():
+    """Two items of one code: the one whose other code is nearer moves, and no item of another prefix."""
+    codebooks = [[[0.0], [100.0]], [[-1.0], [1.0], [4.0]]]
+    residual = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(3, ema_decay=0.9), 2)
+    codebooks[0].append([1000.0])
+    model = semantic_ids.build(residual, None, np.zeros(1), 1.0)
+    for stage, codebook in zip(residual.quantizers, codebooks, strict=True):
+        stage.set_codebook(np.array(codebook, "float32"))
+    items, numbers = np.array([[1.1], [99.0], [2.0], [np.nan], [-1.0]], "float32"), np.array([0, 1, 2, 4])
+    codes = semantic_ids.encode(model, items, numbers)
+    np.testing.assert_array_equal(codes, [[0, 1], [1, 0], [0, 1], [0, 0]])
+    assert semantic_ids.shared(codes) == 2
+    found = semantic_ids.reassign(model, items, numbers, codes)
+    np.testing.assert_array_equal(found, [[0, 1], [1, 0], [0, 2], [0, 0]])
+    # Three codes do not tell four items apart.
+    items, numbers = np.array([[1.0], [1.0], [1.0], [1.0]], "float32"), np.arange(4)
+    codes = semantic_ids.encode(model, items, numbers)
+    np.testing.assert_array_equal(semantic_ids.reassign(model, items, numbers, codes), codes)
 
 
 def test_images_grow_over_scales(run, tmp_path):

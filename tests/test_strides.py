@@ -103,12 +103,16 @@ def test_the_gradient_is_copied_at_sizes_that_strides_do_not_divide():
 
 
 def test_adapt_is_k_means_of_means_over_what_there_is():
-    layer, x = strided((4, 1)), draw(40, 6, DIM)
+    layer, x = strided((4, 1), interpolation="nearest"), draw(40, 6, DIM)
     before = oracle.mean_square(numpy(layer(x)) - x)
     layer.adapt(x, verbose=0)
     means = np.stack([x[:, :4].mean(1), x[:, 4:].mean(1)], axis=1)
     first, _ = keras_vqvae.kmeans(means, 8, seed=1, verbose=0)
     np.testing.assert_allclose(numpy(layer.quantizers[0].codebook), numpy(first), atol=1e-5)
+    # The last coarsest cell has two cells more than there are vectors.
+    coarse = np.repeat(numpy(first)[numpy(layer.encode(x))[..., 0]], 4, axis=1)[:, :6]
+    second, _ = keras_vqvae.kmeans(x - coarse, 8, seed=2, verbose=0)
+    np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(second), atol=1e-5)
     assert oracle.mean_square(numpy(layer(x)) - x) < 0.8 * before
 
 
