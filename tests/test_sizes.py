@@ -60,14 +60,13 @@ def test_padding_is_by_zeros_at_the_end_of_a_causal_model():
     np.testing.assert_allclose(model.predict(x, verbose=0), model.predict(padded, verbose=0)[:, :9], atol=1e-6)
 
 
-@pytest.mark.each_backend
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.each_backend), True])
 def test_a_model_of_any_size_is_trained(causal):
     """In batches of other sizes, which TensorFlow traces with sizes that are not known."""
     model = helpers.compiled(make((None,), causal=causal), keras.optimizers.Adam(0.01))
-    for size in (9, 6, 9, 3):
+    for size in (9, 6):
         x = draw(4, size, 1)
-        error = np.square(numpy(model(x, training=False)) - x).mean()
+        error = np.square(model.predict(x, verbose=0) - x).mean()
         logs = model.train_on_batch(x, return_dict=True)
         np.testing.assert_allclose(logs["reconstruction_loss"], error, rtol=1e-3)
         assert model.predict(x, verbose=0).shape == x.shape
@@ -87,12 +86,14 @@ def test_sizes_that_are_not_known_in_a_graph():
         import tensorflow as tf
 
         call = tf.function(call, input_signature=[tf.TensorSpec((None, None, None, 1))], autograph=False)
-    for sizes in ((5, 6), (8, 3)):
+    # Outside of a program JAX compiles each operation.
+    for sizes in ((5, 6), (8, 3)) if keras.backend.backend() != "jax" else ():
         x = draw(2, *sizes, 1)
         np.testing.assert_allclose(numpy(call(keras.ops.convert_to_tensor(x))), model.predict(x, verbose=0), atol=1e-6)
     inputs = keras.Input((None, None, 1))
     outer = keras.Model(inputs, model(inputs))
     assert outer.output_shape == (None, None, None, 1)
+    x = draw(2, 5, 6, 1)
     np.testing.assert_allclose(outer.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
 
 
@@ -139,13 +140,14 @@ def test_outputs_that_are_not_of_the_inputs_axes_are_not_cropped():
 
 
 def test_a_decoder_of_one_size_is_not_cropped():
-    """Longer by less than a stride, and meant to be: `fit(x, y)`."""
+    """Longer than the input, and meant to be: `fit(x, y)`."""
     encoder = make((None,)).encoder
     latents = keras.Input((None, 3))
-    x = layers.Dense(12)(layers.GlobalAveragePooling1D()(latents))
-    decoder = keras.Model(latents, layers.Reshape((12, 1))(x))
+    # More than any size that is tried.
+    x = layers.Dense(1200)(layers.GlobalAveragePooling1D()(latents))
+    decoder = keras.Model(latents, layers.Reshape((1200, 1))(x))
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16), decoder)
-    assert model.predict(draw(2, 9, 1), verbose=0).shape == (2, 12, 1)
+    assert model.predict(draw(2, 9, 1), verbose=0).shape == (2, 1200, 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

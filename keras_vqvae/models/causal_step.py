@@ -145,7 +145,7 @@ class CausalStep:
     def _convolved(self, layer: layers.Conv1D, span: Span) -> Span:
         (stride,) = layer.strides
         width = (layer.kernel_size[0] - 1) * layer.dilation_rate[0] + 1
-        own = layer.padding == "causal" and stride == 1 and not span.lead
+        own = layer.padding == "causal" and not span.lead
         if own:
             span = self._remember(span, width - 1)
         pads_nothing = own or layer.padding == "valid" or width == stride == 1

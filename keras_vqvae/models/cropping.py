@@ -17,7 +17,7 @@ PROBES = (1009, 1013, 1019)
 class Cropping:
     """Crops outputs of a decoder at their ends, on the axes where they are the input rounded up to a stride.
 
-    Keras has layers for strides only without masks, so no mask is lost.
+    Keras's layers with strides drop masks, so there is no mask to crop.
 
     Args:
         axes: The axes of each output, as `padded_axes` finds them.

@@ -14,7 +14,7 @@ from keras_vqvae.models.causal_step import CausalStep
 from keras_vqvae.models.local_predict import predict_on_batch
 from keras_vqvae.types import Tensor
 
-MAX_BLOCK = 64
+MAX_BLOCK = 256
 """How many units a step takes at once, at most: what bounds its memory."""
 MAX_SIZES = 8
 """How many numbers of units a step takes before it keeps to those: some backends compile a program for each."""
