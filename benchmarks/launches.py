@@ -2,11 +2,13 @@
 
 On PyTorch, beside vector-quantize-pytorch: the operations of forward, losses, backward and update, and how many of them
 copy from the host or make it wait for the device. Views and allocations, which run nothing, are left out; each weight
-adds one operation, plain gradient descent. On JAX: the instructions of the compiled step, of which each is a kernel or
-a loop. Counts depend on the device: other devices run other operations.
+adds one operation, plain gradient descent. With `--fit` it is the whole step of `VQVAE.fit`, with its logs. On JAX: the
+instructions of the compiled step, of which each is a kernel or a loop. Counts depend on the device: other devices run
+other operations.
 
 KERAS_BACKEND=torch python -m benchmarks.launches --names
 KERAS_BACKEND=torch python -m benchmarks.launches --times
+KERAS_BACKEND=torch python -m benchmarks.launches --fit
 KERAS_BACKEND=jax python -m benchmarks.launches
 """
 
@@ -15,6 +17,7 @@ import collections
 import re
 from collections.abc import Callable, Iterable
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -173,6 +176,16 @@ def row_of_counts(name: str, names: int) -> dict[str, object]:
     return row
 
 
+def row_of_fit(loss: str) -> dict[str, object]:
+    """A step of `VQVAE.fit` with dense networks of three layers each."""
+    encoder, decoder = keras_vqvae.build(64, embedding_dim=8)
+    model = keras_vqvae.VQVAE(encoder, VQ(64, ema_decay=0.99), decoder)
+    model.compile(keras.optimizers.SGD(1e-3), loss=loss)
+    x = ops.convert_to_tensor(batch("fit", 32)[0])
+    found, host = operations(lambda: model.train_step(x))
+    return {"loss": loss, "ours": found.total(), "ours: host": host}
+
+
 def row_of_times(name: str) -> dict[str, object]:
     row = {"quantizer": name}
     for vectors in SIZES:
@@ -185,11 +198,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, nargs="?", const=8, default=0, help="the most frequent operations, too")
     parser.add_argument("--times", action="store_true", help="milliseconds in place of counts")
+    parser.add_argument("--fit", action="store_true", help="the step of a model, with its logs")
     parser.add_argument("--rows", nargs="+", default=list(OURS), choices=list(OURS))
     arguments = parser.parse_args()
-    if backends.BACKEND != "torch" and (backends.BACKEND != "jax" or arguments.times or arguments.names):
+    if backends.BACKEND != "torch" and (
+        backends.BACKEND != "jax" or arguments.times or arguments.names or arguments.fit
+    ):
         parser.error("Runs on PyTorch or, for counts alone, on JAX.")
-    if arguments.times:
+    if arguments.fit:
+        timing.report("launches-fit", [row_of_fit(loss) for loss in ("normalized_mse", "mse")])
+    elif arguments.times:
         timing.report("launches-times", [row_of_times(name) for name in arguments.rows])
     else:
         rows = [row_of_counts(name, arguments.names) for name in arguments.rows]

@@ -49,12 +49,12 @@ def _means(size: int, smaller: int) -> np.ndarray:
 
 def _interpolated(kernel: Callable[[np.ndarray], np.ndarray], size: int, larger: int) -> np.ndarray:
     """Weights of interpolation between the middles of elements, `[larger, size]`; the outermost elements continue."""
-    rows = np.arange(larger)
-    places = (2 * rows + 1) * size / (2 * larger) - 0.5
+    places = (2 * np.arange(larger) + 1) * size / (2 * larger) - 0.5
     weights = np.zeros((larger, size))
     for step in range(-1, 3):
-        elements = np.floor(places).astype(int) + step
-        np.add.at(weights, (rows, np.clip(elements, 0, size - 1)), kernel(places - elements))
+        elements = np.floor(places) + step
+        inside = np.clip(elements, 0, size - 1)[:, None] == np.arange(size)
+        weights = weights + inside * kernel(places - elements)[:, None]
     return weights
 
 
