@@ -24,8 +24,8 @@ def small(kind, **keywords):
     sizes = {"num_classes": CLASSES, "index_shape": (3,), "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
     prior = PRIORS[kind](K, SHAPE, **{**sizes, **keywords})
     # Logits far from equal, so that what is drawn depends on what was drawn before.
-    for weight in prior.trainable_variables:
-        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=len(weight.path)))
+    for seed, weight in enumerate(prior.trainable_variables):
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=seed))
     return prior
 
 

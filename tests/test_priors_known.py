@@ -68,15 +68,15 @@ def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
     """A prior with attention far from even, whose middle code is drawn between two that are known."""
     prior = PRIORS[kind](6, (3,), **SIZES)
     for seed, weight in enumerate(prior.trainable_variables):
-        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=seed))
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.2, seed=seed))
 
     def drawn(first, last):
         known = np.broadcast_to([first, -1, last], (100, 3))
         return prior.generate(100, known=known, temperature=2.0, seed=0, verbose=0)[:, 1]
 
     middle = drawn(0, 0)
-    assert (drawn(3, 0) != middle).any()
-    assert (drawn(0, 3) != middle).any() == (kind == "masked")
+    assert any((drawn(code, 0) != middle).any() for code in range(1, 6))
+    assert any((drawn(0, code) != middle).any() for code in range(1, 6)) == (kind == "masked")
 
 
 @pytest.mark.each_backend

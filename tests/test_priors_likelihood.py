@@ -23,8 +23,8 @@ def kind(request):
 def random_prior(kind, *args, **keywords):
     """Of logits that are far from equal, and depend on the other codes."""
     prior = PRIORS[kind](*args, **SIZES, **keywords)
-    for weight in prior.trainable_variables:
-        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.7, seed=len(weight.path)))
+    for seed, weight in enumerate(prior.trainable_variables):
+        weight.assign(weight + keras.random.normal(weight.shape, stddev=0.7, seed=seed))
     return prior
 
 
