@@ -178,13 +178,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embeddings", help="a .npy file, [items, dim]")
     parser.add_argument("--labels", help="a .npy file, [items]")
-    parser.add_argument("--codes", type=int, help="a level; 256, or fewer for fewer than 65,536 items")
+    parser.add_argument("--codes", type=int, help="per level; by default 256, and fewer for small files")
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="of an encoder and a decoder; 0 for k-means without them")
     parser.add_argument("--latent-dim", type=int, default=32, help="of the encoder")
     parser.add_argument("--reassign", action="store_true", help="next best codes for items that share theirs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids")
+    parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids", help="of ids.csv and purity.png")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     items, labels = load(arguments.embeddings, arguments.labels)
@@ -213,7 +213,7 @@ def main() -> None:
         print(
             f"level {level + 1}: {used:.1%} of the codes used, {explained[level]:.1%} of the variance explained so far"
         )
-    print(f"items with the codes of another one: {shared(codes)}")
+    print(f"items that share their codes: {shared(codes)}")
     if arguments.reassign:
         codes = reassign(model, items, numbers, codes)
         explained = explained_variance(model, items, numbers, codes, variance)

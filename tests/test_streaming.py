@@ -377,7 +377,8 @@ def test_models_that_are_no_streams_are_named():
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        (np.zeros((2, 8, 1)), "arrays [batch, steps, 1]. Received: chunk of shape (8, 1)"),
+        (np.zeros((2, 8, 1)), "an iterable of arrays, such as `[x]`. Received: an array of shape (2, 8, 1)"),
+        ([np.zeros((8, 1))], "arrays [batch, steps, 1]. Received: chunk of shape (8, 1)"),
         ([np.zeros((2, 8, 2))], "Received: chunk of shape (2, 8, 2)"),
         ([np.zeros((2, 8, 1)), np.zeros((3, 8, 1))], "as the first, 2. Received: chunk of shape (3, 8, 1)"),
     ],

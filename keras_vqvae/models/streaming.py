@@ -112,6 +112,7 @@ class CodeStreaming(CodeAutoencoder):
         [(1, 4, 1), (1, 0, 1), (1, 4, 1), (1, 4, 1)]
         """
         step = self._stream_step("encoder")
+        _check_iterable(chunks)
         channels, dtype = step.model.input["samples"].shape[-1], step.model.input["samples"].dtype
 
         def checked(chunk: Tensor) -> np.ndarray:
@@ -140,6 +141,7 @@ class CodeStreaming(CodeAutoencoder):
                 or a chunk has another shape or an index outside the codebook.
         """
         step = self._stream_step("decoder")
+        _check_iterable(chunks)
         rank = len(step.model.input["codes"].shape)
 
         def checked(chunk: Tensor) -> np.ndarray:
@@ -215,3 +217,10 @@ class CodeStreaming(CodeAutoencoder):
         # Keras exports no model that was never called.
         model(tensors)
         return StreamStep(model, causal, source, target)
+
+
+def _check_iterable(chunks: object) -> None:
+    if hasattr(chunks, "shape"):
+        raise ValueError(
+            f"`chunks` must be an iterable of arrays, such as `[x]`. Received: an array of shape {tuple(chunks.shape)}"
+        )
