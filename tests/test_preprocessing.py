@@ -95,6 +95,36 @@ def test_preprocessing_that_changes_the_shape_builds_with_the_first_batch():
     assert model.predict(draw(2, 9, 7, 1), verbose=0).shape == (2, 4, 4, 1)
 
 
+@pytest.mark.each_backend
+def test_a_call_without_training_augments_nothing():
+    flip = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip("horizontal", seed=1)])
+    model = keras_vqvae.VQVAE(*parts(), preprocessing=flip)
+    x = draw(8, 4, 4, 1)
+    for _ in range(3):
+        np.testing.assert_allclose(numpy(model(x)), model.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+
+
+class TwoViews(keras_vqvae.VQVAE):
+    def call(self, inputs, training=None):
+        self.autoencode(-inputs, training=training)
+        return self.autoencode(inputs, training=training)[0]
+
+
+class NoView(keras_vqvae.VQVAE):
+    def call(self, inputs, training=None):
+        return self.decoder(self.quantizer(self.encoder(self.preprocessing(inputs)), training=training))
+
+
+@pytest.mark.parametrize("kind", [TwoViews, NoView])
+def test_targets_must_be_given_where_it_is_not_clear_what_they_are(kind):
+    model = kind(*parts(), preprocessing=layers.Rescaling(2.0))
+    model.compile("sgd", "mse", run_eagerly=keras.backend.backend() == "tensorflow")
+    x = draw(8, 4, 4, 1)
+    with pytest.raises(ValueError, match="`y` must be given where there is `preprocessing`, unless"):
+        model.fit(x, verbose=0)
+    model.fit(x, 2 * x, verbose=0)
+
+
 def test_random_layers_within_the_encoder_are_refused():
     encoder = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip(), layers.Conv2D(3, 2, strides=2)])
     model = keras_vqvae.VQVAE(encoder, *parts()[1:])

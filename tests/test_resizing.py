@@ -22,6 +22,14 @@ QUANTIZERS = {
 }
 
 
+QUANTIZERS |= {
+    "groups_of_residuals": lambda: keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(VQ(32, seed=1), 2), 2),
+    "projected_stages": lambda: keras_vqvae.ProjectedQuantizer(
+        keras_vqvae.ResidualQuantizer([VQ(32, seed=1), VQ(16, seed=2)]), 3
+    ),
+}
+
+
 def trained(name):
     layer = QUANTIZERS[name]()
     x = draw(40, 4)
@@ -102,10 +110,20 @@ def test_more_stages_later_leave_the_first_ones_as_they_are():
     assert np.square(x - numpy(longer(x))).sum() < np.square(x - numpy(layer(x))).sum()
 
 
+def test_what_is_frozen_stays_so():
+    for frozen in range(2):
+        layer, _ = trained("groups")
+        layer.quantizers[frozen].trainable = False
+        smaller, _ = layer.resize(8)
+        assert [each.trainable for each in smaller.quantizers] == [each.trainable for each in layer.quantizers]
+
+
 def test_wrong_arguments_say_what_to_do():
     layer, _ = trained("residual")
     with pytest.raises(ValueError, match=r"`counts` must have the shape \(3, 32\)"):
         layer.resize(4, np.zeros(32))
+    with pytest.raises(ValueError, match="`counts` must be numbers from 0 on"):
+        layer.resize(4, -np.ones((3, 32)))
     with pytest.raises(ValueError, match="needs usage counts"):
         layer.prune_unused(np.zeros((3, 32)))
     groups, _ = trained("groups")

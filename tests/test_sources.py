@@ -150,7 +150,7 @@ def test_steps_bound_a_source_without_an_end():
     model.adapt(Endless(), steps=4, verbose=0)
     with pytest.raises(ValueError, match="`steps` must be given"):
         model.adapt(Endless(), verbose=0)
-    with pytest.raises(ValueError, match="`x` must contain at least one batch"):
+    with pytest.raises(ValueError, match="`x` must contain at least one vector"):
         model.adapt(iter(()), verbose=0)
     with pytest.raises(ValueError, match="`max_vectors` must be a positive integer"):
         model.adapt(draw(8, 6), max_vectors=0, verbose=0)
@@ -177,6 +177,31 @@ def test_grids_stay_whole():
     quantizer.adapt = lambda vectors, **keywords: seen.append(vectors.shape)
     model.adapt(draw(100, 4, 6), max_vectors=40, verbose=0)
     assert seen == [(10, 4, 3)]
+
+
+def test_batches_without_samples_are_left_out_and_errors_name_the_data():
+    x = draw(24, 6)
+    one, other = make(), make()
+    other.set_weights(one.get_weights())
+    one.adapt(x, verbose=0)
+    other.adapt((each for each in (x[:0], x[:10], x[:0], x[10:])), verbose=0)
+    np.testing.assert_allclose(numpy(other.quantizer.codebook), numpy(one.quantizer.codebook), rtol=1e-5)
+    encoder, decoder = keras.Sequential([keras.Input((None, 6)), layers.Dense(3)]), keras.Sequential([layers.Dense(6)])
+    scales = keras_vqvae.MultiScaleQuantizer(keras_vqvae.VectorQuantizer(8), strides=(2, 1))
+    with pytest.raises(ValueError, match="`x` must have grids of one size"):
+        keras_vqvae.VQVAE(encoder, scales, decoder).adapt((draw(3, size, 6) for size in (4, 8)), verbose=0)
+    with pytest.raises(ValueError, match="`x` must have arrays of one length"):
+        one.adapt({"a": x, "b": x[:5]}, verbose=0)
+    with pytest.raises(ValueError, match="`x` must contain at least one vector"):
+        one.adapt(np.full((4, 6), np.nan), verbose=0)
+
+
+def test_steps_of_arrays_are_their_first_batches():
+    x = counting(draw(200, 6))
+    make().adapt(x, batch_size=10, steps=3, max_vectors=8, verbose=0)
+    rows = np.concatenate(x.rows)
+    assert len(rows) == 8
+    assert rows.max() < 30
 
 
 def test_structures_of_arrays_are_inputs():

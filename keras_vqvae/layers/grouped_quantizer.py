@@ -12,7 +12,7 @@ from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.layers.resized import ResizableWrapper, assign_quantizers, checked_counts, unbuilt
+from keras_vqvae.layers.resized import ResizableWrapper, checked_counts
 from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
 
@@ -147,12 +147,6 @@ class GroupedQuantizer(ResizableWrapper):
         for quantizer, group in zip(self.quantizers, np.split(vectors, self.num_groups, axis=-1), strict=True):
             if not wrappers.keeps_codes(self, quantizer):
                 quantizer.adapt(group, **keywords)
-
-    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "GroupedQuantizer":
-        layer = type(self).from_config({**serialization.live_config(self), "quantizer": unbuilt(quantizers[0])})
-        layer.build((None, self._dim))
-        assign_quantizers(layer, quantizers)
-        return layer
 
     def prune_unused(self, counts: Tensor | None = None) -> tuple["GroupedQuantizer", np.ndarray]:
         """Returns a new layer with as many codes in each group as are in use in the one that uses most.

@@ -11,7 +11,7 @@ from keras_vqvae.backend import backend
 from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.layers.resized import ResizableWrapper, assign_quantizers, unbuilt
+from keras_vqvae.layers.resized import ResizableWrapper
 from keras_vqvae.types import Tensor
 
 
@@ -61,12 +61,6 @@ class ProjectedQuantizer(ResizableWrapper):
 
     def inner_quantizers(self) -> Sequence[Quantizer]:
         return (self.quantizer,)
-
-    def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ProjectedQuantizer":
-        layer = type(self).from_config({**serialization.live_config(self), "quantizer": unbuilt(quantizers[0])})
-        layer.build((None, self._dim))
-        assign_quantizers(layer, quantizers)
-        return layer
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import serialization, validation
+from keras_vqvae.layers import wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.types import Tensor
 
@@ -44,13 +45,15 @@ def checked_counts(quantizer: Quantizer, counts: Tensor | None) -> np.ndarray:
     if not quantizer.built or quantizer.code_counts is None:
         raise ValueError(f"`{quantizer.name}` must be built, and count its codes, to be resized. Received: built=False")
     counts = ops.convert_to_numpy(quantizer.code_counts if counts is None else counts)
+    if not (counts >= 0).all():
+        raise ValueError(f"`counts` must be numbers from 0 on. Received: counts={counts}")
     if counts.shape != shape:
         raise ValueError(f"`counts` must have the shape {shape}. Received: counts of shape {counts.shape}")
     return counts
 
 
 class ResizableWrapper(Quantizer):
-    """A wrapper whose quantizers can be resized. A subclass has `quantizers`, and implements `with_quantizers`."""
+    """A wrapper whose quantizers can be resized. A subclass has `quantizers`."""
 
     quantizers: Any
 
@@ -59,8 +62,15 @@ class ResizableWrapper(Quantizer):
         return self.quantizers
 
     def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ResizableWrapper":
-        """Returns a new wrapper, built, that works with the weights of these quantizers."""
-        raise NotImplementedError
+        """Returns a new wrapper, built, with copies of these quantizers."""
+        config = {**serialization.live_config(self), "quantizer": wrappers.copy(quantizers[0], 0)}
+        layer = type(self).from_config(config)
+        layer.build((None, self._dim))
+        for target, source in zip(layer.inner_quantizers(), quantizers, strict=True):
+            target.trainable = source.trainable
+            for new, old in zip(target.weights, source.weights, strict=True):
+                new.assign(old)
+        return layer
 
     def resize(self, num_embeddings: int, counts: Tensor | None = None) -> Resized:
         """Returns a new layer with another number of codes in each codebook, and where the old codes went.
@@ -124,15 +134,3 @@ def _copy_own_weights(old: ResizableWrapper, new: ResizableWrapper, new_indices:
 def _own_weights(wrapper: ResizableWrapper) -> list[Any]:
     inner = {id(weight) for quantizer in wrapper.inner_quantizers() for weight in quantizer.weights}
     return [weight for weight in wrapper.weights if id(weight) not in inner]
-
-
-def assign_quantizers(layer: ResizableWrapper, quantizers: Sequence[Quantizer]) -> None:
-    """Gives the quantizers of a built wrapper the weights of others of the same configuration."""
-    for target, source in zip(layer.inner_quantizers(), quantizers, strict=True):
-        for new, old in zip(target.weights, source.weights, strict=True):
-            new.assign(old)
-
-
-def unbuilt(quantizer: Quantizer) -> Quantizer:
-    """A quantizer of the same configuration, not built, for a wrapper to make copies of."""
-    return type(quantizer).from_config(serialization.live_config(quantizer))

@@ -48,8 +48,6 @@ class ExplainedVariance(keras.metrics.Metric):
 
     def __init__(self, shapes: Sequence[Sequence[int | None]], name: str = "explained_variance"):
         super().__init__(name=name)
-        # For callbacks that compare epochs.
-        self._direction = "up"
         self.moments = RunningMoments(shapes, self._add_zeros)
         self.error = Averages(("error",), name="error")
 

@@ -25,16 +25,16 @@ class Reservoir:
         self.size = size
         self._generator = np.random.default_rng(seed)
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        self._held = 0
+        self.held = 0
         self._largest = np.inf
 
     def add(self, rows: np.ndarray) -> None:
         numbers = self._generator.random(len(rows))
         chosen = numbers <= self._largest
         self._parts.append((numbers[chosen], rows[chosen]))
-        self._held += int(chosen.sum())
+        self.held += int(chosen.sum())
         # Seldom, because it copies all rows.
-        if self._held > 2 * self.size:
+        if self.held > 2 * self.size:
             self._shrink()
 
     def rows(self) -> np.ndarray:
@@ -46,7 +46,7 @@ class Reservoir:
         if len(numbers) > self.size:
             self._largest = np.partition(numbers, self.size - 1)[self.size - 1]
             numbers, rows = numbers[numbers <= self._largest], rows[numbers <= self._largest]
-        self._parts, self._held = [(numbers, rows)], len(rows)
+        self._parts, self.held = [(numbers, rows)], len(rows)
 
 
 def sampled_vectors(
@@ -83,16 +83,25 @@ def sampled_vectors(
     needed = size if whole_samples else -(-size // min(per_sample, PER_SAMPLE))
     reservoir = Reservoir(size, seed)
     progress = keras.utils.Progbar(None, verbose=1 if verbose == "auto" else int(verbose), unit_name="batch")
-    number = 0
+    number, shape = 0, None
     for number, batch in enumerate(batches(x, needed, batch_size, steps, seed), start=1):
+        if not len(keras.tree.flatten(batch)[0]):
+            continue
         vectors = encode(batch, batch_size=batch_size, verbose=0)
-        if not whole_samples:
+        if whole_samples:
+            shape = shape or vectors.shape[1:]
+            if vectors.shape[1:] != shape:
+                raise ValueError(
+                    "`x` must have grids of one size for a quantizer of whole grids, such as crops. "
+                    f"Received: batches with grids of {shape[:-1]} and {vectors.shape[1:-1]} vectors"
+                )
+        else:
             vectors = vectors.reshape(-1, vectors.shape[-1])
             vectors = vectors[np.isfinite(vectors).all(-1)]
         reservoir.add(vectors)
         progress.update(number)
-    if not number:
-        raise ValueError(f"`x` must contain at least one batch. Received: x={x!r}")
+    if not reservoir.held:
+        raise ValueError(f"`x` must contain at least one vector that is not masked, and finite. Received: x={x!r}")
     progress.update(number, finalize=True)
     return reservoir.rows()
 
@@ -100,16 +109,17 @@ def sampled_vectors(
 def batches(x: Data, needed: int, batch_size: int, steps: int | None, seed: int) -> Iterator[Any]:
     """Yields inputs, as NumPy arrays: the batches of a data set, or of arrays a random choice of `needed` samples."""
     leaves = keras.tree.flatten(x)
-    if not all(hasattr(leaf, "shape") for leaf in leaves):
+    if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
         for batch in _first_batches(x, steps):
             yield keras.tree.map_structure(_to_numpy, keras.utils.unpack_x_y_sample_weight(batch)[0])
         return
     # Tensors and tables cannot be indexed by arrays.
     x = keras.tree.map_structure(lambda leaf: leaf if isinstance(leaf, np.ndarray) else _to_numpy(leaf), x)
-    chosen = np.arange(len(leaves[0]))
+    if len({len(leaf) for leaf in leaves}) > 1:
+        raise ValueError(f"`x` must have arrays of one length. Received: lengths {[len(leaf) for leaf in leaves]}")
+    chosen = np.arange(len(leaves[0]) if steps is None else min(len(leaves[0]), steps * batch_size))
     if needed < len(chosen):
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, needed, replace=False))
-    chosen = chosen if steps is None else chosen[: steps * batch_size]
     # Several batches in one call of `predict`, which takes longer to begin than most batches take.
     for start in range(0, len(chosen), 64 * batch_size):
         rows = chosen[start : start + 64 * batch_size]

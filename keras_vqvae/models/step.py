@@ -31,8 +31,8 @@ class Step(threading.local):
     """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
 
     passes: list[Pass] | None = None
-    inputs: Any = None
-    """The inputs of the encoder."""
+    inputs: list[Any]
+    """What the encoder was given, in each call of `autoencode`."""
     reconstructions: list[Tensor]
     """The losses of the reconstruction."""
     targets: list[tuple[list[Moments], Tensor, Tensor]]
@@ -51,13 +51,13 @@ class RecordedSteps(Coding):
     def _recording(self, passes: list[Pass] | None) -> Iterator[None]:
         before, self._step.passes = self._step.passes, passes
         if passes is not None:
-            self._step.reconstructions, self._step.targets = [], []
+            self._step.inputs, self._step.reconstructions, self._step.targets = [], [], []
         try:
             yield
         finally:
             self._step.passes = before
-            if before is None:
-                self._step.inputs = None
+            if passes is not None:
+                self._step.inputs = []
 
     @contextlib.contextmanager
     def _quantizing(self) -> Iterator[list[Record]]:

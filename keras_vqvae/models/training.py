@@ -194,7 +194,12 @@ class AutoencoderTraining(RecordedSteps):
         if self.preprocessing is None:
             return targets_of(self.encoder, x)
         if self._step.passes is not None:
-            return self._step.inputs
+            if len(self._step.inputs) != 1:
+                raise ValueError(
+                    "`y` must be given where there is `preprocessing`, unless `call` calls `autoencode` exactly once: its "
+                    f"preprocessed inputs are then the target. Received: y=None, {len(self._step.inputs)} calls"
+                )
+            return self._step.inputs[0]
         # In a training loop of the user's, or to learn the shapes.
         return self.preprocessing(targets_of(self.preprocessing, x) if training else x, training=False)
 

@@ -18,8 +18,8 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report:
 
     - `loss`, and its parts `reconstruction_loss`, before it is divided by anything, and `quantizer_loss`;
-    - `commitment_loss`, `codebook_loss` and `entropy_loss`, the parts of `quantizer_loss` that the quantizer has, with
-      their weights;
+    - `commitment_loss`, `codebook_loss` and `entropy_loss`, the parts of `quantizer_loss` with their weights, as far as
+      the quantizer has them. Other losses, such as Gumbel's, are in the sum alone;
     - `explained_variance`: 1 for a perfect reconstruction, 0 for one that is as good as the mean of the data;
     - `perplexity`, `codebook_usage` and `bits_per_index`, the use of the codebook over the epoch, and
       `bits_per_sample`, what an entropy coder needs for all indices of a sample;
@@ -115,9 +115,10 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             gradient; and their int32 indices, -1 at masked positions.
         """
         if self.preprocessing is not None:
-            inputs = self.preprocessing(inputs, training=training)
+            # Keras's `Sequential` augments where `training` is `None`.
+            inputs = self.preprocessing(inputs, training=bool(training))
         if self._step.passes is not None:
-            self._step.inputs = inputs
+            self._step.inputs.append(inputs)
         self._parts.cropping.check("inputs", inputs)
         vectors = self.encoder(inputs, training=training)
         with self._quantizing() as records:
