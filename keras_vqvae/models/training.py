@@ -196,7 +196,7 @@ class AutoencoderTraining(RecordedSteps):
         if self._step.passes is not None:
             if len(self._step.inputs) != 1:
                 raise ValueError(
-                    "`y` must be given where there is `preprocessing`, unless `call` calls `autoencode` exactly once: its "
+                    "`y` must be given where there is `preprocessing`, unless `call` calls `autoencode` just once: its "
                     f"preprocessed inputs are then the target. Received: y=None, {len(self._step.inputs)} calls"
                 )
             return self._step.inputs[0]
