@@ -142,7 +142,7 @@ def test_semantic_ids_of_any_scale_explain_the_variance_and_are_reassigned(run, 
     explained = [float(x) for x in re.findall(r"used, (.*)% of the variance", printed)]
     assert explained[0] < explained[1]
     assert min(explained[1:]) > 90
-    shared, after = (int(x) for x in re.findall(r"(?:of another one|reassignment): (\d+)", printed))
+    shared, after = (int(x) for x in re.findall(r"(?:share their codes|reassignment): (\d+)", printed))
     assert after < shared
     assert float(re.findall(r"reassignment: \d+, (.*)% of", printed)[0]) > explained[-1] - 2
 

@@ -132,8 +132,9 @@ class CodebookWeights(Quantizer):
         """
         used = np.flatnonzero(resized.checked_counts(self, counts))
         if not len(used):
+            name = "code_counts" if counts is None else "counts"
             raise ValueError(
-                "`prune_unused()` needs usage counts, but they are all zeros. Train the layer, or call it with "
+                f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
                 "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`."
             )
         return resized.with_codes(self, used, len(used))
