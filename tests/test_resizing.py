@@ -85,7 +85,6 @@ def test_counts_decide_which_codes_remain():
     np.testing.assert_array_equal(numpy(smaller.codebook), numpy(layer.codebook)[28:])
 
 
-@pytest.mark.each_backend
 def test_a_smaller_one_takes_its_place_in_a_model():
     encoder, decoder = keras_vqvae.build(8, embedding_dim=4, encoder_sizes=(6,), decoder_sizes=(6,))
     model = keras_vqvae.VQVAE(encoder, VQ(64, ema_decay=0.9, seed=1), decoder)
