@@ -1,6 +1,6 @@
 """How much of the variance of data a `VQVAE` explains, at several scales and by either loss.
 
-Embeddings have rows of length 1 times the scale, as those of text do; the means of their 200 clusters explain .64.
+Embeddings have rows of length 1, as text embeddings do, times the scale. The means of their 200 clusters explain .64.
 Digits are scikit-learn's, through dense networks. Sounds are windows of WAV files, through convolutions.
 
 KERAS_BACKEND=torch python -m benchmarks.balance --seeds 0 1 2

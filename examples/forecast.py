@@ -109,7 +109,7 @@ def main() -> None:
     model.fit(blocks, batch_size=64, epochs=arguments.epochs, verbose=2)
 
     codes, test_codes = encode(train), encode(test)
-    # Over the codes of several blocks. `from_model` would make a prior over those of one.
+    # Not `from_model`: a sample of this prior has the codes of several blocks, and a sample of the model those of one.
     prior = keras_vqvae.AutoregressivePrior(
         arguments.codes, codes.shape[1:], num_layers=2, hidden_dim=64, dropout=0.2, seed=arguments.seed
     )
