@@ -14,6 +14,7 @@ from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.cropping import Cropping, padded_axes
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
+from keras_vqvae.models.scaling import DataScale
 from keras_vqvae.types import Data, Sizes
 
 PARTS = ("encoder", "quantizer", "decoder", "preprocessing")
@@ -60,9 +61,18 @@ class CodeAutoencoder(keras.Model):
             if not isinstance(part, kind) and (name != "preprocessing" or part is not None):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder, self.preprocessing = encoder, quantizer, decoder, preprocessing
+        self.data_scale = DataScale(name="data_scale", dtype=self.dtype_policy)
+        self.data_scale.build()
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
         self._parts = types.SimpleNamespace(
-            drop_masked=ReplaceMasked(-1), tokenizer=None, saved_builds=saved_builds, cropping=Cropping(), steps={}
+            drop_masked=ReplaceMasked(-1),
+            tokenizer=None,
+            saved_builds=saved_builds,
+            cropping=Cropping(),
+            steps={},
+            scales=False,
+            autoencodes=False,
+            reconstructs=False,
         )
 
     def _build_if_known(self) -> None:
@@ -81,20 +91,22 @@ class CodeAutoencoder(keras.Model):
         if inputs is None:
             # Batches of any size: the first one, by which Keras builds, need not have that of the others.
             inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), input_shape)
-        encoder, encoded = self.encoder, inputs
-        if self.preprocessing is not None:
-            encoded = self.preprocessing(inputs)
-            encoder = keras.Model(inputs, self.encoder(encoded), name=self.encoder.name)
+        encoded = inputs if self.preprocessing is None else self.preprocessing(inputs)
+        self._parts.scales = isinstance(encoded, keras.KerasTensor) and keras.backend.is_float_dtype(encoded.dtype)
+        encoder = keras.Model(inputs, self.encoder(self._scaled(encoded)), name=self.encoder.name)
         vectors = encoder(inputs)
         _, indices = self.quantizer(vectors, return_indices=True)
         codes = keras.Input(batch_shape=indices.shape, dtype="int32", name="codes")
         frozen = FrozenTokenizer(encoder, self.quantizer)
         self._parts.tokenizer = keras.Model(inputs, frozen(inputs), name="tokenizer")
-        self._parts.detokenizer = keras.Model(codes, self.decoder(self.quantizer.decode(codes)), name="detokenizer")
+        reconstructions = self._scaled(self.decoder(self.quantizer.decode(codes)), reverse=True)
+        self._parts.detokenizer = keras.Model(codes, reconstructions, name="detokenizer")
         # Keras exports no model that was never called.
         self._parts.tokenizer(inputs)
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
+        # Only then can the data's scale be that of both.
+        self._parts.reconstructs = self._parts.scales and len(outputs) == 1 and _fit(encoded.shape, outputs[0])
         self._prepare_training(outputs, tuple(vectors.shape))
         self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, encoded, outputs))
         # What is not finite is left out of k-means.
@@ -104,6 +116,10 @@ class CodeAutoencoder(keras.Model):
             # Builds those that `call` uses, unless it takes other inputs than the encoder: then its first call does.
             with contextlib.suppress(Exception):
                 self.compute_output_spec(inputs)
+
+    def _scaled(self, x: Any, reverse: bool = False) -> Any:
+        """The encoder's inputs divided by the scale of the data, or the decoder's outputs multiplied by it."""
+        return self.data_scale(x, reverse=reverse) if self._parts.scales and not keras.tree.is_nested(x) else x
 
     def _known_inputs(self) -> Any:
         """New symbolic inputs like those that the first layer knows, or `None`."""
@@ -124,6 +140,10 @@ class CodeAutoencoder(keras.Model):
     def build_from_config(self, config: dict[str, Any]) -> None:
         super().build_from_config(config)
         self._build_as_saved()
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        return [layer for layer in super().layers if layer is not self.data_scale]
 
     def _added_layers(self) -> list[keras.Layer]:
         """The layers that a subclass has added."""
@@ -183,6 +203,11 @@ class CodeAutoencoder(keras.Model):
             if name in config
         }
         return cls(**{**config, **parts})
+
+
+def _fit(a: Sizes, b: Sizes) -> bool:
+    """Whether two shapes are equal as far as they are known."""
+    return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
 
 
 def inputs_like(encoder: keras.Model) -> Any:

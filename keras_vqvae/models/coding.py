@@ -12,6 +12,7 @@ from keras_vqvae.models import sources
 from keras_vqvae.models.autoencoder import CodeAutoencoder
 from keras_vqvae.models.local_predict import predict
 from keras_vqvae.models.prior import Prior
+from keras_vqvae.models.scaling import settle_scale
 from keras_vqvae.types import Data, Tensor
 
 
@@ -60,6 +61,7 @@ class Coding(CodeAutoencoder):
         Raises:
             ValueError: If `x` is empty, or has no end and `steps` is not given.
         """
+        x = settle_scale(self, x, steps=steps)
         vectors = sources.sampled_vectors(
             self._vectors_of,
             x,

@@ -111,10 +111,10 @@ def batches(x: Data, needed: int, batch_size: int, steps: int | None, seed: int)
     leaves = keras.tree.flatten(x)
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
         for batch in _first_batches(x, steps):
-            yield keras.tree.map_structure(_to_numpy, keras.utils.unpack_x_y_sample_weight(batch)[0])
+            yield keras.tree.map_structure(to_numpy, keras.utils.unpack_x_y_sample_weight(batch)[0])
         return
     # Tensors and tables cannot be indexed by arrays.
-    x = keras.tree.map_structure(lambda leaf: leaf if isinstance(leaf, np.ndarray) else _to_numpy(leaf), x)
+    x = keras.tree.map_structure(lambda leaf: leaf if isinstance(leaf, np.ndarray) else to_numpy(leaf), x)
     if len({len(leaf) for leaf in leaves}) > 1:
         raise ValueError(f"`x` must have arrays of one length. Received: lengths {[len(leaf) for leaf in leaves]}")
     chosen = np.arange(len(leaves[0]) if steps is None else min(len(leaves[0]), steps * batch_size))
@@ -138,6 +138,7 @@ def _first_batches(x: Any, steps: int | None) -> Iterator[Any]:
     return itertools.islice(found, steps)
 
 
-def _to_numpy(x: Any) -> np.ndarray:
+def to_numpy(x: Any) -> np.ndarray:
+    """An array of a tensor or a table."""
     # Tensors of PyTorch may have a gradient, or lie on another device.
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)

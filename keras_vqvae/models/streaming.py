@@ -206,12 +206,12 @@ class CodeStreaming(CodeAutoencoder):
         source, target = ("samples", "codes") if name == "encoder" else ("codes", "samples")
         if name == "encoder":
             inputs = keras.Input((None, samples[0].shape[-1]), dtype=samples[0].dtype, name=source)
-            causal = CausalStep(name, self.encoder, inputs)
+            causal = CausalStep(name, self.encoder, self._scaled(inputs))
             output = self.quantizer(causal.outputs, training=False, return_indices=True)[1]
         else:
             inputs = keras.Input((None, *self.quantizer.index_shape), dtype="int32", name=source)
             causal = CausalStep(name, self.decoder, self.quantizer.decode(inputs))
-            output = causal.outputs
+            output = self._scaled(causal.outputs, reverse=True)
         tensors = {source: inputs, **causal.states}
         model = keras.Model(tensors, {target: output, **causal.new_states}, name=f"{name}_step")
         # Keras exports no model that was never called.

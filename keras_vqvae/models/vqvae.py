@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vqvae.models.scaling import settle_scale
 from keras_vqvae.models.step import Pass
 from keras_vqvae.models.streaming import CodeStreaming
 from keras_vqvae.models.training import AutoencoderTraining
@@ -26,8 +27,13 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     - `min_perplexity` and `min_codebook_usage`, those of the worst codebook, for a quantizer with several, one for each
       stage, group or scale. Without `min_` they are means then.
 
-    The default loss of `compile` does not depend on the scale of the data. The decoder may have several outputs, in a
-    dict or a list; then `fit` needs `y` in this structure.
+    Data may have any scale. The default loss of `compile` does not depend on it. If the root mean square of the data is
+    below 1/32 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on the
+    encoder gets the inputs divided by it, and the decoder's outputs are multiplied by it. This happens only if the
+    inputs are also the targets. It does not happen if the encoder is frozen, or if the networks scale the data
+    themselves, for example with a `Rescaling` or `Normalization` layer.
+
+    The decoder may have several outputs, in a dict or a list; then `fit` needs `y` in this structure.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
     same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
@@ -74,7 +80,12 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; without `y` the inputs `x` are the targets."""
+        x = settle_scale(self, x, y)
         return super().fit(x, self._weighed(x, y, kwargs), *args, **kwargs)
+
+    def train_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; without `y` the inputs `x` are the targets."""
+        return super().train_on_batch(settle_scale(self, x, y), y, *args, **kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; without `y` the inputs `x` are the targets."""
@@ -119,11 +130,13 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             inputs = self.preprocessing(inputs, training=bool(training))
         if self._step.passes is not None:
             self._step.inputs.append(inputs)
+        self._parts.autoencodes = True
         self._parts.cropping.check("inputs", inputs)
-        vectors = self.encoder(inputs, training=training)
+        vectors = self.encoder(self._scaled(inputs), training=training)
         with self._quantizing() as records:
             latents, indices = self.quantizer(vectors, training=training, return_indices=True)
-        reconstruction = self._parts.cropping.to_inputs(self.decoder(latents, training=training), inputs)
+        outputs = self._scaled(self.decoder(latents, training=training), reverse=True)
+        reconstruction = self._parts.cropping.to_inputs(outputs, inputs)
         indices = self._parts.drop_masked(indices)
         if self._step.passes is not None:
             self._step.passes.append(Pass(indices, ops.shape(latents), self._quantizer_losses(records), records))

@@ -1,0 +1,201 @@
+"""Data of any scale: what a `VQVAE` divides them by, and that it then trains alike."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import Batches, compiled, draw, numpy
+from keras import layers
+
+import keras_vqvae
+
+SIZES = {"encoder_sizes": (6,), "decoder_sizes": (6,)}
+
+
+def make(encoder=None, decoder=None, kind=keras_vqvae.VQVAE, **keywords):
+    keras.utils.set_random_seed(0)
+    networks = keras_vqvae.build(8, embedding_dim=3, **SIZES)
+    quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=0.9, seed=1)
+    return kind(encoder or networks[0], quantizer, decoder or networks[1], **keywords)
+
+
+def scale_of(model):
+    return float(numpy(model.data_scale.scale))
+
+
+@pytest.mark.each_backend
+def test_data_of_any_scale_train_alike():
+    """A power of two changes no digit of a number, so nothing at all may differ."""
+    x, found = draw(24, 8), []
+    for scale in (2.0**-10, 2.0**10):
+        model = compiled(make(), keras.optimizers.Adam(0.01))
+        model.adapt(scale * x, verbose=0, seed=2)
+        logs = model.fit(scale * x, batch_size=12, epochs=2, shuffle=False, verbose=0).history
+        assert 0.05 < scale / scale_of(model) < 0.2
+        outputs = model.predict(scale * x, verbose=0) / scale
+        found.append((outputs, logs["loss"], logs["explained_variance"], model.encode(scale * x, verbose=0)))
+    for small, large in zip(*found, strict=True):
+        np.testing.assert_array_equal(small, large)
+    assert logs["explained_variance"][-1] > logs["explained_variance"][0]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.03, 30, 1e3, 1e6])
+def test_the_scale_is_a_power_of_two_that_brings_data_near_a_tenth(scale):
+    x = scale * draw(24, 8)
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    size = np.sqrt(np.square(x).mean()) / scale_of(model)
+    assert 0.1 / np.sqrt(2) <= size <= 0.1 * np.sqrt(2)
+    assert np.log2(scale_of(model)) == round(np.log2(scale_of(model)))
+
+
+@pytest.mark.parametrize("x", [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.04 * draw(24, 8)])
+def test_data_of_usual_scales_are_taken_as_they_are(x):
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    assert scale_of(model) == 1
+    np.testing.assert_array_equal(numpy(model(x)), numpy(model.decoder(model.quantizer(model.encoder(x)))))
+
+
+@pytest.mark.each_backend
+def test_every_way_through_the_model_has_the_scale(tmp_path):
+    sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 0, "causal": True}
+    networks = [build((None, 2), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
+    model = compiled(make(*networks), "sgd")
+    x = 1e3 * draw(4, 12, 2)
+    model.fit(x, verbose=0)
+    scale = scale_of(model)
+    assert scale > 1e3
+    outputs, codes = model.predict(x, verbose=0), model.encode(x, verbose=0)
+    np.testing.assert_allclose(
+        outputs, scale * numpy(model.decoder(model.quantizer(model.encoder(x / scale)))), rtol=1e-4
+    )
+    np.testing.assert_array_equal(codes, numpy(model.quantizer.encode(model.encoder(x / scale))))
+    np.testing.assert_allclose(model.decode(codes, verbose=0), outputs, rtol=1e-5)
+    streamed = list(model.encode_stream([x[:, :5], x[:, 5:]]))
+    np.testing.assert_array_equal(np.concatenate(streamed, 1), codes)
+    np.testing.assert_allclose(np.concatenate(list(model.decode_stream(streamed)), 1), outputs, rtol=1e-4)
+    model.save(tmp_path / "model.keras")
+    model.tokenizer.save(tmp_path / "tokenizer.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), outputs, rtol=1e-5)
+    tokenizer = keras.saving.load_model(tmp_path / "tokenizer.keras")
+    np.testing.assert_array_equal(tokenizer.predict(x, verbose=0), codes)
+    # What has been trained keeps the scale, whatever data follow.
+    for trained in (model, loaded):
+        compiled(trained, "sgd").fit(1e-3 * x, verbose=0)
+        assert scale_of(trained) == scale
+
+
+def sparse(*shape):
+    return (np.random.default_rng(0).random(shape) < 0.0005).astype("float32")
+
+
+def network(*parts, size=8):
+    return keras.Sequential([keras.Input((size,)), *parts])
+
+
+NETWORKS = {
+    "rescaling": (network(layers.Rescaling(1 / 255), layers.Dense(3)), network(layers.Dense(8), size=3)),
+    "rescaled outputs": (None, network(layers.Dense(8), layers.Rescaling(255), size=3)),
+    "normalization": (network(layers.Normalization(mean=0, variance=1e4), layers.Dense(3)), None),
+    "division": (network(layers.Lambda(lambda x: x / 255), layers.Dense(3)), None),
+    "product": (None, network(layers.Dense(8, "sigmoid"), layers.Lambda(lambda x: x * 255), size=3)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_that_scale_data_themselves_are_left_alone(name):
+    x = 127 + 60 * draw(24, 8)
+    model = compiled(make(*NETWORKS[name]), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    assert scale_of(model) == 1
+
+
+def test_frozen_encoders_and_bounded_decoders_are_left_alone():
+    frozen = network(layers.Dense(3))
+    frozen.trainable = False
+    model = compiled(make(frozen), "sgd", traced=False)
+    model.fit(1e3 * draw(24, 8), verbose=0)
+    assert scale_of(model) == 1
+    bounded = network(layers.Dense(800, "sigmoid"), size=3)
+    model = compiled(make(network(layers.Dense(3), size=800), bounded), "sgd", traced=False)
+    model.fit(sparse(64, 800), verbose=0)
+    assert scale_of(model) == 1
+
+
+def test_other_targets_than_the_inputs_have_a_scale_of_their_own():
+    x = 1e3 * draw(24, 8)
+    for y, alike in ((x.copy(), True), (x / 1e3, False)):
+        model = compiled(make(), "sgd", traced=False)
+        model.fit(x, y, verbose=0)
+        assert (scale_of(model) == 1) != alike
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(Batches(12, x, x / 1e3), verbose=0)
+    assert scale_of(model) == 1
+
+
+def test_a_call_of_ones_own_has_no_scale():
+    class Own(keras_vqvae.VQVAE):
+        def call(self, inputs, training=None):
+            return self.decoder(self.quantizer(self.encoder(inputs), training=training))
+
+    x = 1e3 * draw(24, 8)
+    model = compiled(make(kind=Own), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    assert scale_of(model) == 1
+
+
+def test_what_is_preprocessed_is_measured():
+    model = compiled(make(preprocessing=layers.Rescaling(1 / 255)), "sgd", traced=False)
+    model.fit(255 * draw(24, 8), verbose=0)
+    assert scale_of(model) == 1
+    model = compiled(make(preprocessing=layers.Rescaling(255)), "sgd", traced=False)
+    model.fit(draw(24, 8), verbose=0)
+    assert scale_of(model) > 255
+
+
+def test_a_generator_loses_no_batch():
+    x, seen = 1e3 * draw(24, 8), []
+
+    class Seeing(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(batch)
+
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(
+        (x[start : start + 4] for start in range(0, 24, 4)),
+        steps_per_epoch=6,
+        shuffle=False,
+        callbacks=[Seeing()],
+        verbose=0,
+    )
+    assert len(seen) == 6
+    assert scale_of(model) > 1e3
+
+
+def test_silence_settles_no_scale_and_what_is_not_finite_does_not_count():
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(np.zeros((24, 8), "float32"), verbose=0)
+    x = 1e3 * draw(24, 8)
+    x[3, 2], x[5, 1] = np.nan, np.inf
+    model.adapt(x, verbose=0)
+    assert 1e3 < scale_of(model) < 2e4
+
+
+def test_batches_of_ones_own_are_measured():
+    model = compiled(make(), "sgd", traced=False)
+    model.train_on_batch(1e3 * draw(12, 8))
+    assert scale_of(model) > 1e3
+
+
+def test_bfloat16_rounds_nothing_more():
+    x, found = draw(24, 8), []
+    for scale in (2.0**-8, 2.0**8):
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            model = compiled(make(), keras.optimizers.Adam(0.01), traced=False)
+            model.fit(scale * x, shuffle=False, verbose=0)
+            found.append(model.predict(scale * x, verbose=0).astype("float32") / scale)
+        finally:
+            keras.config.set_dtype_policy("float32")
+    np.testing.assert_array_equal(*found)
