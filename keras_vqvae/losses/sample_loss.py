@@ -25,7 +25,7 @@ class SampleLoss(keras.losses.Loss):
         Raises:
             ValueError: If `y_true` and `y_pred` have different shapes, or `sample_weight` is not `[batch]`.
         """
-        mask = getattr(y_pred, "_keras_mask", None)
+        mask = backend.mask_of(y_pred)
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         y_true = _aligned(y_true, y_pred)
         _check_weight(sample_weight)
