@@ -86,6 +86,7 @@ def test_gradients_are_finite_at_equality_and_without_features():
     silent = keras_vqvae.PerceptualLoss(model, ["first"])
     (found,) = gradients(lambda x: silent(y, x), draw(1, 4, 3, 2, seed=1))
     np.testing.assert_array_equal(found, 0)
+    assert float(silent(y, -y)) == 0
 
 
 @pytest.mark.each_backend
