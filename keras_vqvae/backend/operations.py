@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras import ops
+from keras.src.backend import get_keras_mask
 
 from keras_vqvae.types import Tensor
 
@@ -20,6 +21,10 @@ class Operations:
     def is_tracing(self) -> bool:
         """Whether a function is being traced, in which tensors have no values yet."""
         return self.is_traced(ops.zeros(()))
+
+    def mask_of(self, x: Tensor) -> Tensor | None:
+        """The mask that Keras keeps of an output of a layer. Tensors of JAX have no attributes, so it keeps a list."""
+        return get_keras_mask(x)
 
     def constants(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         """Converts `values` to a tensor with the dtype of `like`."""
