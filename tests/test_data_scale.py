@@ -163,7 +163,7 @@ def test_a_generator_loses_no_batch():
 
     model = compiled(make(), "sgd", traced=False)
     model.fit(
-        (x[start : start + 4] for start in range(0, 24, 4)),
+        ((x[start : start + 4],) for start in range(0, 24, 4)),
         steps_per_epoch=6,
         shuffle=False,
         callbacks=[Seeing()],

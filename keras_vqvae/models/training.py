@@ -123,7 +123,7 @@ class AutoencoderTraining(RecordedSteps):
         if passes is not None:
             self._step.reconstructions.append(loss * replicas)
             # What is masked counts in no loss, but in the moments.
-            if pairs and not any(getattr(output, "_keras_mask", None) is not None for _, output in pairs):
+            if pairs and not any(backend.mask_of(output) is not None for _, output in pairs):
                 plain = self._normalizes and sample_weight is None
                 error = loss * replicas if plain else moments.squared_error(pairs)
                 self._step.targets.append((batch, error, own[0].count))
