@@ -117,7 +117,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
     crops = crop(seen, arguments.crops, arguments.seed)
     model = build(principal_components(crops), arguments.stage_codes, arguments.stages, arguments.seed)
     # k-means, stage by stage, on some of the crops.
-    model.adapt(crops[:256], seed=arguments.seed, verbose=0)
+    model.adapt(crops[:64], seed=arguments.seed, verbose=0)
     epochs = arguments.photograph_epochs
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * math.ceil(len(crops) / BATCH))
     model.compile(keras.optimizers.Adam(rate))
