@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo docs test test-all test-quick test-oldest bench lint format release-check clean
 
 demo: .venv-demo/done
-	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/digits.py $(ARGS)
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} .venv-demo/bin/python examples/demo.py $(ARGS)
 
 # The site, in `site/`: a broken link, or a public name without a docstring or a page, is an error.
 docs: .venv-docs/done

@@ -9,7 +9,6 @@ on one page, `index.html`, in the folder of `--output`.
 
 import argparse
 import math
-import pathlib
 
 import images
 import keras
@@ -21,6 +20,7 @@ from keras_vqvae import plotting
 
 GUIDANCE = 2.0
 """Above 1 new images are more of their class, and less unlike each other."""
+LOGS = ("codebook_usage", "explained_variance", "perplexity")
 
 
 def train_prior(
@@ -36,8 +36,7 @@ def train_prior(
     return prior
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="digits", choices=images.DATASETS)
     parser.add_argument("--data-dir", help="folder of IDX files to read instead of downloading")
     parser.add_argument("--num-embeddings", type=int, default=64)
@@ -45,11 +44,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--prior-epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=60, help="60 divides the 1,500 digits")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of what is written")
-    arguments = parser.parse_args()
 
-    keras.utils.set_random_seed(arguments.seed)
+
+def draw(arguments: argparse.Namespace) -> page.Sections:
+    """Trains a model and a prior, saves both, and returns figures."""
     num_embeddings = arguments.num_embeddings
     train, test = images.load(arguments.dataset, arguments.data_dir)
     labels = images.load_labels(arguments.dataset, arguments.data_dir)
@@ -75,7 +73,10 @@ def main() -> None:
     error = np.mean(np.square(reconstructions - test))
     bits = prior.evaluate(codes[1], labels[1], verbose=0, return_dict=True)["loss"] * rows * columns / math.log(2)
     print(f"error {error:.4f}; {bits:.0f} bits an image by the prior, {most_bits:.0f} without it")
-    sections = {
+    model.save(arguments.output / "model.keras")
+    prior.save(arguments.output / "prior.keras")
+    history = {name: values for name, values in fitted.history.items() if name.removeprefix("val_") in LOGS}
+    return {
         "New images": (
             plotting.plot_samples({str(name): pictures for name, pictures in enumerate(new)}),
             f"Drawn from the prior, class by class, with a guidance of {GUIDANCE:g}, and decoded.",
@@ -90,14 +91,9 @@ def main() -> None:
             "Images that consist of one code throughout.",
         ),
         "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "On the same images."),
-        "Training": (plotting.plot_training(fitted.history), "Of the autoencoder, epoch by epoch."),
+        "Training": (plotting.plot_training(history), "Of the autoencoder, epoch by epoch."),
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    page.write(arguments.output / "index.html", f"{arguments.dataset}: a VQ-VAE and its prior", sections)
-    model.save(arguments.output / "model.keras")
-    prior.save(arguments.output / "prior.keras")
-    print("open", arguments.output / "index.html")
 
 
 if __name__ == "__main__":
-    main()
+    page.command(__doc__, "digits", (add_arguments, draw))

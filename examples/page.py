@@ -1,16 +1,39 @@
-"""One HTML page of figures, with the pictures inside it."""
+"""One HTML page of figures, with the pictures inside it, and the commands that write one."""
 
+import argparse
 import base64
 import html
 import io
 import pathlib
+from collections.abc import Callable
 
+import keras
 from matplotlib.figure import Figure
 
 STYLE = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
+Sections = dict[str, tuple[Figure, str]]
+Example = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Sections]]
+"""Adds its arguments to a parser; and returns its figures, each by its heading, with a sentence or two."""
 
 
-def write(path: pathlib.Path, title: str, sections: dict[str, tuple[Figure, str]]) -> None:
+def command(description: str, name: str, *examples: Example) -> None:
+    """Runs examples one after the other with the arguments of the command line, and writes one page of all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for add_arguments, _ in examples:
+        add_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of what is written")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    sections: Sections = {}
+    for _, draw in examples:
+        keras.utils.set_random_seed(arguments.seed)
+        sections |= draw(arguments)
+    write(arguments.output / "index.html", f"keras_vqvae: {name}", sections)
+    print("open", arguments.output / "index.html")
+
+
+def write(path: pathlib.Path, title: str, sections: Sections) -> None:
     """Writes a page with a section for each figure: its heading, a sentence or two, the picture; and each picture."""
     parts = []
     for heading, (figure, text) in sections.items():

@@ -117,7 +117,7 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
         # In steps: bars narrower than a pixel vanish in large codebooks.
         axis.stairs(fractions, fill=not several, label=f"codebook {number}" if several else None)
     axis.axhline(1 / num_embeddings, color="black", linestyle="dashed", linewidth=1, label="uniform use")
-    axis.set(xlabel="code, by rank", ylabel="share of positions", xlim=(0, num_embeddings))
+    axis.set(xlabel="code, by rank", ylabel="fraction of positions", xlim=(0, num_embeddings))
     title = f"Use of the codebook: {used[0]} of {num_embeddings} codes, perplexity {perplexities[0]:.0f}"
     if several:
         title = (

@@ -13,6 +13,7 @@ import hierarchy
 import images
 import keras
 import numpy as np
+import photographs
 import pytest
 import semantic_ids
 from helpers import numpy
@@ -84,17 +85,59 @@ def test_unknown_data_sets_are_named():
 
 @pytest.mark.slow
 def test_the_demo_trains_and_draws(run, tmp_path):
-    printed = run("digits.py", "--epochs", 1, "--prior-epochs", 1, "--output", tmp_path)
+    small = "--photograph-epochs", 1, "--stages", 2, "--stage-codes", 16, "--crops", 32
+    printed = run("demo.py", *small, "--epochs", 1, "--prior-epochs", 1, "--output", tmp_path)
     assert "val_perplexity" in printed
+    assert re.findall(r"(\d) of 2 stages: (0\.\d+) bits/pixel", printed) == [("1", "0.062"), ("2", "0.125")]
     assert "96 without it" in printed
     page = (tmp_path / "index.html").read_text()
     headings = re.findall("<h2>(.*)</h2>", page)
-    assert headings[:3] == ["New images", "Reconstructions", "Codes"]
+    assert headings[:4] == ["A photograph at several rates", "New images", "Reconstructions", "Codes"]
     for heading, picture in zip(headings, re.findall('src="data:image/png;base64,([^"]*)"', page), strict=True):
         assert base64.b64decode(picture).startswith(b"\x89PNG")
         assert (tmp_path / f"{heading.lower().replace(' ', '_')}.png").stat().st_size > 1000
     model, prior = (keras.models.load_model(tmp_path / f"{name}.keras") for name in ("model", "prior"))
     assert model.sample(prior, 2, labels=7, verbose=0).shape == (2, 8, 8, 1)
+
+
+def test_training_sees_nothing_of_what_is_shown():
+    unseen, seen = photographs.load()
+    for y, x in ((0, 0), (100, 200), (344, 248)):
+        patch = unseen[y : y + 8, x : x + 8]
+        for photograph in seen:
+            rows = np.lib.stride_tricks.sliding_window_view(photograph[..., 0], (8, 8))
+            assert not np.any(np.all(rows == patch[..., 0], axis=(-2, -1)))
+
+
+def test_crops_are_parts_of_photographs():
+    """Pixels that are their positions."""
+    photograph = np.stack(np.meshgrid(np.arange(70), np.arange(90), np.arange(1)), axis=-1)[:, :, 0]
+    crops = photographs.crop([photograph, photograph], 8, seed=0)
+    assert crops.shape == (8, 64, 64, 3)
+    np.testing.assert_array_equal(np.diff(crops[..., 1], axis=1), 1)
+    steps = np.diff(crops[..., 0], axis=2)
+    assert set(steps[:, 0, 0]) == {-1, 1}
+    np.testing.assert_array_equal(steps, np.broadcast_to(steps[:, :1, :1], steps.shape))
+
+
+def test_photographs_start_at_principal_components(rng):
+    """Patches that lie in few directions come back as they were."""
+    directions = rng.normal(size=(photographs.DIM, 8, 8, 3))
+    patches = np.tensordot(rng.normal(size=(4, 8, 8, photographs.DIM)), directions, axes=1)
+    crops = patches.swapaxes(2, 3).reshape(4, 64, 64, 3).astype("float32")
+    model = photographs.build(photographs.principal_components(crops), num_embeddings=8, num_stages=2, seed=0)
+    decoded = numpy(model.decoder(model.encoder(crops)))
+    np.testing.assert_allclose(decoded, crops, atol=1e-4 * np.abs(crops).max())
+
+
+def test_a_jpeg_fits(rng):
+    unseen = photographs.load()[0][:64, :64]
+    decoded, size = photographs.jpeg(unseen, 800)
+    assert 0 < size <= 800
+    assert photographs.signal_to_noise(unseen, decoded) > 15
+    # No JPEG is as small.
+    assert photographs.jpeg(unseen, 1)[1] > 1
+    assert photographs.signal_to_noise(np.zeros(4), np.full(4, 0.1)) == pytest.approx(20)
 
 
 @pytest.mark.each_backend
