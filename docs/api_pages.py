@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 GROUPS = {
     "Quantizers": ("layers",),
     "Models": ("models",),
+    "Losses": ("losses", "constraints"),
     "Callbacks and metrics": ("callbacks", "figure_writer", "metrics"),
     "Functions": ("ops", "semantic_ids"),
 }

@@ -2,6 +2,7 @@
 
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
 from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
+from keras_vqvae.constraints import SpectralNorm as SpectralNorm
 from keras_vqvae.figure_writer import FigureWriter as FigureWriter
 from keras_vqvae.layers import BinarySphericalQuantizer as BinarySphericalQuantizer
 from keras_vqvae.layers import CodebookQuantizer as CodebookQuantizer
@@ -16,6 +17,9 @@ from keras_vqvae.layers import Quantizer as Quantizer
 from keras_vqvae.layers import ResidualQuantizer as ResidualQuantizer
 from keras_vqvae.layers import SimVectorQuantizer as SimVectorQuantizer
 from keras_vqvae.layers import VectorQuantizer as VectorQuantizer
+from keras_vqvae.losses import LossSum as LossSum
+from keras_vqvae.losses import PerceptualLoss as PerceptualLoss
+from keras_vqvae.losses import SpectralLoss as SpectralLoss
 from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
 from keras_vqvae.metrics import CodebookUsage as CodebookUsage
 from keras_vqvae.models import VQGAN as VQGAN
@@ -25,9 +29,11 @@ from keras_vqvae.models import MaskedPrior as MaskedPrior
 from keras_vqvae.models import Prior as Prior
 from keras_vqvae.models import build as build
 from keras_vqvae.models import build_conv_decoder as build_conv_decoder
+from keras_vqvae.models import build_conv_discriminator as build_conv_discriminator
 from keras_vqvae.models import build_conv_encoder as build_conv_encoder
 from keras_vqvae.models import build_decoder as build_decoder
 from keras_vqvae.models import build_encoder as build_encoder
+from keras_vqvae.models import build_spectrogram_discriminator as build_spectrogram_discriminator
 from keras_vqvae.ops.clustering import kmeans as kmeans
 from keras_vqvae.ops.codebook import init_codebook as init_codebook
 from keras_vqvae.ops.codebook import lookup as lookup

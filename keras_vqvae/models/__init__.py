@@ -1,6 +1,8 @@
 from keras_vqvae.models.autoregressive_prior import AutoregressivePrior as AutoregressivePrior
 from keras_vqvae.models.conv import build_conv_decoder as build_conv_decoder
 from keras_vqvae.models.conv import build_conv_encoder as build_conv_encoder
+from keras_vqvae.models.discriminators import build_conv_discriminator as build_conv_discriminator
+from keras_vqvae.models.discriminators import build_spectrogram_discriminator as build_spectrogram_discriminator
 from keras_vqvae.models.masked_prior import MaskedPrior as MaskedPrior
 from keras_vqvae.models.mlp import build as build
 from keras_vqvae.models.mlp import build_decoder as build_decoder

@@ -16,10 +16,10 @@ def _channels_first() -> bool:
     return keras.config.image_data_format() == "channels_first"
 
 
-def _checked(
-    name: str, shape: Sequence[int | None], filters: Iterable[int], num_residual_blocks: int, causal: bool
-) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
-    """Returns the grid's sizes, the channels, and the next two arguments, all of which must fit each other."""
+def check_grid(
+    name: str, shape: Sequence[int | None], filters: Iterable[int]
+) -> tuple[tuple[int | None, ...], int, tuple[int, ...]]:
+    """Returns the grid's sizes, the channels and `filters`, one for each halving of the sizes."""
     filters = validation.positive_ints("filters", filters)
     if not filters:
         raise ValueError("`filters` must have an entry for each halving of the size. Received: filters=()")
@@ -32,6 +32,14 @@ def _checked(
     for size in sizes:
         if size is not None:
             validation.positive_int(name, size)
+    return sizes, channels, filters
+
+
+def _checked(
+    name: str, shape: Sequence[int | None], filters: Iterable[int], num_residual_blocks: int, causal: bool
+) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
+    """Returns the grid's sizes, the channels, and the next two arguments, all of which must fit each other."""
+    sizes, channels, filters = check_grid(name, shape, filters)
     if validation.boolean("causal", causal) and (len(sizes) > 1 or _channels_first()):
         raise ValueError(
             f"`causal` needs one axis, and channels last: `{name}` must be (steps, channels). "

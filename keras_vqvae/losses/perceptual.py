@@ -1,0 +1,166 @@
+"""A loss that compares what a network makes of samples."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqvae.losses.sample_loss import SampleLoss
+from keras_vqvae.ops.spectrogram import channels_first
+from keras_vqvae.types import Tensor
+
+RELATIVE_FLOOR = 1e-6
+"""Of squared lengths of features, in units of their mean: shorter features have no direction."""
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class PerceptualLoss(SampleLoss):
+    """The distance between samples in the features of a network, such as a classifier of them.
+
+    Squared error of pixels is least for a blurred image where details are uncertain. Features of a classifier tell a
+    sharp texture from a blurred one. At each layer `l`, the feature vectors of all positions are divided by their
+    length, and the value of a sample is
+
+        sum_l  mean over positions  |f_l / |f_l| - f'_l / |f'_l||^2
+
+    so that each layer contributes 0 to 4. This is LPIPS without learned weights. It is best added to an error of the
+    pixels: see `LossSum`.
+
+    The loss has a frozen copy of `features`, up to the given layers. It runs in inference mode and is never trained.
+    The model that is compiled with the loss does not hold its weights. The loss's config does, as float32, so a
+    `.keras` file of that model loads without further arguments, and is larger by 4/3 of their size.
+
+    Distances are computed in float32, and features in the dtype of `features`. If the predictions have a mask, masked
+    positions are 0 in both samples, and the mean goes over the valid positions. `sample_weight` is one value for each
+    sample.
+
+    Args:
+        features: A functional or sequential Keras model with one input. It gets the samples as they are: a rescaling, a
+            resizing or a conversion of channels that it needs must be its first layers.
+        layers: Names of layers of `features`, whose outputs are compared. Defaults to `None`, the outputs of the model.
+        reduction: As for every Keras loss. Defaults to `"sum_over_batch_size"`.
+        name: Of the loss. Defaults to `"perceptual_loss"`.
+
+    Call arguments:
+        y_true: Samples, as `features` takes them.
+        y_pred: Their reconstructions, of the same shape.
+        sample_weight: `[batch]`, optional.
+
+    Raises:
+        ValueError: If `features` is another model, lacks one of `layers`, or takes inputs of another shape than
+            `y_pred`.
+
+    Example:
+
+    >>> images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+    >>> classifier = keras.Sequential([
+    ...     keras.Input((8, 8, 1)),
+    ...     keras.layers.Conv2D(4, 3, activation="relu", name="edges"),
+    ...     keras.layers.Conv2D(8, 3, activation="relu", name="shapes"),
+    ...     keras.layers.Flatten(),
+    ...     keras.layers.Dense(10),
+    ... ])
+    >>> loss = PerceptualLoss(classifier, layers=["edges", "shapes"])
+    >>> float(loss(images, images)), bool(loss(images, images[::-1]) > 0)
+    (0.0, True)
+
+    Reference:
+
+    - [Zhang et al., 2018](https://arxiv.org/abs/1801.03924), equation 1 with weights of 1
+    """
+
+    def __init__(
+        self,
+        features: keras.Model,
+        layers: Sequence[str] | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "perceptual_loss",
+    ):
+        super().__init__(reduction, name)
+        self.features = _frozen_copy(features, layers)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The distances `[batch]`."""
+        expected, shape = self.features.input_shape, tuple(y_pred.shape)
+        sizes = zip(expected, shape, strict=False)
+        if len(expected) != len(shape) or any(a != b and None not in (a, b) for a, b in sizes):
+            raise ValueError(
+                f"`features` must take inputs of the shape of `y_pred`; its inputs are {expected}. Put layers that "
+                "convert the samples, such as `keras.layers.Resizing`, at its start. "
+                f"Received: y_pred of shape {shape}"
+            )
+        targets, features = (
+            keras.tree.flatten(self.features(samples, training=False))
+            for samples in (ops.stop_gradient(y_true), y_pred)
+        )
+        return sum(_distance(*pair) for pair in zip(targets, features, strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "features": keras.saving.serialize_keras_object(self.features),
+            "weights": [_encoded(weight) for weight in self.features.get_weights()],
+            **super().get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PerceptualLoss":
+        config = dict(config)
+        features = keras.saving.deserialize_keras_object(config.pop("features"))
+        shapes = [weight.shape for weight in features.weights]
+        features.set_weights([_decoded(*pair) for pair in zip(config.pop("weights"), shapes, strict=True)])
+        return cls(features, **config)
+
+
+def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
+    """A functional model from the input to the outputs of the layers, with weights of its own."""
+    if not isinstance(features, keras.Model) or len(getattr(features, "inputs", None) or ()) != 1:
+        raise ValueError(
+            f"`features` must be a functional or built sequential model with one input. Received: features={features!r}"
+        )
+    outputs = features.outputs
+    if layers is not None:
+        known = {layer.name: layer for layer in features.layers}
+        lacking = [name for name in layers if name not in known]
+        if lacking or isinstance(layers, str) or not layers:
+            raise ValueError(
+                f"`layers` must be a list of names of layers of `features`, such as {list(known)[:10]}. "
+                f"Received: layers={layers!r}"
+            )
+        outputs = [known[name].output for name in layers]
+    part = keras.Model(features.inputs, outputs, name=features.name)
+    copy = keras.models.clone_model(part, clone_function=_copied)
+    copy.set_weights(part.get_weights())
+    copy.trainable = False
+    return copy
+
+
+def _copied(layer: keras.Layer) -> keras.Layer:
+    # The function of this `Lambda` does not come from a file: loading has refused it or trusts it.
+    trusted = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+    return type(layer).from_config(layer.get_config(), **trusted)
+
+
+def _distance(target: Tensor, features: Tensor) -> Tensor:
+    """The mean over positions of the squared distance between directions, `[batch]`."""
+    target, features = ops.cast(target, "float32"), ops.cast(features, "float32")
+    rank = len(features.shape)
+    axis = 1 if channels_first() else rank - 1
+    lengths = ops.sum(ops.square(target), axis=axis, keepdims=True)
+    positions = tuple(range(1, rank))
+    floor = RELATIVE_FLOOR * ops.mean(lengths, axis=positions, keepdims=True) + 1e-20
+    units = [
+        each * ops.rsqrt(ops.sum(ops.square(each), axis=axis, keepdims=True) + floor) for each in (target, features)
+    ]
+    distances = ops.sum(ops.square(units[0] - units[1]), axis=axis, keepdims=True)
+    return ops.mean(distances, axis=positions)
+
+
+def _encoded(weight: np.ndarray) -> str:
+    return base64.b64encode(np.asarray(weight, "<f4").tobytes()).decode()
+
+
+def _decoded(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").reshape(shape)

@@ -1,0 +1,67 @@
+"""Losses that compare whole samples, where Keras's compare elements."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae.backend import backend
+from keras_vqvae.types import Tensor
+
+
+class SampleLoss(keras.losses.Loss):
+    """A loss with one float32 value for each sample: `call` returns `[batch]`.
+
+    Masked positions are 0 in both arguments, so they differ in nothing. Like Keras's losses, the mean is then over the
+    valid positions of the batch: it is multiplied by the number of positions and divided by that of valid ones.
+    """
+
+    def __init__(self, reduction: str | None, name: str):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """As `keras.losses.Loss`.
+
+        Raises:
+            ValueError: If `y_true` and `y_pred` have different shapes, or `sample_weight` is not `[batch]`.
+        """
+        mask = getattr(y_pred, "_keras_mask", None)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        y_true = _aligned(y_true, y_pred)
+        _check_weight(sample_weight)
+        if mask is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        mask = ops.cast(mask, "bool")
+        last = len(y_pred.shape) - len(mask.shape)
+        valid = ops.reshape(mask, (*ops.shape(mask), *(1,) * last))
+        value = super().__call__(_zero_unless(valid, y_true), _zero_unless(valid, y_pred), sample_weight)
+        if self.reduction in (None, "none", "sum"):
+            return value
+        return value * ops.cast(ops.size(mask), "float32") / backend.at_least(backend.count_true(mask), 1.0)
+
+
+def _zero_unless(valid: Tensor, x: Tensor) -> Tensor:
+    return ops.where(valid, x, ops.zeros_like(x))
+
+
+def _aligned(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """`y_true` in the shape of `y_pred`. As in Keras's losses, one of the two may lack a last axis of size 1."""
+    a, b = tuple(y_true.shape), tuple(y_pred.shape)
+    if len(a) == len(b) + 1 and a[-1] == 1:
+        a = a[:-1]
+    elif len(b) == len(a) + 1 and b[-1] == 1:
+        b = b[:-1]
+    if len(a) != len(b) or any(m != n and None not in (m, n) for m, n in zip(a, b, strict=True)):
+        raise ValueError(
+            "`y_true` must have the shape of `y_pred`. "
+            f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}"
+        )
+    return y_true if len(y_true.shape) == len(y_pred.shape) else ops.reshape(y_true, ops.shape(y_pred))
+
+
+def _check_weight(sample_weight: Any) -> None:
+    shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
+    if len(shape) > 1 and any(size != 1 for size in shape[1:]):
+        raise ValueError(
+            f"`sample_weight` must have one value for each sample, [batch]. Received: sample_weight of shape {shape}"
+        )
