@@ -39,23 +39,24 @@ class VQGAN(VQVAE):
     - `real_accuracy`, the fraction of the data's logits that are positive, and `fake_accuracy`, the fraction of the
       reconstructions' logits that are negative.
 
-    To give the discriminator a learning rate of its own, name its model `"discriminator"` and compile with a
-    `keras.optimizers.MultiOptimizer`.
+    A `keras.optimizers.MultiOptimizer` gives the discriminator a learning rate of its own, by the names of its layers.
 
     Args:
         encoder: As in `VQVAE`.
         quantizer: As in `VQVAE`.
         decoder: As in `VQVAE`, with a single output.
-        discriminator: A Keras model or layer from data to logits: a tensor of any shape `[batch, ...]`, for example one
-            logit for each patch, or a list or dict of such tensors, whose losses are averaged. In each step it is
-            called with `training=True` once, for data and reconstructions as one batch, and in inference for the
-            gradient of the decoder. Losses that it adds in `call` are not used; regularizers of its weights are.
+        discriminator: A Keras model or layer from data to logits, such as `build_conv_discriminator` makes: a tensor
+            `[batch, ...]`, for example with a logit for each patch, or a list or dict of such tensors, whose losses
+            are averaged. It gets the data at their own scale. A training step calls it once with `training=True`, for
+            data and reconstructions as one batch, and once in inference, for the decoder's gradient. Losses that it
+            adds in `call` are not used; regularizers of its weights are.
         adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile` it is relative
-            to the squared error in units of the variance of the targets, `1 - explained_variance`, so it does not
-            depend on the scale of the data or on the sizes of data and latents. With another loss it is
-            relative to that loss, and good values have its scale. Defaults to `0.1`.
-        start_step: Number of training steps before discriminator and decoder start to play. Until then the model is
-            trained as a `VQVAE`. Defaults to `0`.
+            to the squared error divided by the variance of the targets, which is `1 - explained_variance`. So it
+            depends neither on the scale of the data nor on how many elements data and latents have. With another loss
+            it is relative to the value of that loss. Defaults to `0.1`.
+        start_step: Number of training steps before the adversarial terms count. Until then the model is trained as a
+            `VQVAE`, and the discriminator not at all. Defaults to `0`.
+        preprocessing: As in `VQVAE`. What it returns is also the data that the discriminator sees.
         **kwargs: As in `VQVAE`.
 
     Raises:
@@ -64,9 +65,9 @@ class VQGAN(VQVAE):
     Example:
 
     >>> encoder, decoder = build(input_size=16, embedding_dim=4)
-    >>> spectral = keras.layers.SpectralNormalization
-    >>> hidden = spectral(keras.layers.Dense(32, activation="leaky_relu"))
-    >>> discriminator = keras.Sequential([hidden, spectral(keras.layers.Dense(1))], name="discriminator")
+    >>> settings = {"kernel_initializer": "orthogonal", "kernel_constraint": SpectralNorm()}
+    >>> hidden = keras.layers.Dense(32, activation="leaky_relu", **settings)
+    >>> discriminator = keras.Sequential([keras.Input((16,)), hidden, keras.layers.Dense(1, **settings)])
     >>> model = VQGAN(encoder, VectorQuantizer(num_embeddings=32), decoder, discriminator)
     >>> model.compile(keras.optimizers.Adam(1e-3))
     >>> history = model.fit(keras.random.normal((64, 16)), verbose=0)
