@@ -22,6 +22,7 @@ from keras_vqvae.losses import PerceptualLoss as PerceptualLoss
 from keras_vqvae.losses import SpectralLoss as SpectralLoss
 from keras_vqvae.metrics import CodebookPerplexity as CodebookPerplexity
 from keras_vqvae.metrics import CodebookUsage as CodebookUsage
+from keras_vqvae.models import VQGAN as VQGAN
 from keras_vqvae.models import VQVAE as VQVAE
 from keras_vqvae.models import AutoregressivePrior as AutoregressivePrior
 from keras_vqvae.models import MaskedPrior as MaskedPrior

@@ -8,4 +8,5 @@ from keras_vqvae.models.mlp import build as build
 from keras_vqvae.models.mlp import build_decoder as build_decoder
 from keras_vqvae.models.mlp import build_encoder as build_encoder
 from keras_vqvae.models.prior import Prior as Prior
+from keras_vqvae.models.vqgan import VQGAN as VQGAN
 from keras_vqvae.models.vqvae import VQVAE as VQVAE

@@ -67,8 +67,12 @@ class Reconstruction:
         square = sum(ops.mean(ops.square(ops.cast(target, "float32"))) for target, _ in pairs)
         fallback = ops.where(square > 0, square, ops.ones_like(square))
         variance = ops.where(variance > MIN_RATIO * square, variance, fallback)
+        return self.factor(pairs, latents) / variance
+
+    def factor(self, pairs: Sequence[tuple[Tensor, Tensor]], latents: Sizes | None) -> Tensor | float:
+        """What the mean squared error in units of the variance is multiplied by; arguments as of `weight`."""
         outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
-        return WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape) / variance
+        return WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)
 
 
 def _elements(shape: Sizes) -> Tensor:

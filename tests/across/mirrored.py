@@ -18,12 +18,17 @@ x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 ALONE, BOTH = (tf.distribute.MirroredStrategy(devices) for devices in (["CPU:0"], ["CPU:0", "CPU:1"]))
 
 
-def train(make, data, strategy):
+def with_discriminator(encoder, quantizer, decoder):
+    parts = [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)]
+    return keras_vqvae.VQGAN(encoder, quantizer, decoder, keras.Sequential(parts), start_step=1)
+
+
+def train(make, data, strategy, make_model=keras_vqvae.VQVAE):
     """Variables, for each replica, and the logs of training and evaluation."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         encoder, decoder = keras_vqvae.build(4, embedding_dim=2, encoder_sizes=(4,), decoder_sizes=(4,))
-        model = keras_vqvae.VQVAE(encoder, make(), decoder)
+        model = make_model(encoder, make(), decoder)
         # A loss that Keras itself divides.
         model.encoder.layers[-1].activity_regularizer = keras.regularizers.L2(0.1)
         model.compile(keras.optimizers.SGD(0.1))
@@ -42,12 +47,13 @@ def vectors(**keywords):
     return keras_vqvae.VectorQuantizer(16, ema_decay=0.9, seed=0, **keywords)
 
 
-for make in (
-    lambda: keras_vqvae.ResidualQuantizer(vectors(dead_code_threshold=0), 2),
-    lambda: keras_vqvae.VectorQuantizer(16, dead_code_threshold=0, seed=0),
+for make, make_model in (
+    (lambda: keras_vqvae.ResidualQuantizer(vectors(dead_code_threshold=0), 2), keras_vqvae.VQVAE),
+    (lambda: keras_vqvae.VectorQuantizer(16, dead_code_threshold=0, seed=0), keras_vqvae.VQVAE),
+    (lambda: vectors(dead_code_threshold=0), with_discriminator),
 ):
-    (alone,), expected = train(make, x, ALONE)
-    (first, other), logs = train(make, x, BOTH)
+    (alone,), expected = train(make, x, ALONE, make_model)
+    (first, other), logs = train(make, x, BOTH, make_model)
     assert logs.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)

@@ -1,0 +1,203 @@
+"""A VQ-VAE whose reconstructions a discriminator judges, too."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vqvae import validation
+from keras_vqvae.backend import backend
+from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.logs import Averages
+from keras_vqvae.models.step import total
+from keras_vqvae.models.vqvae import VQVAE
+from keras_vqvae.types import Data, Sizes, Tensor
+
+GAME = ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
+"""What is logged of it."""
+MAX_START = 2**24
+"""Up to here a float32 counts each step. It stays there then."""
+
+
+@keras.saving.register_keras_serializable(package="keras_vqvae")
+class VQGAN(VQVAE):
+    """A `VQVAE` with a discriminator, for sharp reconstructions.
+
+    A decoder that is trained by squared error alone blurs what the codes leave open. Here a discriminator learns to
+    tell reconstructions from data, and the decoder learns to make reconstructions that pass for data. `fit` trains
+    both in one step, by one loss. With `D` the discriminator, `x` the data and `r` the reconstruction:
+
+        loss of VQVAE - adversarial_weight * mean(D(r)) + mean(relu(1 - D(x))) + mean(relu(1 + D(r)))
+
+    The second term has a gradient for the encoder and the decoder only. The last two, the hinge loss, have a
+    gradient for the discriminator only, so `adversarial_weight` does not change how it is trained.
+
+    Besides the logs of `VQVAE` there are:
+
+    - `generator_loss` and `discriminator_loss`, without weights;
+    - `real_accuracy`, the fraction of the data's logits that are positive, and `fake_accuracy`, the fraction of the
+      reconstructions' logits that are negative.
+
+    A `keras.optimizers.MultiOptimizer` gives the discriminator a learning rate of its own, by the names of its layers.
+
+    Args:
+        encoder: As in `VQVAE`.
+        quantizer: As in `VQVAE`.
+        decoder: As in `VQVAE`, with a single output.
+        discriminator: A Keras model or layer from data to logits, such as `build_conv_discriminator` makes: a tensor
+            `[batch, ...]`, for example with a logit for each patch, or a list or dict of such tensors, whose losses
+            are averaged. It gets the data at their own scale. A training step calls it once with `training=True`, for
+            data and reconstructions as one batch, and once in inference, for the decoder's gradient. Losses that it
+            adds in `call` are not used; regularizers of its weights are.
+        adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile` it is relative
+            to the squared error divided by the variance of the targets, which is `1 - explained_variance`. So it
+            depends neither on the scale of the data nor on how many elements data and latents have. With another loss
+            it is relative to the value of that loss. Defaults to `0.1`.
+        start_step: Number of training steps before the adversarial terms count. Until then the model is trained as a
+            `VQVAE`, and the discriminator not at all. Defaults to `0`.
+        preprocessing: As in `VQVAE`. What it returns is also the data that the discriminator sees.
+        **kwargs: As in `VQVAE`.
+
+    Raises:
+        ValueError: If an argument is invalid, the decoder has several outputs, or the discriminator does not take them.
+
+    Example:
+
+    >>> encoder, decoder = build(input_size=16, embedding_dim=4)
+    >>> settings = {"kernel_initializer": "orthogonal", "kernel_constraint": SpectralNorm()}
+    >>> hidden = keras.layers.Dense(32, activation="leaky_relu", **settings)
+    >>> discriminator = keras.Sequential([keras.Input((16,)), hidden, keras.layers.Dense(1, **settings)])
+    >>> model = VQGAN(encoder, VectorQuantizer(num_embeddings=32), decoder, discriminator)
+    >>> model.compile(keras.optimizers.Adam(1e-3))
+    >>> history = model.fit(keras.random.normal((64, 16)), verbose=0)
+    >>> sorted(set(history.history) & {"generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy"})
+    ['discriminator_loss', 'fake_accuracy', 'generator_loss', 'real_accuracy']
+
+    Reference:
+
+    - [Esser et al., 2021](https://arxiv.org/abs/2012.09841)
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Layer,
+        quantizer: Quantizer,
+        decoder: keras.Layer,
+        discriminator: keras.Layer,
+        adversarial_weight: float = 0.1,
+        start_step: int = 0,
+        preprocessing: keras.Layer | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(encoder, quantizer, decoder, preprocessing, **kwargs)
+        if not isinstance(discriminator, keras.Layer):
+            raise ValueError(f"`discriminator` must be a Layer. Received: discriminator={discriminator!r}")
+        self.discriminator = discriminator
+        self.adversarial_weight = validation.non_negative("adversarial_weight", adversarial_weight)
+        self.start_step = validation.non_negative_int("start_step", start_step, MAX_START)
+        self._game = Averages(GAME, name="game")
+        self._steps = None
+        if self.start_step:
+            self._steps = self.add_weight((), "zeros", "float32", trainable=False, autocast=False, name="steps")
+
+    def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
+        super()._prepare_training(output_shapes, latent_shape)
+        if len(output_shapes) != 1:
+            raise ValueError(f"`decoder` must have one output in `VQGAN`. Received: outputs of shapes {output_shapes}")
+        expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
+        try:
+            self.discriminator(keras.KerasTensor(output_shapes[0]))
+        except ValueError as error:
+            raise ValueError(
+                "`discriminator` must take the decoder's outputs. Received: outputs of shape "
+                f"{output_shapes[0]}, discriminator.input_shape={expected}"
+            ) from error
+
+    def compute_loss(
+        self,
+        x: Data = None,
+        y: Data = None,
+        y_pred: Any = None,
+        sample_weight: Data = None,
+        training: bool = True,
+    ) -> Tensor:
+        """As `VQVAE.compute_loss`, with the losses of both players. `sample_weight` is not for these.
+
+        Raises:
+            ValueError: If `y_pred` is not the decoder's output, with a target of its shape.
+        """
+        # First, as what the discriminator updates may let other replicas run, which must find no loss of this one.
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        reconstruction, passes = self._built_parts().reconstruction, self._step.passes
+        pairs = reconstruction.pairs(self._targets(x, y, training), y_pred)
+        if pairs is None:
+            raise ValueError(
+                "`y_pred` must be the decoder's output, with a target of its shape. If `call` of a subclass returns "
+                "more, its `compute_loss` hands both to `super().compute_loss`. Received: "
+                f"y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
+            )
+        # The discriminator's first, as a layer such as `SpectralNormalization` may change its weights in this call.
+        target, output = pairs[0]
+        discriminator, accuracies = self._discriminator_loss(target, output, training)
+        generator = self._generator_loss(output)
+        if passes is not None:
+            values = dict(zip(GAME, (generator, discriminator, *accuracies), strict=True))
+            self._game.update_state(values, ops.shape(y_pred)[0])
+        weight = self.adversarial_weight
+        if self._normalizes:
+            weight = weight * reconstruction.factor(pairs, passes[-1].latent_shape if passes else None)
+        game = weight * generator + discriminator
+        if self._steps is not None:
+            steps = ops.convert_to_tensor(self._steps)
+            start = backend.constants((float(self.start_step),), steps)[0]
+            game = game * ops.cast(steps >= start, "float32")
+            if training:
+                backend.add_to(self._steps, 1.0)
+        return loss + game / backend.replicas_in_turns()
+
+    def _generator_loss(self, reconstruction: Tensor) -> Tensor:
+        """The mean of `-D(r)`, with a gradient for `r` only."""
+        values = [
+            (variable, ops.stop_gradient(variable.value) if variable.trainable else variable.value)
+            for variable in self.discriminator.variables
+        ]
+        # In a scope of its own the weights are constants.
+        with keras.StatelessScope(initialize_variables=False) as scope:
+            for value in values:
+                scope.add_update(value)
+            logits = self.discriminator(reconstruction, training=False)
+        return _average([-ops.mean(ops.cast(each, "float32")) for each in keras.tree.flatten(logits)])
+
+    def _discriminator_loss(
+        self, target: Tensor, reconstruction: Tensor, training: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The hinge loss, and the accuracies on data and on reconstructions."""
+        parts = (target, ops.stop_gradient(reconstruction))
+        # One call, because what it updates must not change between two that share a gradient.
+        both = ops.concatenate([ops.cast(part, "float32") for part in parts])
+        losses, accuracies = [], []
+        for logits in keras.tree.flatten(self.discriminator(both, training=training)):
+            logits = ops.reshape(ops.cast(logits, "float32"), (2, -1))
+            margins = logits * ops.expand_dims(backend.constants((1.0, -1.0), logits), -1)
+            losses.append(2.0 * ops.mean(ops.relu(1.0 - margins)))
+            accuracies.append(ops.mean(ops.cast(margins > 0, "float32"), axis=1))
+        accuracy = _average(accuracies)
+        return _average(losses), [accuracy[0], accuracy[1]]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "discriminator": keras.saving.serialize_keras_object(self.discriminator),
+            "adversarial_weight": self.adversarial_weight,
+            "start_step": self.start_step,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "VQGAN":
+        discriminator = keras.saving.deserialize_keras_object(config["discriminator"], custom_objects)
+        return super().from_config({**config, "discriminator": discriminator}, custom_objects)
+
+
+def _average(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else total(values) / len(values)

@@ -1,0 +1,313 @@
+"""`VQGAN` against an alternating game in NumPy, and what `fit`, `evaluate` and files make of it."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from helpers import numpy
+from keras import layers, ops
+
+import keras_vqvae
+
+DIM, LATENTS = 8, 3
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(12, DIM)).astype("float32")
+
+
+def judge(several=False):
+    """Two layers, with a logit, or with a dict of one and of a grid of four."""
+    inputs = keras.Input((DIM,))
+    hidden = layers.Dense(5, activation="tanh", name="discriminator_hidden")(inputs)
+    one = layers.Dense(1, name="discriminator_one")(hidden)
+    if not several:
+        return keras.Model(inputs, one, name="discriminator")
+    four = layers.Dense(4, name="discriminator_four")(hidden)
+    return keras.Model(inputs, {"one": one, "four": layers.Reshape((2, 2))(four)}, name="discriminator")
+
+
+def make(discriminator=None, weight=0.5, model=keras_vqvae.VQGAN, **keywords):
+    """Linear networks. The quantizer has no losses, so that all gradients are of the reconstruction."""
+    encoder = keras.Sequential([keras.Input((DIM,)), layers.Dense(LATENTS)])
+    decoder = keras.Sequential([keras.Input((LATENTS,)), layers.Dense(DIM)])
+    quantizer = keras_vqvae.VectorQuantizer(8, ema_decay=0.9, commitment_weight=0.0, dead_code_threshold=0, seed=1)
+    return model(encoder, quantizer, decoder, discriminator or judge(), weight, **keywords)
+
+
+class Reference:
+    """The game of a model in NumPy: one player's gradients at a time."""
+
+    def __init__(self, model, x):
+        self.x, self.r = x, model.predict(x, verbose=0)
+        self.first, self.bias, *heads = model.discriminator.get_weights()
+        # In Keras's order, that of the names: four before one.
+        self.heads = list(zip(heads[::2], heads[1::2], strict=True))
+
+    def logits(self, x):
+        hidden = np.tanh(x @ self.first + self.bias)
+        return hidden, [hidden @ kernel + bias for kernel, bias in self.heads]
+
+    def backward(self, x, cotangents):
+        """The gradients for `x` and for all weights, given those for the logits of each head."""
+        hidden, _ = self.logits(x)
+        into_hidden = sum(c @ kernel.T for c, (kernel, _) in zip(cotangents, self.heads, strict=True))
+        into_hidden = into_hidden * (1 - hidden**2)
+        of_heads = [gradient for c in cotangents for gradient in (hidden.T @ c, c.sum(0))]
+        return into_hidden @ self.first.T, [x.T @ into_hidden, into_hidden.sum(0), *of_heads]
+
+    def discriminator(self):
+        """The losses and accuracies, averaged over the heads, and the gradients of the weights."""
+        total, parts = [], []
+        for x, sign in ((self.x, 1), (self.r, -1)):
+            _, logits = self.logits(x)
+            margins = [sign * each for each in logits]
+            losses = [np.maximum(0, 1 - each).mean() for each in margins]
+            cotangents = [-sign * (each < 1) / each.size / len(logits) for each in margins]
+            parts.append((np.mean(losses), np.mean([(each > 0).mean() for each in margins])))
+            total.append(self.backward(x, cotangents)[1])
+        (real, real_accuracy), (fake, fake_accuracy) = parts
+        logs = {"discriminator_loss": real + fake, "real_accuracy": real_accuracy, "fake_accuracy": fake_accuracy}
+        return logs, [one + other for one, other in zip(*total, strict=True)]
+
+    def generator(self):
+        """The loss, and its gradient for the reconstructions."""
+        _, logits = self.logits(self.r)
+        loss = -np.mean([each.mean() for each in logits])
+        return loss, self.backward(self.r, [np.full_like(each, -1 / each.size / len(logits)) for each in logits])[0]
+
+
+def step(model, x, loss):
+    """What a step of gradient descent at a rate of 1 takes from each trainable weight."""
+    helpers.compiled(model, keras.optimizers.SGD(1.0), loss, traced=False)
+    before = [numpy(weight).copy() for weight in model.trainable_weights]
+    model.train_on_batch(x)
+    changes = [one - numpy(weight) for one, weight in zip(before, model.trainable_weights, strict=True)]
+    return {id(weight): change for weight, change in zip(model.trainable_weights, changes, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "several"),
+    [("mse", False), ("mse", True), pytest.param("normalized_mse", True, marks=pytest.mark.each_backend)],
+)
+def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several):
+    of_discriminator = []
+    for weight in (0.0, 50.0):
+        keras.utils.set_random_seed(0)
+        model = make(judge(several), weight)
+        game, codes = Reference(model, x), numpy(model.quantizer(model.encoder(x)))
+        # In units of the variance, an eighth of a sample's error, for each element of the latents.
+        factor = 1.0 if loss == "mse" else DIM / LATENTS / 8
+        error = 2 * (game.r - x) / x.size * (1.0 if loss == "mse" else factor / x.var(0).mean())
+        into_r = error + weight * factor * game.generator()[1]
+        kernel = numpy(model.decoder.layers[-1].kernel)
+        into_z = into_r @ kernel.T
+        expected = [x.T @ into_z, into_z.sum(0), codes.T @ into_r, into_r.sum(0)]
+        changes = step(model, x, loss)
+        trained = [*model.encoder.trainable_weights, *model.decoder.trainable_weights]
+        for each, gradient in zip(trained, expected, strict=True):
+            np.testing.assert_allclose(changes[id(each)], gradient, rtol=1e-5, atol=2e-6 * max(1, weight))
+        of_discriminator.append([changes[id(each)] for each in model.discriminator.trainable_weights])
+        for change, gradient in zip(of_discriminator[-1], game.discriminator()[1], strict=True):
+            np.testing.assert_allclose(change, gradient, rtol=1e-5, atol=1e-6)
+    for one, other in zip(*of_discriminator, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_logs_and_the_loss_are_those_of_the_game(x, several):
+    model = helpers.compiled(make(judge(several), preprocessing=layers.Rescaling(2.0)), "sgd", "mse", traced=False)
+    game = Reference(model, x)
+    game.x = 2 * x
+    expected = {**game.discriminator()[0], "generator_loss": game.generator()[0]}
+    # The last batch is smaller.
+    logs = model.evaluate(x, batch_size=12, verbose=0, return_dict=True)
+    for name, value in expected.items():
+        assert logs[name] == pytest.approx(value, rel=1e-5), name
+    total = np.square(game.r - 2 * x).mean() + 0.5 * expected["generator_loss"] + expected["discriminator_loss"]
+    assert logs["loss"] == pytest.approx(total, rel=1e-5)
+    in_parts = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
+    for name in ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy"):
+        assert in_parts[name] == pytest.approx(logs[name], rel=1e-5), name
+
+
+def test_the_weight_is_independent_of_the_scale_of_the_data(x):
+    """Of the latents' number, too: a decoder's gradient is that of `1 - explained_variance` and a generator's loss."""
+    parts = {}
+    for weight in (0.0, 1.0):
+        keras.utils.set_random_seed(0)
+        model = make(weight=weight)
+        game = Reference(model, x)
+        parts[weight] = step(model, x, "normalized_mse")[id(model.decoder.layers[-1].bias)]
+    variance = x.var(0).mean()
+    of_error = (2 * (game.r - x) / x.size / variance).sum(0)
+    scale = parts[0.0] / of_error
+    np.testing.assert_allclose(scale, scale[0], rtol=1e-4)
+    np.testing.assert_allclose(parts[1.0] - parts[0.0], scale[0] * game.generator()[1].sum(0), rtol=1e-3, atol=1e-6)
+
+
+def stateful(dropout=0.0):
+    """Layers with a state, that compute something else in training than in inference."""
+    spectral = layers.SpectralNormalization
+    return keras.Sequential(
+        [
+            keras.Input((DIM,)),
+            spectral(layers.Dense(16, use_bias=False)),
+            layers.BatchNormalization(),
+            layers.LeakyReLU(0.2),
+            layers.Dropout(dropout, seed=3),
+            spectral(layers.Dense(1)),
+        ],
+        name="discriminator",
+    )
+
+
+@pytest.mark.each_backend
+def test_a_run_that_was_saved_goes_on_as_one_that_was_not(x, tmp_path):
+    model = helpers.compiled(make(stateful(), start_step=3), "adam")
+    model.fit(x, batch_size=6, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (loaded.adversarial_weight, loaded.start_step) == (0.5, 3)
+    before = helpers.weights(model.discriminator)
+    for each in (model, loaded):
+        each.fit(x, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        assert int(each._steps) == 6
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        if one.dtype == np.float32:
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+    # All of its layers are trained.
+    for weight in model.discriminator.trainable_weights:
+        assert (numpy(weight) != before[weight.path]).any(), weight.path
+
+
+def test_in_evaluation_the_discriminator_is_in_inference(x):
+    model = helpers.compiled(make(stateful(dropout=0.5)), "sgd", traced=False)
+    before = helpers.weights(model)
+    logs = [model.evaluate(x, verbose=0, return_dict=True) for _ in range(2)]
+    assert logs[0] == logs[1]
+    helpers.assert_same_weights(before, helpers.weights(model))
+
+
+def test_the_players_wait_for_the_start(x):
+    models = []
+    for keywords in ({"start_step": 2}, {"weight": 0.0}):
+        keras.utils.set_random_seed(0)
+        models.append(helpers.compiled(make(**keywords), keras.optimizers.SGD(0.1)))
+    before = models[0].discriminator.get_weights()
+    for model in models:
+        model.fit(x, batch_size=6, shuffle=False, verbose=0)
+    # Two steps without, and a third one with the discriminator.
+    for one, other in zip(models[0].discriminator.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(models[0].decoder.get_weights(), models[1].decoder.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    # Looking on is no step.
+    models[0].evaluate(x, verbose=0)
+    models[0].fit(x, verbose=0)
+    assert any((one != other).any() for one, other in zip(models[0].discriminator.get_weights(), before, strict=True))
+
+
+@pytest.mark.parametrize("policy", [pytest.param("mixed_float16", marks=pytest.mark.each_backend), "mixed_bfloat16"])
+def test_mixed_precision(x, policy):
+    keras.config.set_dtype_policy(policy)
+    model = helpers.compiled(make(), keras.optimizers.SGD(0.01), traced=False)
+    before = helpers.weights(model)
+    for _ in range(2):
+        logs = model.train_on_batch(x, return_dict=True)
+    assert np.isfinite(list(logs.values())).all()
+    for weight in model.trainable_weights:
+        assert weight.dtype == "float32"
+    moved = [path for path, value in helpers.weights(model).items() if (value != before[path]).any()]
+    # A scale of the loss that is too large at first would leave all as it was.
+    assert {weight.path for weight in model.decoder.trainable_weights} <= set(moved)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class HeadAndGame(keras_vqvae.VQGAN):
+    """`call` has a second output, whose loss is added."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.head = layers.Dense(2)
+
+    def call(self, inputs, training=None):
+        reconstruction, latents, _ = self.autoencode(inputs, training=training)
+        return {"image": reconstruction, "label": self.head(latents)}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y["image"], y_pred["image"], sample_weight, training)
+        return loss + ops.mean(keras.losses.mean_squared_error(y["label"], y_pred["label"]))
+
+
+def test_a_subclass_may_have_more_outputs(x):
+    model = helpers.compiled(make(model=HeadAndGame), "sgd", "mse", traced=False)
+    logs = model.train_on_batch(x, {"image": x, "label": x[:, :2]}, return_dict=True)
+    assert {"generator_loss", "explained_variance"} <= logs.keys()
+
+
+def test_unknown_input_shapes(x, tmp_path):
+    discriminator = keras.Sequential([layers.Dense(4), layers.Dense(1)])
+    quantizer = keras_vqvae.VectorQuantizer(8, ema_decay=0.9)
+    model = keras_vqvae.VQGAN(layers.Dense(LATENTS), quantizer, layers.Dense(DIM), discriminator)
+    model.compile("adam", run_eagerly=keras.backend.backend() == "tensorflow")
+    model.fit(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.each_backend
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="since Keras 3.15")
+def test_the_discriminator_may_have_a_rate_of_its_own(x, tmp_path):
+    sgd, own = keras.optimizers.SGD(0.1, 0.9), keras.optimizers.SGD(0.0, 0.9)
+    optimizers = keras.optimizers.OptimizerMap(sgd, {".*discriminator.*": own})
+    model = helpers.compiled(make(), keras.optimizers.MultiOptimizer(optimizers))
+    before = helpers.weights(model)
+    model.fit(x, verbose=0)
+    after = helpers.weights(model)
+    for weight in model.trainable_weights:
+        of_discriminator = any(weight is each for each in model.discriminator.trainable_weights)
+        assert (after[weight.path] == before[weight.path]).all() == of_discriminator
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(numpy(one), numpy(other))
+
+
+def several_outputs():
+    inputs = keras.Input((LATENTS,))
+    return keras.Model(inputs, [layers.Dense(DIM)(inputs), layers.Dense(2)(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"discriminator": "conv"}, r"`discriminator` must be a Layer\. Received: discriminator='conv'"),
+        ({"adversarial_weight": -0.1}, r"`adversarial_weight` .* Received: adversarial_weight=-0\.1"),
+        ({"start_step": 1.5}, r"`start_step` .* Received: start_step=1\.5"),
+        ({"decoder": several_outputs()}, r"`decoder` must have one output .*\[\(None, 8\), \(None, 2\)\]"),
+        (
+            {"discriminator": keras.Sequential([keras.Input((DIM + 1,)), layers.Dense(1)])},
+            r"`discriminator` must take the decoder's outputs\. .* \(None, 8\), discriminator\.input_shape=\(None, 9\)",
+        ),
+    ],
+)
+def test_wrong_arguments(changed, message):
+    encoder = keras.Sequential([keras.Input((DIM,)), layers.Dense(LATENTS)])
+    parts = {"encoder": encoder, "quantizer": keras_vqvae.VectorQuantizer(8), "decoder": layers.Dense(DIM)}
+    with pytest.raises(ValueError, match=message):
+        keras_vqvae.VQGAN(**{**parts, "discriminator": judge(), **changed})
+
+
+class OtherOutputs(keras_vqvae.VQGAN):
+    def call(self, inputs, training=None):
+        return self.autoencode(inputs, training=training)[0][:, 1:]
+
+
+def test_outputs_that_are_no_reconstruction_are_refused(x):
+    model = helpers.compiled(make(model=OtherOutputs), "sgd", "mse", traced=False)
+    with pytest.raises(ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred=\(12, 7\)"):
+        model.evaluate(x, x[:, 1:], verbose=0)
