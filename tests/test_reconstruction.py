@@ -6,10 +6,12 @@ import oracle
 import pytest
 from helpers import compiled, draw, numpy
 from keras import layers, ops
+from quantizers import QUANTIZERS, SHAPE
 
 import keras_vqvae
 from keras_vqvae.models import moments
 from keras_vqvae.models.reconstruction import WEIGHT
+from keras_vqvae.models.step import QUANTIZER_LOSSES
 
 
 def make(quantizer=None, size=8, dim=3):
@@ -255,6 +257,16 @@ def test_losses_of_a_quantizer_are_logged_by_name():
     z = numpy(grouped.encoder(x))
     codes = numpy(grouped.quantizer.decode(grouped.encode(x, verbose=0)))
     np.testing.assert_allclose(logs["commitment_loss"], 0.25 * np.square(z - codes).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_the_logged_parts_of_a_quantizer_loss_are_all_of_it(name):
+    encoder, decoder = layers.Dense(SHAPE[-1]), layers.Dense(5)
+    model = keras_vqvae.VQVAE(encoder, QUANTIZERS[name](), decoder)
+    model.compile("sgd")
+    logs = model.evaluate(draw(6, SHAPE[0], 5), verbose=0, return_dict=True)
+    parts = [value for key, value in logs.items() if key in QUANTIZER_LOSSES[1:]]
+    np.testing.assert_allclose(sum(parts), logs["quantizer_loss"], rtol=1e-5, atol=1e-7)
 
 
 def test_an_entropy_loss_is_logged():

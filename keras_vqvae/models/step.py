@@ -13,8 +13,11 @@ from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.moments import Moments
 from keras_vqvae.types import Sizes, Tensor
 
-QUANTIZER_LOSSES = ("quantizer_loss", "commitment_loss", "codebook_loss", "entropy_loss")
-"""The sum of the quantizer's losses, and those of them that are logged."""
+QUANTIZER_LOSSES = (
+    "quantizer_loss",
+    *("commitment_loss", "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss"),
+)
+"""The sum of a quantizer's losses, and its parts. Those of other names are in the sum only."""
 
 
 class Pass(NamedTuple):

@@ -172,7 +172,7 @@ class AutoencoderTraining(RecordedSteps):
     def _log_averages(self, passes: Sequence[Pass], reconstructions: Sequence[Tensor], samples: Tensor) -> None:
         values = {RECONSTRUCTION_LOSS: total(reconstructions) / len(reconstructions)} if reconstructions else {}
         for each in passes:
-            # The first is of all calls already. Losses of other names are in the sum alone.
+            # The first is of all calls already.
             for name in (name for name in QUANTIZER_LOSSES if name in each.losses):
                 earlier = values.get(name, 0.0) if name != QUANTIZER_LOSSES[0] else 0.0
                 values[name] = each.losses[name] + earlier

@@ -19,8 +19,9 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report:
 
     - `loss`, and its parts `reconstruction_loss`, before it is divided by anything, and `quantizer_loss`;
-    - `commitment_loss`, `codebook_loss` and `entropy_loss`, the parts of `quantizer_loss` with their weights, as far as
-      the quantizer has them. Other losses, such as Gumbel's, are in the sum alone;
+    - the parts of `quantizer_loss` that the quantizer has, with their weights: `commitment_loss`, `codebook_loss`,
+      `entropy_loss`, `assignment_loss` of an `assignment_regularizer`, `kl_loss` of a `GumbelQuantizer`, and
+      `output_loss` of an `IndexBackpropagationQuantizer`;
     - `explained_variance`: 1 for a perfect reconstruction, 0 for one that is as good as the mean of the data;
     - `perplexity`, `codebook_usage` and `bits_per_index`, the use of the codebook over the epoch, and
       `bits_per_sample`, what an entropy coder needs for all indices of a sample;
