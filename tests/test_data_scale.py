@@ -86,6 +86,16 @@ def test_every_way_through_the_model_has_the_scale(tmp_path):
         assert scale_of(trained) == scale
 
 
+def test_the_scale_follows_the_encoder_into_another_model():
+    x = 1e3 * draw(24, 8)
+    model = compiled(make(), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    smaller, _ = model.quantizer.resize(8)
+    other = keras_vqvae.VQVAE(model.encoder, smaller, model.decoder)
+    assert scale_of(other) == scale_of(model) > 1
+    np.testing.assert_array_equal(other.encode(x, verbose=0), numpy(smaller.encode(model.encoder(x / scale_of(model)))))
+
+
 def sparse(*shape):
     return (np.random.default_rng(0).random(shape) < 0.0005).astype("float32")
 

@@ -14,7 +14,7 @@ from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.cropping import Cropping, padded_axes
 from keras_vqvae.models.frozen import FrozenTokenizer
 from keras_vqvae.models.local_predict import predict
-from keras_vqvae.models.scaling import DataScale
+from keras_vqvae.models.scaling import scale_layer
 from keras_vqvae.types import Data, Sizes
 
 PARTS = ("encoder", "quantizer", "decoder", "preprocessing")
@@ -61,8 +61,7 @@ class CodeAutoencoder(keras.Model):
             if not isinstance(part, kind) and (name != "preprocessing" or part is not None):
                 raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder, self.preprocessing = encoder, quantizer, decoder, preprocessing
-        self.data_scale = DataScale(name="data_scale", dtype=self.dtype_policy)
-        self.data_scale.build()
+        self.data_scale = scale_layer(encoder, dtype=self.dtype_policy)
         # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
         self._parts = types.SimpleNamespace(
             drop_masked=ReplaceMasked(-1),

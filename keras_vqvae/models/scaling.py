@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,6 +62,17 @@ class DataScale(keras.layers.Layer):
     def settle(self, scale: float) -> None:
         self.scale.assign(scale)
         self.settled.assign(1.0)
+
+
+_SCALES: weakref.WeakKeyDictionary[keras.Layer, DataScale] = weakref.WeakKeyDictionary()
+
+
+def scale_layer(encoder: keras.Layer, **kwargs: Any) -> DataScale:
+    """Returns the layer that belongs to an encoder, so that it follows the encoder into another `VQVAE`."""
+    if encoder not in _SCALES:
+        _SCALES[encoder] = DataScale(name="data_scale", **kwargs)
+        _SCALES[encoder].build()
+    return _SCALES[encoder]
 
 
 def settle_scale(model: Any, x: Data, y: Data = None, steps: int | None = None) -> Data:
