@@ -48,7 +48,7 @@ def test_the_scale_is_a_power_of_two_that_brings_data_near_a_tenth(scale):
     assert np.log2(scale_of(model)) == round(np.log2(scale_of(model)))
 
 
-@pytest.mark.parametrize("x", [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.04 * draw(24, 8)])
+@pytest.mark.parametrize("x", [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.08 * draw(24, 8)])
 def test_data_of_usual_scales_are_taken_as_they_are(x):
     model = compiled(make(), "sgd", traced=False)
     model.fit(x, verbose=0)

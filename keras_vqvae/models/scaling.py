@@ -14,10 +14,10 @@ from keras_vqvae.backend import backend
 from keras_vqvae.models.sources import to_numpy
 from keras_vqvae.types import Data, Tensor
 
-TRAINABLE = (1 / 32, 1.5)
+TRAINABLE = (1 / 16, 1.5)
 """Data whose root mean square lies between these are taken as they are, as [0, 1], [-1, 1] or standardized data.
 
-A step of Adam changes a weight by about 0.001. Outputs far below 1/32 are lost in such steps, and weights reach outputs
+A step of Adam changes a weight by about 0.001. Outputs far below 1/16 are lost in such steps, and weights reach outputs
 far above 1.5 only after thousands of them.
 """
 BROUGHT_TO = 0.1

@@ -29,7 +29,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
       stage, group or scale. Without `min_` they are means then.
 
     Data may have any scale. The default loss of `compile` does not depend on it. If the root mean square of the data is
-    below 1/32 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on the
+    below 1/16 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on the
     encoder gets the inputs divided by it, and the decoder's outputs are multiplied by it. This happens only if the
     inputs are also the targets. It does not happen if the encoder is frozen, or if the networks scale the data
     themselves, for example with a `Rescaling` or `Normalization` layer.
