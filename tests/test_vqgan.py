@@ -312,3 +312,17 @@ def test_outputs_that_are_no_reconstruction_are_refused(x):
     model = helpers.compiled(make(model=OtherOutputs), "sgd", "mse", traced=False)
     with pytest.raises(ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred=\(12, 7\)"):
         model.evaluate(x, x[:, 1:], verbose=0)
+
+
+def test_data_of_any_scale_train_both_players_alike():
+    """A power of two changes no digit of a number, so nothing at all may differ."""
+    found = []
+    for scale in (2.0**-10, 2.0**10):
+        keras.utils.set_random_seed(0)
+        model = helpers.compiled(make(), keras.optimizers.Adam(0.01), traced=False)
+        x = scale * helpers.draw(12, DIM)
+        logs = model.fit(x, epochs=3, shuffle=False, verbose=0).history
+        found.append((model.predict(x, verbose=0) / scale, logs["generator_loss"], logs["discriminator_loss"]))
+    assert found[0][1][0] != found[0][1][-1]
+    for small, large in zip(*found, strict=True):
+        np.testing.assert_array_equal(small, large)

@@ -47,9 +47,9 @@ class VQGAN(VQVAE):
         decoder: As in `VQVAE`, with a single output.
         discriminator: A Keras model or layer from data to logits, such as `build_conv_discriminator` makes: a tensor
             `[batch, ...]`, for example with a logit for each patch, or a list or dict of such tensors, whose losses
-            are averaged. It gets the data at their own scale. A training step calls it once with `training=True`, for
-            data and reconstructions as one batch, and once in inference, for the decoder's gradient. Losses that it
-            adds in `call` are not used; regularizers of its weights are.
+            are averaged. It gets the data at the scale that the encoder gets: see `VQVAE`. A training step calls it
+            once with `training=True`, for data and reconstructions as one batch, and once in inference, for the
+            decoder's gradient. Losses that it adds in `call` are not used; regularizers of its weights are.
         adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile` it is relative
             to the squared error divided by the variance of the targets, which is `1 - explained_variance`. So it
             depends neither on the scale of the data nor on how many elements data and latents have. With another loss
@@ -166,7 +166,7 @@ class VQGAN(VQVAE):
         with keras.StatelessScope(initialize_variables=False) as scope:
             for value in values:
                 scope.add_update(value)
-            logits = self.discriminator(reconstruction, training=False)
+            logits = self.discriminator(self._scaled(reconstruction), training=False)
         return _average([-ops.mean(ops.cast(each, "float32")) for each in keras.tree.flatten(logits)])
 
     def _discriminator_loss(
@@ -175,7 +175,7 @@ class VQGAN(VQVAE):
         """The hinge loss, and the accuracies on data and on reconstructions."""
         parts = (target, ops.stop_gradient(reconstruction))
         # One call, because what it updates must not change between two that share a gradient.
-        both = ops.concatenate([ops.cast(part, "float32") for part in parts])
+        both = self._scaled(ops.concatenate([ops.cast(part, "float32") for part in parts]))
         losses, accuracies = [], []
         for logits in keras.tree.flatten(self.discriminator(both, training=training)):
             logits = ops.reshape(ops.cast(logits, "float32"), (2, -1))
