@@ -21,7 +21,7 @@ import numpy as np
 from keras import layers
 
 import keras_vqvae
-from benchmarks import networks, timing
+from benchmarks import timing
 from examples import images
 
 FOLDER = timing.RESULTS / "adversarial"
@@ -80,8 +80,8 @@ def reconstructions(
     """Trains once. Returns the reconstructions of the test images, and their logs."""
     keras.utils.set_random_seed(seed)
     batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
-    encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=DIM)
-    quantizer = keras_vqvae.VectorQuantizer(codes, seed=seed)
+    encoder, decoder = images.build_autoencoder(train.shape[1], DIM)
+    quantizer = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=seed)
     if weight:
         constraint = {} if spectral else {"kernel_constraint": None}
         discriminator = keras_vqvae.build_conv_discriminator(train.shape[1:], (32, 64), **constraint)

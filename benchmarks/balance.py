@@ -4,7 +4,7 @@ Embeddings have rows of length 1, as text embeddings do, times the scale. The me
 Digits are scikit-learn's, through dense networks. Sounds are windows of WAV files, through convolutions.
 
 KERAS_BACKEND=torch python -m benchmarks.balance --seeds 0 1 2
-KERAS_BACKEND=torch python -m benchmarks.balance --scales 1e-3 1 1e3 --normalizations
+KERAS_BACKEND=torch python -m benchmarks.balance --scales 1e-3 1 1e3
 KERAS_BACKEND=torch python -m benchmarks.balance --data digits sound --scales 1 30
 """
 
@@ -73,12 +73,15 @@ def sounds(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def explained(
-    data: str, name: str, train: np.ndarray, test: np.ndarray, seed: int, loss: str, normalizations: bool, epochs: int
+    data: str, name: str, train: np.ndarray, test: np.ndarray, seed: int, loss: str, around: str | None, epochs: int
 ) -> float:
     """1 minus error / variance, on what was not trained on."""
     keras.utils.set_random_seed(seed)
     encoder, decoder = NETWORKS[data]()
-    if normalizations:
+    if around == "identity":
+        # A model does not divide the data of an encoder with such a layer.
+        encoder = keras.Sequential([keras.Input(train.shape[1:]), layers.Rescaling(1.0), encoder])
+    elif around == "normalizations":
         scale = {"axis": None, "mean": float(train.mean()), "variance": float(train.var())}
         first, inverse = layers.Normalization(**scale), layers.Normalization(**scale, invert=True)
         inputs, latents = keras.Input(train.shape[1:]), keras.Input(encoder.output_shape[1:])
@@ -98,7 +101,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--losses", nargs="+", default=["normalized_mse", "mse"])
-    parser.add_argument("--normalizations", action="store_true", help="around the network")
+    around = parser.add_mutually_exclusive_group()
+    constant = {"dest": "around", "action": "store_const"}
+    around.add_argument("--normalizations", const="normalizations", help="around the networks", **constant)
+    around.add_argument("--as-they-are", const="identity", help="data that the model does not divide", **constant)
     arguments = parser.parse_args()
     sources = {"embeddings": embeddings, "digits": digits, "sound": functools.partial(sounds, arguments.folder)}
     rows = []
@@ -111,7 +117,7 @@ def main() -> None:
                     found = [
                         explained(
                             *(data, name, scale * train, scale * test, seed),
-                            *(loss, arguments.normalizations, arguments.epochs),
+                            *(loss, arguments.around, arguments.epochs),
                         )
                         for seed in arguments.seeds
                     ]
