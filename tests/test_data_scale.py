@@ -7,6 +7,8 @@ from helpers import Batches, compiled, draw, numpy
 from keras import layers
 
 import keras_vqvae
+from keras_vqvae.models.scaling import scale_of as scale_of_data
+from keras_vqvae.models.scaling import settle_scale
 
 SIZES = {"encoder_sizes": (6,), "decoder_sizes": (6,)}
 
@@ -121,12 +123,32 @@ def test_networks_that_scale_data_themselves_are_left_alone(name):
     assert scale_of(model) == 1
 
 
-def test_frozen_encoders_and_bounded_decoders_are_left_alone():
-    frozen = network(layers.Dense(3))
-    frozen.trainable = False
-    model = compiled(make(frozen), "sgd", traced=False)
+def trained(encoder):
+    """As a few steps leave it: the biases, which begin at zero, have moved."""
+    encoder.set_weights([weight + 0.01 for weight in encoder.get_weights()])
+    return encoder
+
+
+def frozen(encoder):
+    encoder.trainable = False
+    return encoder
+
+
+PRETRAINED = {
+    "frozen": lambda: frozen(network(layers.Dense(3))),
+    "partly frozen": lambda: network(frozen(network(layers.Dense(5))), layers.Dense(3)),
+    "to be tuned": lambda: network(trained(network(layers.Dense(5))), layers.Dense(3)),
+}
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_pretrained_encoders_get_the_data_that_they_know(name):
+    model = compiled(make(PRETRAINED[name]()), "sgd", traced=False)
     model.fit(1e3 * draw(24, 8), verbose=0)
     assert scale_of(model) == 1
+
+
+def test_bounded_decoders_keep_their_range():
     bounded = network(layers.Dense(800, "sigmoid"), size=3)
     model = compiled(make(network(layers.Dense(3), size=800), bounded), "sgd", traced=False)
     model.fit(sparse(64, 800), verbose=0)
@@ -144,14 +166,20 @@ def test_other_targets_than_the_inputs_have_a_scale_of_their_own():
     assert scale_of(model) == 1
 
 
-def test_a_call_of_ones_own_has_no_scale():
-    class Own(keras_vqvae.VQVAE):
-        def call(self, inputs, training=None):
-            return self.decoder(self.quantizer(self.encoder(inputs), training=training))
+class Own(keras_vqvae.VQVAE):
+    def call(self, inputs, training=None):
+        return self.decoder(self.quantizer(self.encoder(inputs), training=training))
 
-    x = 1e3 * draw(24, 8)
-    model = compiled(make(kind=Own), "sgd", traced=False)
-    model.fit(x, verbose=0)
+
+class Normalizing(keras_vqvae.VQVAE):
+    def call(self, inputs, training=None):
+        return 255.0 * self.autoencode(inputs / 255.0, training=training)[0]
+
+
+@pytest.mark.parametrize("kind", [Own, Normalizing])
+def test_a_call_that_treats_data_in_its_own_way_has_no_scale(kind):
+    model = compiled(make(kind=kind), "sgd", traced=False)
+    model.fit(255 * draw(24, 8), verbose=0)
     assert scale_of(model) == 1
 
 
@@ -183,9 +211,73 @@ def test_a_generator_loses_no_batch():
     assert scale_of(model) > 1e3
 
 
+def test_preprocessed_targets_are_compared_with_preprocessed_inputs():
+    x = draw(24, 8)
+    for y, alike in ((x, False), (1e3 * x, True)):
+        model = compiled(make(preprocessing=layers.Rescaling(1e3)), "sgd", traced=False)
+        model.fit(x, y, verbose=0)
+        assert (scale_of(model) > 1) == alike
+
+
+def test_zeros_and_outliers_do_not_decide():
+    x = draw(1000, 8)
+    outlier = x.copy()
+    outlier[0, 0] = 1e6
+    padded = np.concatenate([np.zeros((9000, 8), "float32"), 0.5 * x])
+    one_hot = np.eye(2000, dtype="float32")[:50]
+    assert scale_of_data(outlier) == scale_of_data(padded) == scale_of_data(one_hot) == 1
+    assert scale_of_data(1e37 * x) == 1
+
+
+def test_padding_keeps_its_mask():
+    x = 100 * draw(12, 5, 4)
+    x[:, 3:] = -1
+    encoder = keras.Sequential([keras.Input((5, 4)), layers.Masking(-1.0), layers.Dense(3)])
+    model = compiled(make(encoder, layers.Dense(4)), "sgd", traced=False)
+    model.fit(x, verbose=0)
+    assert (model.encode(x, verbose=0)[:, 3:] == -1).all()
+
+
+def test_sources_of_all_kinds_are_read_in_part():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    found = []
+    for x in (1e3 * draw(24, 8), scipy_sparse.csr_matrix(1e3 * draw(24, 8)), Batches(12, 1e3 * draw(24, 8))):
+        model = compiled(make(), "sgd", traced=False)
+        assert settle_scale(model, x) is x
+        found.append(scale_of(model))
+    assert found[0] == found[1] > 1e3
+    assert found[2] > 1e3
+
+    class Stored:
+        """As a data set in a file: what is read is copied."""
+
+        shape, read = (10**6, 8), 0
+
+        def __getitem__(self, rows):
+            self.read = len(range(*rows.indices(self.shape[0])))
+            return draw(self.read, 8)
+
+    stored = Stored()
+    settle_scale(compiled(make(), "sgd", traced=False), stored)
+    assert 0 < stored.read <= 1100
+
+
+def test_float16_holds_every_scale():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled(make(), "sgd", traced=False)
+        x = 2e4 * np.tanh(draw(24, 8))
+        model.fit(x, verbose=0)
+        assert scale_of(model) > 65504
+        assert np.isfinite(model.predict(x, verbose=0)).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def test_silence_settles_no_scale_and_what_is_not_finite_does_not_count():
     model = compiled(make(), "sgd", traced=False)
-    model.fit(np.zeros((24, 8), "float32"), verbose=0)
+    settle_scale(model, np.zeros((24, 8), "float32"))
+    assert not numpy(model.data_scale.settled)
     x = 1e3 * draw(24, 8)
     x[3, 2], x[5, 1] = np.nan, np.inf
     model.adapt(x, verbose=0)

@@ -33,7 +33,7 @@ def test_what_preprocessing_returns_is_input_and_target():
     preprocessing = Noted()
     model = keras_vqvae.VQVAE(*parts(), preprocessing=preprocessing)
     model.compile(keras.optimizers.SGD(0.0), loss="mse", metrics=["mae"], run_eagerly=True)
-    x = draw(12, 4, 4, 1)
+    x = 0.3 * draw(12, 4, 4, 1)
     plain = keras_vqvae.VQVAE(*(model.encoder, model.quantizer, model.decoder))
     for training, seen in ((True, 3.0 * x[:, :, ::-1]), (False, 2.0 * x)):
         step = model.train_on_batch if training else model.test_on_batch

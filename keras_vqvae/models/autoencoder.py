@@ -70,7 +70,6 @@ class CodeAutoencoder(keras.Model):
             cropping=Cropping(),
             steps={},
             scales=False,
-            autoencodes=False,
             reconstructs=False,
         )
 

@@ -61,7 +61,7 @@ class Coding(CodeAutoencoder):
         Raises:
             ValueError: If `x` is empty, or has no end and `steps` is not given.
         """
-        x = settle_scale(self, x, steps=steps)
+        x = settle_scale(self, x)
         vectors = sources.sampled_vectors(
             self._vectors_of,
             x,

@@ -3,7 +3,7 @@
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -22,12 +22,14 @@ far above 1.5 only after thousands of them.
 """
 BROUGHT_TO = 0.1
 """The root mean square of other data within the model, up to a factor of the square root of 2."""
-SCALES_ITSELF = (layers.Rescaling, layers.Normalization)
-"""Networks with such a layer are made for data of one scale."""
+MAX_EXPONENT = 100
+"""Of the scale. The squares of data beyond it are no float32."""
 MIN_LATENT, MAX_OUTPUT = 0.001, 0.4
 """Outside of these, networks that are given data of 0.1 scale them by operations."""
-SAMPLES, NUMBERS, BATCHES = 1024, 2**22, 4
-"""How many samples of arrays at most, of how many numbers, or how many batches of other sources are measured."""
+TRAINED = ("bias", "beta", "moving_mean")
+"""Weights that are zero until they are trained."""
+SAMPLES, NUMBERS = 1024, 2**22
+"""How many samples of arrays are measured at most, of how many numbers."""
 TRIED = 32
 """How many samples the networks are tried with."""
 
@@ -51,9 +53,10 @@ class DataScale(keras.layers.Layer):
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        inputs = inputs if keras.backend.is_float_dtype(dtype) else ops.cast(inputs, self.compute_dtype)
-        scale = ops.cast(self.scale, inputs.dtype)
-        return inputs * scale if reverse else inputs / scale
+        # A float16 does not hold every scale.
+        inputs = ops.cast(inputs, "float32")
+        outputs = inputs * self.scale if reverse else inputs / self.scale
+        return ops.cast(outputs, dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype)
 
     def compute_output_spec(self, inputs: Any, reverse: bool = False) -> keras.KerasTensor:
         dtype = keras.backend.standardize_dtype(inputs.dtype)
@@ -75,71 +78,81 @@ def scale_layer(encoder: keras.Layer, **kwargs: Any) -> DataScale:
     return _SCALES[encoder]
 
 
-def settle_scale(model: Any, x: Data, y: Data = None, steps: int | None = None) -> Data:
+def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
     """Measures the scale of the data that a `VQVAE` is first trained with.
 
     Args:
         model: The model. Only one that reconstructs its inputs divides them by a scale.
         x: Inputs, or a source of batches.
         y: Targets. Defaults to `None`, the inputs.
-        steps: How many batches may be read. Defaults to `None`, any number.
 
     Returns:
-        `x`, from which nothing is missing.
+        `x`, from which nothing is missing if it is a generator.
     """
-    layer = model.data_scale
-    if ops.convert_to_numpy(layer.settled):
+    if x is None or ops.convert_to_numpy(model.data_scale.settled):
         return x
-    pairs, x = _first_batches(x, y, min(steps or BATCHES, BATCHES))
-    if not model.built and pairs:
-        model(keras.tree.map_structure(lambda leaf: leaf[:1], pairs[0][0]))
+    (inputs, targets), x = _first_samples(x, y)
+    if inputs is None:
+        return x
+    if not model.built:
+        model(keras.tree.map_structure(lambda leaf: leaf[:1], inputs))
     found = 1.0
-    if model._parts.reconstructs and model._parts.autoencodes and all(_same(*pair) for pair in pairs):
-        batches = [inputs for inputs, _ in pairs]
-        if model.preprocessing is not None:
-            batches = [to_numpy(model.preprocessing(inputs, training=False)) for inputs in batches]
-        measured = _scale_of(batches)
+    if model._parts.reconstructs:
+        encoded = inputs if model.preprocessing is None else to_numpy(model.preprocessing(inputs, training=False))
+        measured = scale_of(encoded) if _same(encoded, targets) else 1.0
         if measured is None:
             # Silence tells nothing.
             return x
-        if measured != 1.0 and not _scales_itself(model.encoder, model.decoder, batches[0][:TRIED], measured):
+        if measured != 1.0 and _can_be_scaled(model, inputs[:TRIED], encoded[:TRIED], measured):
             found = measured
-    layer.settle(ops.convert_to_numpy(backend.of_first_replica(ops.convert_to_tensor(found, "float32"))))
+    scale = backend.of_first_replica(ops.convert_to_tensor(found, "float32"))
+    model.data_scale.settle(ops.convert_to_numpy(scale))
     return x
 
 
-def _scale_of(batches: Iterable[np.ndarray]) -> float | None:
-    """Returns the number that data should be divided by, 1 in most cases; `None` if there are none but zeros."""
-    squares = [np.square(x[np.isfinite(x)], dtype="float64") for x in batches]
-    mean = np.concatenate(squares).mean() if sum(map(len, squares)) else 0.0
-    if not mean:
-        return None
-    size = math.sqrt(mean)
-    return 1.0 if TRAINABLE[0] <= size <= TRAINABLE[1] else 2.0 ** round(math.log2(size / BROUGHT_TO))
+def scale_of(x: np.ndarray) -> float | None:
+    """Returns the number that data should be divided by, 1 in most cases; `None` if they are all 0 or not finite.
 
-
-def _first_batches(x: Data, y: Data, number: int) -> tuple[list[tuple[Any, Any]], Data]:
-    """Returns pairs of inputs and targets, `None` if there are none, and `x`, from which nothing is missing.
-
-    Of arrays it takes samples at equal distances, and of other sources the first batches.
+    Zeros do not count, so that sparse data in [0, 1] are taken as they are. Nor does the thousandth of the data that is
+    the largest.
     """
-    if all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
-        length = min((len(leaf) for leaf in keras.tree.flatten(x)), default=0)
-        size = max((math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(x)), default=1)
-        rows = np.linspace(0, length - 1, min(length, SAMPLES, 1 + NUMBERS // max(size, 1))).astype(int)
-        return [(_arrays(x, rows), _arrays(y, rows))], x
+    sizes = np.abs(x[np.isfinite(x) & (x != 0)].astype("float64"))
+    if not len(sizes):
+        return None
+    size = math.sqrt(np.mean(np.square(np.minimum(sizes, np.quantile(sizes, 0.999)))))
+    exponent = round(math.log2(size / BROUGHT_TO))
+    return 1.0 if TRAINABLE[0] <= size <= TRAINABLE[1] or abs(exponent) > MAX_EXPONENT else 2.0**exponent
+
+
+def _first_samples(x: Data, y: Data) -> tuple[tuple[Any, Any], Data]:
+    """Returns inputs and targets as arrays, `None` if there are none, and `x`.
+
+    Of arrays it takes samples at equal distances, and of other sources the first batch.
+    """
+    leaves = keras.tree.flatten(x)
+    if all(hasattr(leaf, "shape") for leaf in leaves):
+        length = min((leaf.shape[0] for leaf in leaves if len(leaf.shape)), default=0)
+        size = max((math.prod(leaf.shape[1:]) for leaf in leaves), default=1)
+        rows = slice(0, length, max(length // min(SAMPLES, 1 + NUMBERS // max(size, 1)), 1))
+        return (_arrays(x, rows), _arrays(y, rows)) if length else (None, None), x
     if isinstance(x, keras.utils.PyDataset):
-        batches = [x[each] for each in range(number if x.num_batches is None else min(x.num_batches, number))]
+        batches = [x[0]]
     else:
-        batches = list(itertools.islice(x, number))
+        batches = list(itertools.islice(x, 1))
         if isinstance(x, Iterator):
             x = _again(batches, x)
-    pairs = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in batches]
-    return [tuple(map(_arrays, pair)) for pair in pairs], x
+    if not batches:
+        return (None, None), x
+    inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(batches[0])
+    return (_arrays(inputs), _arrays(targets)), x
 
 
-def _arrays(x: Any, rows: Any = slice(None)) -> Any:
-    return None if x is None else keras.tree.map_structure(lambda leaf: to_numpy(leaf)[rows], x)
+def _arrays(x: Any, rows: slice = slice(None)) -> Any:
+    def array(leaf: Any) -> np.ndarray:
+        leaf = leaf[rows]
+        return to_numpy(leaf.toarray() if hasattr(leaf, "toarray") else leaf)
+
+    return None if x is None else keras.tree.map_structure(array, x)
 
 
 def _again(batches: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
@@ -148,19 +161,33 @@ def _again(batches: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _same(x: Any, y: Any) -> bool:
+def _same(x: np.ndarray, y: Any) -> bool:
     """Whether targets are the inputs."""
     return y is None or (not keras.tree.is_nested(y) and x.shape == y.shape and np.array_equal(x, y, equal_nan=True))
 
 
-def _scales_itself(encoder: keras.Layer, decoder: keras.Layer, x: np.ndarray, scale: float) -> bool:
-    """Whether networks are made for `x`, rather than for data that are divided by `scale`."""
-    own = [layer for part in (encoder, decoder) for layer in part._flatten_layers()]
-    if any(isinstance(layer, SCALES_ITSELF) for layer in own) or not encoder.trainable_variables:
+def _can_be_scaled(model: Any, inputs: np.ndarray, encoded: np.ndarray, scale: float) -> bool:
+    """Whether the networks are new, and nothing but the scale would change the data."""
+    own = [layer for part in (model.encoder, model.decoder) for layer in part._flatten_layers()]
+    if any(map(_is_bound_to_a_scale, own)):
+        return False
+    # The `call` of a subclass may change them, or not call the encoder by `autoencode`.
+    given = model.encoded_inputs(inputs)
+    if len(given) != 1 or not np.allclose(given[0], encoded, rtol=0.01, equal_nan=True):
+        return False
+    vectors = model.encoder(ops.convert_to_tensor((encoded / scale).astype("float32")), training=False)
+    outputs = model.decoder(vectors, training=False)
+    return _size(vectors) >= MIN_LATENT and _size(outputs) <= MAX_OUTPUT
+
+
+def _is_bound_to_a_scale(layer: keras.Layer) -> bool:
+    """Whether a layer is made for data of one scale, or has been trained with them."""
+    if isinstance(layer, layers.Rescaling | layers.Normalization):
         return True
-    vectors = encoder(ops.convert_to_tensor((x / scale).astype("float32")), training=False)
-    outputs = decoder(vectors, training=False)
-    return _size(vectors) < MIN_LATENT or _size(outputs) > MAX_OUTPUT
+    if isinstance(layer, layers.Masking):
+        return layer.mask_value != 0
+    frozen = not layer.trainable and bool(layer.weights)
+    return frozen or any(np.any(ops.convert_to_numpy(weight)) for weight in layer.weights if weight.name in TRAINED)
 
 
 def _size(x: Tensor) -> float:

@@ -140,5 +140,8 @@ def _first_batches(x: Any, steps: int | None) -> Iterator[Any]:
 
 def to_numpy(x: Any) -> np.ndarray:
     """An array of a tensor or a table."""
-    # Tensors of PyTorch may have a gradient, or lie on another device.
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    if hasattr(x, "detach"):
+        # Tensors of PyTorch may have a gradient, lie on another device, or be bfloat16, which NumPy does not have.
+        x = x.detach().cpu()
+        x = x.float() if x.is_floating_point() and x.element_size() < 4 else x
+    return np.asarray(x)

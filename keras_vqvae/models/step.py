@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from keras_vqvae.backend import backend
@@ -61,6 +62,12 @@ class RecordedSteps(Coding):
             self._step.passes = before
             if passes is not None:
                 self._step.inputs = []
+
+    def encoded_inputs(self, x: Any) -> list[np.ndarray]:
+        """What the encoder is given in each call of `autoencode`, but for the scale, when the model is called."""
+        with self._recording([]):
+            self(x, training=False)
+            return [ops.convert_to_numpy(ops.cast(each, "float32")) for each in self._step.inputs]
 
     @contextlib.contextmanager
     def _quantizing(self) -> Iterator[list[Record]]:

@@ -131,7 +131,6 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             inputs = self.preprocessing(inputs, training=bool(training))
         if self._step.passes is not None:
             self._step.inputs.append(inputs)
-        self._parts.autoencodes = True
         self._parts.cropping.check("inputs", inputs)
         vectors = self.encoder(self._scaled(inputs), training=training)
         with self._quantizing() as records:
