@@ -97,13 +97,14 @@ def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
     if not model.built:
         model(keras.tree.map_structure(lambda leaf: leaf[:1], inputs))
     found = 1.0
-    if model._parts.reconstructs:
+    # A subclass may take more inputs than its encoder does.
+    if model._parts.reconstructs and (model.preprocessing is not None or not keras.tree.is_nested(inputs)):
         encoded = inputs if model.preprocessing is None else to_numpy(model.preprocessing(inputs, training=False))
         measured = scale_of(encoded) if _same(encoded, targets) else 1.0
         if measured is None:
             # Silence tells nothing.
             return x
-        if measured != 1.0 and _can_be_scaled(model, inputs[:TRIED], encoded[:TRIED], measured):
+        if measured != 1.0 and _can_be_scaled(model, inputs, encoded[:TRIED], measured):
             found = measured
     scale = backend.of_first_replica(ops.convert_to_tensor(found, "float32"))
     model.data_scale.settle(ops.convert_to_numpy(scale))
@@ -166,16 +167,17 @@ def _same(x: np.ndarray, y: Any) -> bool:
     return y is None or (not keras.tree.is_nested(y) and x.shape == y.shape and np.array_equal(x, y, equal_nan=True))
 
 
-def _can_be_scaled(model: Any, inputs: np.ndarray, encoded: np.ndarray, scale: float) -> bool:
+def _can_be_scaled(model: Any, inputs: Any, encoded: np.ndarray, scale: float) -> bool:
     """Whether the networks are new, and nothing but the scale would change the data."""
     own = [layer for part in (model.encoder, model.decoder) for layer in part._flatten_layers()]
     if any(map(_is_bound_to_a_scale, own)):
         return False
     # The `call` of a subclass may change them, or not call the encoder by `autoencode`.
-    given = model.encoded_inputs(inputs)
+    given = model.encoded_inputs(keras.tree.map_structure(lambda leaf: leaf[:TRIED], inputs))
     if len(given) != 1 or not np.allclose(given[0], encoded, rtol=0.01, equal_nan=True):
         return False
-    vectors = model.encoder(ops.convert_to_tensor((encoded / scale).astype("float32")), training=False)
+    scaled = np.where(np.isfinite(encoded), encoded, 0.0) / scale
+    vectors = model.encoder(ops.convert_to_tensor(scaled.astype("float32")), training=False)
     outputs = model.decoder(vectors, training=False)
     return _size(vectors) >= MIN_LATENT and _size(outputs) <= MAX_OUTPUT
 
