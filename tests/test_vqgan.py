@@ -205,6 +205,7 @@ def test_the_players_wait_for_the_start(x):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     # Looking on is no step.
     models[0].evaluate(x, verbose=0)
+    assert float(models[0]._steps) == 2
     models[0].fit(x, verbose=0)
     assert any((one != other).any() for one, other in zip(models[0].discriminator.get_weights(), before, strict=True))
 
