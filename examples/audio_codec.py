@@ -33,8 +33,7 @@ def windows(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
 
 
 def build_codec(arguments: argparse.Namespace) -> keras_vqvae.VQVAE:
-    causal = not arguments.non_causal
-    sizes = {"embedding_dim": DIM, "filters": FILTERS, "num_residual_blocks": 1, "causal": causal}
+    sizes = {"embedding_dim": DIM, "filters": FILTERS, "num_residual_blocks": 1, "causal": True}
     encoder = keras_vqvae.build_conv_encoder((None, 1), **sizes)
     decoder = keras_vqvae.build_conv_decoder((None, 1), **sizes)
     # The commitment losses of all stages add up.
@@ -95,7 +94,6 @@ def main() -> None:
     parser.add_argument("--hop", type=int, default=4096, help="samples between training examples")
     parser.add_argument("--spectral", type=float, default=0.25, help="weight of the spectral loss")
     parser.add_argument("--adversarial", type=float, default=0, help="weight of a discriminator of spectrograms")
-    parser.add_argument("--non-causal", action="store_true", help="may use later samples, and cannot be streamed")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=pathlib.Path, default="audio_codec")
@@ -133,8 +131,6 @@ def main() -> None:
         distances = spectral_distance(*pair), mel_distance(*pair, RATE), signal_to_distortion(*pair)
         row = (stages, f"{bits / 1000:.1f}", file.stat().st_size - HEADER.size, *(f"{each:.2f}" for each in distances))
         print(f"| {' | '.join(map(str, row))} |")
-    if arguments.non_causal:
-        return
     alike, difference = streams_alike(codec, sound)
     print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
 
