@@ -1,10 +1,12 @@
-"""An audio codec: 1D convolutions and a residual quantizer, of which any number of levels can be sent.
+"""An audio codec: causal 1D convolutions and a residual quantizer, of which any number of stages can be sent.
 
-    python examples/audio_codec.py
-    KERAS_BACKEND=torch python examples/audio_codec.py --folder recordings --epochs 200
+    python examples/speech.py speech
+    KERAS_BACKEND=torch python examples/audio_codec.py --folder speech
+    KERAS_BACKEND=torch python examples/audio_codec.py --codec audio_codec/codec.keras --file another.wav
 
-Trains on all WAV files of a folder but the last, by default those of the Debian package `alsa-utils`. Of the last it
-prints, for each number of levels, the bits a second and the signal-to-noise ratio, and writes what is heard.
+Trains on all WAV files of a folder but the last, by default those of the Debian package `alsa-utils`, and saves the
+codec. Then it writes the last one, or `--file`, as packed files of indices, one for each number of stages, and reads
+them again. It prints their bits a second and three distances, and writes what is heard.
 """
 
 import argparse
@@ -13,89 +15,124 @@ import pathlib
 
 import keras
 import numpy as np
-from scipy import signal
+from packed_codes import HEADER, Packed, bits_per_index, pack, unpack
 from scipy.io import wavfile
+from sounds import load, loudness, mel_distance, signal_to_distortion, spectral_distance
 
 import keras_vqvae
 
-FILTERS = (32, 32, 64, 64, 128)
-"""Each halves the rate: a vector stands for 32 samples."""
-
-
-def load(path: pathlib.Path, rate: int) -> np.ndarray:
-    """The first channel of a WAV file at another rate, float32 in -1..1."""
-    own_rate, samples = wavfile.read(path)
-    samples = samples if samples.ndim == 1 else samples[:, 0]
-    if samples.dtype == "uint8":
-        samples = (samples - 128.0) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples / np.iinfo(samples.dtype).max
-    common = math.gcd(rate, own_rate)
-    return signal.resample_poly(samples, rate // common, own_rate // common).astype("float32")
+RATE = 16_000
+FILTERS = (16, 32, 32, 64, 64, 64)
+"""Each halves the rate: a vector stands for 64 samples."""
+DIM = 32
 
 
 def windows(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
-    """Overlapping parts of a sound, `[windows, size, 1]`."""
-    return np.lib.stride_tricks.sliding_window_view(sound, size)[::hop, :, None]
+    """Overlapping parts of a sound of standard deviation 1, `[windows, size, 1]`."""
+    return np.lib.stride_tricks.sliding_window_view(sound / loudness(sound), size)[::hop, :, None]
 
 
-def build_codec(num_embeddings: int, num_levels: int, seed: int) -> keras_vqvae.VQVAE:
-    sizes = {"embedding_dim": 32, "filters": FILTERS, "num_residual_blocks": 1}
-    level = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed)
-    return keras_vqvae.VQVAE(
-        keras_vqvae.build_conv_encoder((None, 1), **sizes),
-        # Half of the windows are decoded from fewer levels in training, so that any number makes sense.
-        keras_vqvae.ResidualQuantizer(level, num_levels, quantizer_dropout=0.5, seed=seed),
-        keras_vqvae.build_conv_decoder((None, 1), **sizes),
-    )
+def build_codec(arguments: argparse.Namespace) -> keras_vqvae.VQVAE:
+    sizes = {"embedding_dim": DIM, "filters": FILTERS, "num_residual_blocks": 1, "causal": True}
+    encoder = keras_vqvae.build_conv_encoder((None, 1), **sizes)
+    decoder = keras_vqvae.build_conv_decoder((None, 1), **sizes)
+    # The commitment losses of all stages add up.
+    settings = {"ema_decay": 0.99, "commitment_weight": 0.25 / arguments.stages}
+    stage = keras_vqvae.VectorQuantizer(arguments.codes, seed=arguments.seed, **settings)
+    # Every window is decoded from a random number of stages in training, so that any number makes sense.
+    dropout = {"quantizer_dropout": 1.0, "seed": arguments.seed}
+    quantizer = keras_vqvae.ResidualQuantizer(stage, arguments.stages, **dropout)
+    if not arguments.adversarial:
+        return keras_vqvae.VQVAE(encoder, quantizer, decoder)
+    judge = keras_vqvae.build_spectrogram_discriminator((arguments.window, 1), (512, 128), filters=(16, 32))
+    return keras_vqvae.VQGAN(encoder, quantizer, decoder, judge, adversarial_weight=arguments.adversarial)
 
 
-def first_levels(codes: np.ndarray, levels: int) -> np.ndarray:
-    """Codes `[..., all levels]` of which so many are sent: the others are -1, which decodes to nothing."""
-    return np.where(np.arange(codes.shape[-1]) < levels, codes, -1)
+def train(codec: keras_vqvae.VQVAE, x: np.ndarray, spectral: float, epochs: int) -> None:
+    """Half of the epochs without the quantizer, whose codes then start at k-means of what the encoder has learned."""
+    losses = [keras.losses.MeanSquaredError(), keras_vqvae.SpectralLoss()]
+    loss = keras_vqvae.LossSum(losses, [1.0, spectral]) if spectral else losses[0]
+    network = keras.Sequential([codec.encoder, codec.decoder])
+    network.compile(keras.optimizers.Adam(2e-3), loss=loss)
+    first = epochs // 2
+    network.fit(x, x, batch_size=8, epochs=first, verbose=2)
+    steps = (epochs - first) * math.ceil(len(x) / 8)
+    codec.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)), loss=loss)
+    codec.adapt(x, seed=0, verbose=0)
+    codec.fit(x, batch_size=8, epochs=epochs - first, verbose=2)
 
 
-def signal_to_noise(sound: np.ndarray, decoded: np.ndarray) -> float:
-    """In decibels."""
-    return float(10 * np.log10(np.sum(np.square(sound)) / np.sum(np.square(sound - decoded))))
+def encode(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> Packed:
+    size = loudness(sound)
+    codes = codec.encode(sound[None, :, None] / size, verbose=0)[0]
+    return Packed(codes, len(sound), RATE, size)
+
+
+def decode(codec: keras_vqvae.VQVAE, packed: Packed) -> np.ndarray:
+    return packed.loudness * codec.decode(packed.codes[None], size=packed.samples, verbose=0)[0, :, 0]
+
+
+def streams_alike(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> tuple[float, float]:
+    """In parts of 20 ms: the fraction of indices that are those of the whole, and the largest difference of samples."""
+    x = sound[None, :, None] / loudness(sound)
+    codes, whole = codec.encode(x, verbose=0), codec.predict(x, verbose=0)
+    parts = np.split(x, range(RATE // 50, len(sound), RATE // 50), axis=1)
+    in_parts = list(codec.encode_stream(parts))
+    decoded = np.concatenate(list(codec.decode_stream(in_parts)), axis=1)[:, : len(sound)]
+    return np.mean(np.concatenate(in_parts, axis=1) == codes), np.abs(decoded - whole).max()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=pathlib.Path, default="/usr/share/sounds/alsa", help="of WAV files")
-    parser.add_argument("--rate", type=int, default=16_000, help="samples a second")
+    folder = pathlib.Path("/usr/share/sounds/alsa")
+    parser.add_argument("--folder", type=pathlib.Path, nargs="+", default=[folder], help="of WAV files")
+    parser.add_argument("--codec", type=pathlib.Path, help="a codec that was saved, in place of training one")
+    parser.add_argument("--file", type=pathlib.Path, help="the sound to encode; by default the last of the folder")
     parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--levels", type=int, default=4)
+    parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--window", type=int, default=2048, help="samples of a training example")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--hop", type=int, default=4096, help="samples between training examples")
+    parser.add_argument("--spectral", type=float, default=0.25, help="weight of the spectral loss")
+    parser.add_argument("--adversarial", type=float, default=0, help="weight of a discriminator of spectrograms")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=pathlib.Path, default="audio_codec")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
-    paths = sorted(arguments.folder.glob("*.wav"))
-    if len(paths) < 2:
+    paths = [path for folder in arguments.folder for path in sorted(folder.glob("*.wav"))]
+    if arguments.codec is None and len(paths) < 2:
         parser.error(f"--folder needs two WAV files or more. Received: {len(paths)} in {arguments.folder}")
-    *train, last = paths
-    train = np.concatenate([windows(load(path, arguments.rate), arguments.window, 512) for path in train])
-    scale = train.std()
-    model = build_codec(arguments.codes, arguments.levels, arguments.seed)
-    steps = arguments.epochs * math.ceil(len(train) / 16)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
-    model.fit(train / scale, batch_size=16, epochs=arguments.epochs, verbose=2)
-
-    # A whole number of vectors.
-    sound = load(last, arguments.rate)
-    sound = sound[: len(sound) // 2 ** len(FILTERS) * 2 ** len(FILTERS)]
-    codes = model.encode(sound[None, :, None] / scale, verbose=0)
+    if arguments.codec is not None and arguments.file is None:
+        parser.error("--codec needs a --file")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    wavfile.write(arguments.output_dir / "original.wav", arguments.rate, sound)
-    print(f"{last.name}: {len(sound) / arguments.rate:.2f} s, {codes.shape[1]} x {codes.shape[2]} codes")
-    for levels in range(1, arguments.levels + 1):
-        decoded = scale * model.decode(first_levels(codes, levels), verbose=0)[0, :, 0]
-        bits = levels * math.log2(arguments.codes) * arguments.rate / 2 ** len(FILTERS)
-        print(f"{levels} levels: {bits / 1000:.1f} kbit/s, {signal_to_noise(sound, decoded):.1f} dB")
-        path = arguments.output_dir / f"{levels}_levels.wav"
-        wavfile.write(path, arguments.rate, np.clip(decoded, -1, 1).astype("float32"))
+    if arguments.codec is None:
+        sounds = [load(path, RATE) for path in paths[:-1]]
+        x = np.concatenate([windows(s, arguments.window, arguments.hop) for s in sounds if len(s) >= arguments.window])
+        codec = build_codec(arguments)
+        train(codec, x, arguments.spectral, arguments.epochs)
+        codec.save(arguments.output_dir / "codec.keras")
+    else:
+        codec = keras.models.load_model(arguments.codec)
+
+    path = arguments.file or paths[-1]
+    sound = load(path, RATE)
+    whole = encode(codec, sound)
+    wavfile.write(arguments.output_dir / "original.wav", RATE, sound)
+    print(f"{path.name}: {len(sound) / RATE:.2f} s, {whole.codes.shape[0]} x {whole.codes.shape[1]} indices")
+    print("| stages | kbit/s | bytes | log-spectral dB | mel dB | SI-SDR dB |\n| --- | --- | --- | --- | --- | --- |")
+    for stages in range(1, whole.codes.shape[1] + 1):
+        file = arguments.output_dir / f"{stages}_stages.vqs"
+        file.write_bytes(pack(whole._replace(codes=whole.codes[:, :stages]), codec.quantizer.num_embeddings))
+        # All that a receiver has: the codec and this file.
+        decoded = decode(codec, unpack(file.read_bytes(), codec.latency))
+        wavfile.write(file.with_suffix(".wav"), RATE, np.clip(decoded, -1, 1).astype("float32"))
+        bits = stages * bits_per_index(codec.quantizer.num_embeddings) * RATE / codec.latency
+        pair = sound / whole.loudness, decoded / whole.loudness
+        distances = spectral_distance(*pair), mel_distance(*pair, RATE), signal_to_distortion(*pair)
+        row = (stages, f"{bits / 1000:.1f}", file.stat().st_size - HEADER.size, *(f"{each:.2f}" for each in distances))
+        print(f"| {' | '.join(map(str, row))} |")
+    alike, difference = streams_alike(codec, sound)
+    print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import hierarchy
 import images
 import keras
 import numpy as np
+import packed_codes
 import photographs
 import pytest
 import semantic_ids
+import sounds
 from helpers import numpy
 from scipy.io import wavfile
 
@@ -216,13 +218,47 @@ def test_images_grow_over_scales(run, tmp_path):
     assert (tmp_path / "scales.png").stat().st_size > 1000
 
 
-def test_the_first_levels_are_sent():
-    codes = np.arange(6).reshape(2, 3)
-    np.testing.assert_array_equal(audio_codec.first_levels(codes, 2), [[0, 1, -1], [3, 4, -1]])
-    assert audio_codec.signal_to_noise(np.full(9, 10.0), np.full(9, 9.0)) == pytest.approx(20)
+@pytest.mark.parametrize("num_embeddings", [2, 8, 200, 1024])
+def test_indices_are_packed_into_their_bits(rng, num_embeddings):
+    """Against Python's own integers in base 2."""
+    codes = rng.integers(num_embeddings, size=(5, 3), dtype="int32")
+    packed = packed_codes.Packed(codes, samples=19, rate=8000, loudness=0.25)
+    data = packed_codes.pack(packed, num_embeddings)
+    bits = (num_embeddings - 1).bit_length()
+    assert len(data) == packed_codes.HEADER.size + -(-15 * bits // 8)
+    digits = "".join(f"{code:0{bits}b}" for code in codes.ravel())
+    digits += "0" * (-len(digits) % 8)
+    assert data[packed_codes.HEADER.size :] == int(digits, 2).to_bytes(len(digits) // 8, "big")
+    # 19 samples have 5 vectors of 4 samples.
+    found = packed_codes.unpack(data, latency=4)
+    np.testing.assert_array_equal(found.codes, codes)
+    assert found[1:] == packed[1:]
+    for other in (data[:-1], data + b"0", b"RIFF" + data[4:], data[:9]):
+        with pytest.raises(ValueError, match="Received: .* bytes"):
+            packed_codes.unpack(other, latency=4)
 
 
-def test_sound_is_sent_in_any_number_of_levels(run, tmp_path, capfd):
+def test_distances_of_sounds_have_their_scales(rng):
+    noise = rng.normal(size=32_000)
+    # Half as loud: 6 dB everywhere.
+    for distance in (sounds.spectral_distance(noise, noise / 2), sounds.mel_distance(noise, noise / 2, 16_000)):
+        assert distance == pytest.approx(20 * np.log10(2), rel=1e-2)
+    assert sounds.powers(noise).mean() == pytest.approx(1, rel=0.05)
+    other = rng.normal(size=32_000)
+    other -= noise * (noise @ other) / (noise @ noise)
+    other *= np.sqrt((noise @ noise) / (other @ other)) / 10
+    assert sounds.signal_to_distortion(noise, 3 * (noise + other)) == pytest.approx(20)
+
+
+def test_a_band_of_a_mel_spectrum_is_about_its_frequency():
+    """Mel is 2595 log10(1 + f / 700): its bands are of equal width."""
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
+    energies = (sounds.mel_filters(16_000) @ sounds.powers(tone)).mean(axis=1)
+    position = np.log10(1 + 1000 / 700) / np.log10(1 + 8000 / 700) * (sounds.BANDS + 1) - 1
+    assert abs(energies.argmax() - position) < 1
+
+
+def test_sound_is_sent_in_any_number_of_stages(run, tmp_path, capfd):
     time = np.arange(4000) / 8000
     for name, frequency in (("a", 300), ("b", 500), ("c", 400)):
         tone = (8000 * np.sin(2 * np.pi * frequency * time)).astype("int16")
@@ -230,17 +266,30 @@ def test_sound_is_sent_in_any_number_of_levels(run, tmp_path, capfd):
     with pytest.raises(SystemExit):
         run("audio_codec.py", "--folder", tmp_path / "nothing")
     assert "Received: 0 in" in capfd.readouterr().err
-    sizes = "--codes", 8, "--levels", 2, "--window", 1024, "--epochs", 1
-    printed = run("audio_codec.py", "--folder", tmp_path, *sizes, "--output-dir", tmp_path / "out")
-    # Twice the rate, 32 samples a vector, 3 bits a level.
-    assert "c.wav: 0.50 s, 250 x 2 codes" in printed
-    assert re.findall(r"(\d) levels: (\d\.\d) kbit/s, -?\d+\.\d dB", printed) == [("1", "1.5"), ("2", "3.0")]
-    rate, sound = wavfile.read(tmp_path / "out" / "original.wav")
+    out = tmp_path / "out"
+    options = "--codes", 8, "--stages", 2, "--window", 1024, "--epochs", 1, "--adversarial", 0.1
+    printed = run("audio_codec.py", "--folder", tmp_path, *options, "--output-dir", out)
+    # Twice the rate, 64 samples a vector, 3 bits a stage.
+    assert "c.wav: 0.50 s, 125 x 2 indices" in printed
+    assert re.findall(r"\| (\d) \| (\d\.\d) \| (\d+) \|", printed) == [("1", "0.8", "47"), ("2", "1.5", "94")]
+    rate, sound = wavfile.read(out / "original.wav")
     assert (rate, sound.shape) == (16_000, (8000,))
     peak = np.abs(np.fft.rfft(sound * np.hanning(8000))).argmax() * rate / 8000
     assert peak == 400
     assert np.abs(sound).max() == pytest.approx(8000 / 32767, rel=0.05)
-    assert wavfile.read(tmp_path / "out" / "2_levels.wav")[1].shape == (8000,)
+    decoded = wavfile.read(out / "2_stages.wav")[1]
+    assert decoded.shape == (8000,)
+    alike, difference = re.findall(r"20 ms: (.*)% of the indices, samples within (\S*)", printed)[0]
+    assert float(alike) > 99
+    assert float(difference) < 1e-3
+    # The file and the codec that was saved are all that decoding takes.
+    packed = packed_codes.unpack((out / "2_stages.vqs").read_bytes(), latency=64)
+    again = audio_codec.decode(keras.models.load_model(out / "codec.keras"), packed)
+    np.testing.assert_allclose(np.clip(again, -1, 1), decoded, atol=1e-5)
+    # It takes a sound of any length.
+    wavfile.write(tmp_path / "short.wav", 16_000, sound[:777])
+    run("audio_codec.py", "--codec", out / "codec.keras", "--file", tmp_path / "short.wav", "--output-dir", tmp_path)
+    assert wavfile.read(tmp_path / "2_stages.wav")[1].shape == (777,)
 
 
 def test_windows_are_about_what_is_known():

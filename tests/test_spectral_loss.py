@@ -55,6 +55,14 @@ def test_white_noise_has_magnitude_1_at_every_resolution():
         np.testing.assert_allclose(found, np.swapaxes(noise, 1, 2), rtol=1e-3, atol=1e-4)
 
 
+def test_the_units_of_the_data_are_those_of_floor_and_log_weight():
+    """Quiet sounds, with both in their units, have the loss of loud ones, in these units."""
+    y_true, y_pred = draw(3, 50), draw(3, 50, seed=1)
+    quiet = keras_vqvae.SpectralLoss(**SMALL, floor=1e-2 / 64, log_weight=1 / 64)(y_true / 64, y_pred / 64)
+    loud = keras_vqvae.SpectralLoss(**SMALL, floor=1e-2)(y_true, y_pred)
+    assert float(quiet) == pytest.approx(float(loud) / 64, rel=1e-5)
+
+
 def test_channels_are_compared_one_by_one_wherever_their_axis_is(monkeypatch):
     y_true, y_pred = draw(2, 40, 3), draw(2, 40, 3, seed=1)
     expected = np.mean([oracle(y_true[..., i], y_pred[..., i]) for i in range(3)], axis=0)

@@ -1,0 +1,48 @@
+"""A file of indices in as many bits as they need: `ceil(log2(number of codes))` for each."""
+
+import math
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+HEADER = struct.Struct("<4sIIfBB")
+MAGIC = b"VQS1"
+
+
+class Packed(NamedTuple):
+    """What a file says."""
+
+    codes: np.ndarray
+    """`[steps, stages]`"""
+    samples: int
+    """How many samples the sound has."""
+    rate: int
+    loudness: float
+    """What the decoded samples are multiplied by."""
+
+
+def bits_per_index(num_embeddings: int) -> int:
+    return max(1, math.ceil(math.log2(num_embeddings)))
+
+
+def pack(packed: Packed, num_embeddings: int) -> bytes:
+    """A header, then the indices one after the other, the highest bit first, and zeros up to a whole byte."""
+    bits, stages = bits_per_index(num_embeddings), packed.codes.shape[1]
+    header = HEADER.pack(MAGIC, packed.samples, packed.rate, packed.loudness, stages, bits)
+    digits = packed.codes.reshape(-1, 1) >> np.arange(bits)[::-1] & 1
+    return header + np.packbits(digits.astype("u1")).tobytes()
+
+
+def unpack(data: bytes, latency: int) -> Packed:
+    """The inverse of `pack`, for a codec with an index for each `latency` samples."""
+    if data[:4] != MAGIC or len(data) < HEADER.size:
+        raise ValueError(f"`data` must be a file that `pack` made. Received: {data[:4]!r} and so on, {len(data)} bytes")
+    _, samples, rate, loudness, stages, bits = HEADER.unpack_from(data)
+    steps = math.ceil(samples / latency)
+    expected = HEADER.size + math.ceil(steps * stages * bits / 8)
+    if len(data) != expected:
+        raise ValueError(f"`data` must have the {expected} bytes that its header states. Received: {len(data)} bytes")
+    digits = np.unpackbits(np.frombuffer(data, "u1", offset=HEADER.size), count=steps * stages * bits)
+    codes = digits.reshape(steps, stages, bits) @ (1 << np.arange(bits)[::-1])
+    return Packed(codes.astype("int32"), samples, rate, loudness)
