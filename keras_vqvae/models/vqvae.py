@@ -31,7 +31,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     Data may have any scale. The default loss of `compile` does not depend on it. If the root mean square of the data is
     below 1/16 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on the
     encoder gets the inputs divided by it, and the decoder's outputs are multiplied by it. This happens only if the
-    inputs are also the targets. It does not happen if the encoder is frozen, or if the networks scale the data
+    inputs are also the targets. It does not happen if encoder or decoder are frozen, trained before, or scale the data
     themselves, for example with a `Rescaling` or `Normalization` layer.
 
     The decoder may have several outputs, in a dict or a list; then `fit` needs `y` in this structure.
