@@ -162,11 +162,12 @@ class VQGAN(VQVAE):
             (variable, ops.stop_gradient(variable.value) if variable.trainable else variable.value)
             for variable in self.discriminator.variables
         ]
+        reconstruction = self._scaled(reconstruction)
         # In a scope of its own the weights are constants.
         with keras.StatelessScope(initialize_variables=False) as scope:
             for value in values:
                 scope.add_update(value)
-            logits = self.discriminator(self._scaled(reconstruction), training=False)
+            logits = self.discriminator(reconstruction, training=False)
         return _average([-ops.mean(ops.cast(each, "float32")) for each in keras.tree.flatten(logits)])
 
     def _discriminator_loss(
