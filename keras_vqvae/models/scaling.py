@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_vqvae.backend import backend
 from keras_vqvae.models.sources import to_numpy
 from keras_vqvae.types import Data, Tensor
 
@@ -106,8 +105,7 @@ def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
             return x
         if measured != 1.0 and _can_be_scaled(model, inputs, encoded[:TRIED], measured):
             found = measured
-    scale = backend.of_first_replica(ops.convert_to_tensor(found, "float32"))
-    model.data_scale.settle(ops.convert_to_numpy(scale))
+    model.data_scale.settle(found)
     return x
 
 
@@ -142,7 +140,8 @@ def _first_samples(x: Data, y: Data) -> tuple[tuple[Any, Any], Data]:
         batches = list(itertools.islice(x, 1))
         if isinstance(x, Iterator):
             x = _again(batches, x)
-    if not batches:
+    # Those of a distributed data set are no arrays.
+    if not batches or not all(hasattr(leaf, "__array__") for leaf in keras.tree.flatten(batches[0])):
         return (None, None), x
     inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(batches[0])
     return (_arrays(inputs), _arrays(targets)), x
