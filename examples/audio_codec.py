@@ -1,12 +1,12 @@
-"""An audio codec: causal 1D convolutions and a residual quantizer, of which any number of stages can be sent.
+"""An audio codec of causal 1D convolutions and a residual quantizer. It can send any number of the stages.
 
     python examples/speech.py speech
     KERAS_BACKEND=torch python examples/audio_codec.py --folder speech
     KERAS_BACKEND=torch python examples/audio_codec.py --codec audio_codec/codec.keras --file another.wav
 
-Trains on all WAV files of a folder but the last, by default those of the Debian package `alsa-utils`, and saves the
-codec. Then it writes the last one, or `--file`, as packed files of indices, one for each number of stages, and reads
-them again. It prints their bits a second and three distances, and writes what is heard.
+Trains on all WAV files of a folder except the last one, and saves the codec. The default folder is that of the Debian
+package `alsa-utils`. Then it writes the last file, or `--file`, as packed files of indices, one for each number of
+stages, and reads them again. It prints their bits a second and three distances, and writes what is heard.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def decode(codec: keras_vqvae.VQVAE, packed: Packed) -> np.ndarray:
 
 
 def streams_alike(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> tuple[float, float]:
-    """In parts of 20 ms: the fraction of indices that are those of the whole, and the largest difference of samples."""
+    """Streams a sound in parts of 20 ms. Returns the fraction of equal indices and the largest error of a sample."""
     x = sound[None, :, None] / loudness(sound)
     codes, whole = codec.encode(x, verbose=0), codec.predict(x, verbose=0)
     parts = np.split(x, range(RATE // 50, len(sound), RATE // 50), axis=1)

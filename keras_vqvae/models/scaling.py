@@ -1,6 +1,5 @@
 """Data of a scale that no network can be trained at, such as 0.001 or 1,000."""
 
-import itertools
 import math
 import weakref
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_vqvae.models.sources import to_numpy
+from keras_vqvae.models.sources import first_batches, to_numpy
 from keras_vqvae.types import Data, Tensor
 
 TRAINABLE = (1 / 16, 1.5)
@@ -134,12 +133,9 @@ def _first_samples(x: Data, y: Data) -> tuple[tuple[Any, Any], Data]:
         size = max((math.prod(leaf.shape[1:]) for leaf in leaves), default=1)
         rows = slice(0, length, max(length // min(SAMPLES, 1 + NUMBERS // max(size, 1)), 1))
         return (_arrays(x, rows), _arrays(y, rows)) if length else (None, None), x
-    if isinstance(x, keras.utils.PyDataset):
-        batches = [x[0]]
-    else:
-        batches = list(itertools.islice(x, 1))
-        if isinstance(x, Iterator):
-            x = _again(batches, x)
+    batches = list(first_batches(x, 1))
+    if isinstance(x, Iterator):
+        x = _again(batches, x)
     # Those of a distributed data set are no arrays.
     if not batches or not all(hasattr(leaf, "__array__") for leaf in keras.tree.flatten(batches[0])):
         return (None, None), x

@@ -110,7 +110,7 @@ def batches(x: Data, needed: int, batch_size: int, steps: int | None, seed: int)
     """Yields inputs, as NumPy arrays: the batches of a data set, or of arrays a random choice of `needed` samples."""
     leaves = keras.tree.flatten(x)
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
-        for batch in _first_batches(x, steps):
+        for batch in first_batches(x, steps):
             yield keras.tree.map_structure(to_numpy, keras.utils.unpack_x_y_sample_weight(batch)[0])
         return
     # Tensors and tables cannot be indexed by arrays.
@@ -126,7 +126,8 @@ def batches(x: Data, needed: int, batch_size: int, steps: int | None, seed: int)
         yield keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x)
 
 
-def _first_batches(x: Any, steps: int | None) -> Iterator[Any]:
+def first_batches(x: Any, steps: int | None) -> Iterator[Any]:
+    """Yields the first batches of a source, or all of them if `steps` is `None`."""
     if isinstance(x, keras.utils.PyDataset):
         endless, numbers = x.num_batches is None, range(x.num_batches or 0)
         found: Iterable[Any] = (x[number] for number in (itertools.count() if endless else numbers))
