@@ -104,7 +104,7 @@ class CodeAutoencoder(keras.Model):
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
         # Only then can the data's scale be that of both.
-        self._parts.reconstructs = self._parts.scales and len(outputs) == 1 and _fit(encoded.shape, outputs[0])
+        self._parts.reconstructs = self._parts.scales and len(outputs) == 1 and shapes_fit(encoded.shape, outputs[0])
         self._prepare_training(outputs, tuple(vectors.shape))
         self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, encoded, outputs))
         # What is not finite is left out of k-means.
@@ -203,7 +203,7 @@ class CodeAutoencoder(keras.Model):
         return cls(**{**config, **parts})
 
 
-def _fit(a: Sizes, b: Sizes) -> bool:
+def shapes_fit(a: Sizes, b: Sizes) -> bool:
     """Whether two shapes are equal as far as they are known."""
     return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
 

@@ -9,6 +9,7 @@ from keras import ops
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models.autoencoder import shapes_fit
 from keras_vqvae.models.logs import Averages
 from keras_vqvae.models.step import total
 from keras_vqvae.models.vqvae import VQVAE
@@ -107,6 +108,9 @@ class VQGAN(VQVAE):
             raise ValueError(f"`decoder` must have one output in `VQGAN`. Received: outputs of shapes {output_shapes}")
         expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
         try:
+            # A functional model does not check the shape of symbolic inputs.
+            if isinstance(expected, tuple) and not shapes_fit(expected, output_shapes[0]):
+                raise ValueError("The shapes differ.")
             self.discriminator(keras.KerasTensor(output_shapes[0]))
         except ValueError as error:
             raise ValueError(
