@@ -1,4 +1,4 @@
-"""Which graphs of which quantizers leave Keras, in which format: the table of `docs/export.md`.
+"""Which graphs of which quantizers leave Keras, in which format: the table of `docs/reference/export-matrix.md`.
 
 Its packages are the extra `export`.
 

@@ -1,4 +1,4 @@
-"""Makes a page of each public name of the package, and the navigation to it."""
+"""Makes a page for each public name of the package, and adds it to the navigation."""
 
 import functools
 import pathlib
@@ -16,8 +16,8 @@ GROUPS = {
     "Functions": ("ops", "semantic_ids"),
 }
 BASES = ("CodebookQuantizer", "Prior", "Quantizer")
-"""Those whose pages are for who writes a subclass, with all that one may change."""
-USED = (
+"""Base classes. Their pages list all members, for people who write a subclass."""
+MEMBERS = (
     "adapt autoencode decode decode_stream detokenizer detokenizer_step encode encode_stream from_model generate "
     "latency log_likelihood prune_unused receptive_field reset_code_counts resize sample set_codebook tokenizer "
     "tokenizer_step"
@@ -42,7 +42,7 @@ def _pages() -> dict[str, dict[str, str]]:
         group = next(group for group, modules in GROUPS.items() if module in modules)
         text = f"::: keras_vqvae.{name}\n"
         if target.is_class and name not in BASES:
-            text += f"    options:\n      members: [{', '.join(USED.split())}]\n"
+            text += f"    options:\n      members: [{', '.join(MEMBERS.split())}]\n"
         pages[group][f"api/{name}.md"] = text
     options = "{show_root_heading: false, heading_level: 2}"
     pages["Functions"]["api/plotting.md"] = f"# plotting\n\n::: keras_vqvae.plotting\n    options: {options}\n"
@@ -50,9 +50,10 @@ def _pages() -> dict[str, dict[str, str]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the pages into the navigation."""
+    """Puts the pages into the navigation, at the end of the reference."""
     navigation = [{group: [{pathlib.Path(p).stem: p} for p in pages]} for group, pages in _pages().items()]
-    config.nav.insert(-2, {"API": navigation})
+    reference = next(entry["Reference"] for entry in config.nav if isinstance(entry, dict) and "Reference" in entry)
+    reference.append({"API": navigation})
     return config
 
 

@@ -1,4 +1,4 @@
-"""Reads the package's docstrings, which are of Keras's form, as Markdown."""
+"""Converts the package's docstrings from Keras's format to Markdown."""
 
 import re
 import textwrap
@@ -11,7 +11,7 @@ EXAMPLE = re.compile(r"^(?:>>>|\.\.\.) .*(?:\n.+)*", re.M)
 
 
 def as_markdown(text: str) -> str:
-    """A docstring with headings for what is no section of Google's form, and examples as blocks of code."""
+    """Makes headings of sections that Google's format does not have, and code blocks of examples."""
 
     def section(match: re.Match) -> str:
         title, body = match[1], match[2]
@@ -28,7 +28,7 @@ def as_markdown(text: str) -> str:
 
 
 class KerasDocstrings(griffe.Extension):
-    """Does so for every object."""
+    """Converts the docstring of every object."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Called for each object once it is read."""

@@ -42,7 +42,7 @@ def test_public_names_have_examples():
 
 
 BACKENDS = {"JAX": "jax", "PyTorch": "torch", "TensorFlow": "tensorflow"}
-SPEAK_OF_A_MODEL = ("docs/priors.md", "docs/scaling.md")
+SPEAK_OF_A_MODEL = ("docs/guides/priors.md", "docs/guides/distributed.md")
 """Pages whose examples go on with a model that they do not make."""
 MODEL = """
 import keras, numpy as np, keras_vqvae
@@ -83,7 +83,7 @@ PAGES = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((R
 def test_examples_in_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks(page, keras.backend.backend())
-    if page == "docs/scaling.md" and keras.backend.backend() == "jax":
+    if page == "docs/guides/distributed.md" and keras.backend.backend() == "jax":
         # Eight devices, which a process has to ask for before it starts.
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}

@@ -20,7 +20,7 @@ COUNTS_RATE = 0.01
 def default_initializer(
     estimator: estimators.Estimator, seed: int | None, length: float = 1.0
 ) -> keras.initializers.Initializer:
-    """Codes of a length, or as short as the rotation needs them; see `docs/studies.md`.
+    """Codes of a length, or as short as the rotation needs them; see `docs/studies/dead-codes.md`.
 
     Where the optimizer owns the codebook, length 1 had the least error of eight initializers or next to it; the usual
     N(0, 1) and +-1 / K leave a few codes in use. The rotation scales gradients by `|q| / |z|`, and codes that begin

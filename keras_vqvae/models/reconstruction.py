@@ -13,7 +13,7 @@ from keras_vqvae.models.targets import aligned_targets
 from keras_vqvae.types import Sizes, Tensor
 
 WEIGHT = 0.125
-"""Of the error of a sample, in units of the variance, per element of its latents. See `docs/studies.md`."""
+"""Of the error of a sample, in units of the variance, per element of its latents: `docs/studies/loss-balance.md`."""
 MIN_RATIO = 1e-12
 """Variances below this fraction of the mean square are rounding of a constant."""
 

@@ -18,7 +18,8 @@ def rate_of_step(decay: float, span: Tensor, total: Tensor, num_embeddings: int)
 
     It begins as `1 / span`, and falls to `1 - decay`. At the start codes and vectors move most: with `decay` only,
     codes would long average over what was there first. The residuals of stages change most, and the deepest stage would
-    end up to 12% above k-means, see `docs/studies.md`. The average never begins over fewer than ten vectors a code.
+    end up to 12% above k-means, see `docs/studies/residual-training.md`. The average never begins over fewer than ten
+    vectors a code.
 
     Args:
         decay: Decay in the end.
