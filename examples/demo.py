@@ -1,4 +1,4 @@
-"""Both examples of images on one page: a photograph at several rates, then digits and new ones.
+"""Runs two examples and writes one page: a photograph at several rates, then digits and new digits.
 
     python examples/demo.py
     KERAS_BACKEND=torch python examples/demo.py --dataset fashion_mnist --epochs 3 --prior-epochs 5

@@ -3,8 +3,8 @@
     python examples/digits.py
     KERAS_BACKEND=torch python examples/digits.py --dataset fashion_mnist --epochs 5 --prior-epochs 10
 
-The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`. Everything is
-on one page, `index.html`, in the folder of `--output`.
+The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`. The page is
+`index.html` in the folder `--output`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ LOGS = ("codebook_usage", "explained_variance", "perplexity")
 def train_prior(
     model: keras_vqvae.VQVAE, codes: np.ndarray, labels: np.ndarray, batch_size: int, epochs: int, seed: int
 ) -> keras_vqvae.Prior:
-    """A prior over the codes of each class, its rate of learning on a cosine down to nothing."""
+    """Returns a prior over the codes of each class, trained with a cosine decay of the learning rate to 0."""
     prior = keras_vqvae.AutoregressivePrior.from_model(
         model, num_classes=10, num_layers=2, hidden_dim=64, dropout=0.2, seed=seed
     )
@@ -61,7 +61,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
 
     codes = model.encode(train, verbose=0), model.encode(test, verbose=0)
     reconstructions = model.decode(codes[1], verbose=0)
-    # Images that consist of one code throughout.
+    # Images in which all positions have the same code.
     every_code = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, *codes[0].shape[1:]))
     prior = train_prior(model, codes[0], labels[0], arguments.batch_size, arguments.prior_epochs, arguments.seed)
     classes = np.repeat(np.arange(10), 12)

@@ -1,8 +1,8 @@
-"""Trains on all devices of a machine, or of several, with JAX. Stopped at any time, it goes on where it was.
+"""Trains on all devices of one or several machines with JAX. If it is stopped, the same command resumes it.
 
     KERAS_BACKEND=jax python examples/distributed_jax.py
 
-On each of several machines, with a number of its own and the address of the first one:
+For several machines, run it on each with its own `--process` and the address of the first one:
 
     KERAS_BACKEND=jax python examples/distributed_jax.py --processes 2 --process 0 --coordinator 10.0.0.1:1234
     KERAS_BACKEND=jax python examples/distributed_jax.py --processes 2 --process 1 --coordinator 10.0.0.1:1234
@@ -22,19 +22,19 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--coordinator", help="address and port of process 0")
-parser.add_argument("--batch-size", type=int, default=100, help="of all devices together")
+parser.add_argument("--batch-size", type=int, default=100, help="vectors per step, on all devices together")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
 
-# Before anything else: JAX must not have looked for devices yet.
+# Before anything else: JAX must not have been initialized yet.
 if arguments.processes > 1:
     keras.distribution.initialize(arguments.coordinator, arguments.processes, arguments.process)
 keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-# Equal seeds: each process makes the same weights, and draws the same places for dead codes.
+# Equal seeds: each process makes the same weights, and moves dead codes onto the same rows.
 keras.utils.set_random_seed(0)
 
-# Each process has its part of every batch. What does not fill a batch is left out.
+# Each process has its part of every batch. The last, incomplete batch is dropped.
 x = images.load("digits")[0].reshape(-1, 64)
 x = x[: len(x) // arguments.batch_size * arguments.batch_size]
 x = x.reshape(-1, arguments.processes, arguments.batch_size // arguments.processes, 64)[:, arguments.process]
@@ -44,7 +44,7 @@ encoder, decoder = keras_vqvae.build(input_size=64, embedding_dim=16)
 model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(128, ema_decay=0.99, seed=0), decoder)
 model.compile()
 
-# All processes save at once, as Keras wants it, and all go on from what the first one saved, on a shared disk.
+# All processes must save at the same time. All resume from what the first one saved, on a shared disk.
 backups = [arguments.output / f"backup-{process}" for process in (0, arguments.process)]
 if arguments.process and backups[0].exists():
     shutil.copytree(*backups, dirs_exist_ok=True)
@@ -58,7 +58,7 @@ history = model.fit(
 )
 if not arguments.process and history.history:
     print(f"loss {history.history['loss'][-1]:.6f}, on {len(keras.distribution.list_devices())} devices")
-# Every process has all weights. Their files are equal.
+# Every process has all weights, so their files are equal.
 arguments.output.mkdir(parents=True, exist_ok=True)
 np.savez(
     arguments.output / f"weights-{arguments.process}.npz", *(np.asarray(variable.value) for variable in model.variables)

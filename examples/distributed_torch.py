@@ -1,14 +1,14 @@
-"""Trains in several processes with PyTorch's own `DistributedDataParallel`.
+"""Trains in several processes with PyTorch's `DistributedDataParallel`.
 
     KERAS_BACKEND=torch torchrun --nproc-per-node 2 examples/distributed_torch.py
 
-On each of several machines, with a number of its own and the address of the first one:
+For several machines, run it on each with its own `--node-rank` and the address of the first one:
 
     KERAS_BACKEND=torch torchrun --nnodes 2 --node-rank 0 --master-addr 10.0.0.1 --master-port 1234 \\
         --nproc-per-node 8 examples/distributed_torch.py
 
-Gradients are averaged by `DistributedDataParallel`, statistics of codebooks are summed by the quantizer. Both wait for
-all processes, so each must take as many steps as the others.
+`DistributedDataParallel` averages gradients, and the quantizer sums the statistics of its codebook. Both wait for all
+processes, so all processes must take the same number of steps.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 import keras_vqvae
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--batch-size", type=int, default=100, help="of all processes together")
+parser.add_argument("--batch-size", type=int, default=100, help="samples per step, in all processes together")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--ema-decay", type=float, default=0.99, help="0: the optimizer owns the codebook")
 parser.add_argument("--dead-code-threshold", type=float, default=0.1, help="0: dead codes stay where they are")
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
 
-# Keras's device, and not any that the machine has.
+# Keras's device, which need not be the first one of the machine.
 cuda = torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").startswith("cuda")
 if cuda:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -50,7 +50,7 @@ model = keras.Model(inputs, decoder(quantizer(encoder(inputs))))
 together = DistributedDataParallel(model)
 optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], 1e-3)
 
-# Each process has its part of every batch. What does not fill a batch is left out: an odd process more would wait.
+# Each process has its part of every batch. The last, incomplete batch is dropped, so that all take the same steps.
 x = torch.as_tensor(images.load("digits")[0].reshape(-1, 64))
 x = x[: len(x) // arguments.batch_size * arguments.batch_size]
 x = x.reshape(-1, processes, arguments.batch_size // processes, 64)[:, rank]

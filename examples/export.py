@@ -3,8 +3,8 @@
     python examples/export.py
     python examples/export.py --run PIXELS.npy
 
-The first command runs the second in a process of its own, which needs NumPy and onnxruntime alone. It takes TensorFlow
-and tf2onnx, or PyTorch and onnxscript; on JAX, Keras exports no ONNX file for any number of samples.
+The first command runs the second one in another process, which needs only NumPy and onnxruntime. The first one needs
+TensorFlow and tf2onnx, or PyTorch and onnxscript. From JAX, Keras cannot export an ONNX file for any number of samples.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def train_and_export(folder: pathlib.Path, epochs: int) -> np.ndarray:
 
 
 def run(pixels: np.ndarray, folder: pathlib.Path) -> None:
-    """Pixels -> codes -> pixels by the files alone."""
+    """Runs pixels -> codes -> pixels with the exported files."""
     import onnxruntime
 
     tokenizer, detokenizer = (
@@ -51,7 +51,7 @@ def run(pixels: np.ndarray, folder: pathlib.Path) -> None:
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--run", metavar="PIXELS", type=pathlib.Path, help="only run the files, on pixels in a .npy file")
-parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("export"), help="where the files are")
+parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("export"), help="folder of the files")
 parser.add_argument("--epochs", type=int, default=20)
 arguments = parser.parse_args()
 

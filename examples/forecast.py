@@ -1,10 +1,10 @@
-"""Forecasts a series: an autoencoder makes codes of each second of it, and a prior over the codes draws the next ones.
+"""Forecasts a series: an autoencoder encodes each second of it, and a prior over the codes draws the next ones.
 
     python examples/forecast.py
     KERAS_BACKEND=torch python examples/forecast.py --file series.txt --decimate 1 --block 64
 
-The default series is SciPy's five minutes of an electrocardiogram, 360 samples a second, which it downloads by the
-package `pooch`. `--file` is a text file of numbers. The last fifth is forecast, the rest is for training.
+The default series is SciPy's electrocardiogram, five minutes with 360 samples per second, which the package `pooch`
+downloads. `--file` is a text file of numbers. The last fifth is forecast, and the rest is for training.
 """
 
 import argparse
@@ -35,13 +35,13 @@ def load(file: pathlib.Path | None, decimate: int) -> np.ndarray:
 
 
 def windows(series: np.ndarray, block: int, hop: int) -> np.ndarray:
-    """Overlapping parts of a series, `[windows, BLOCKS, block]`, about the mean of all their blocks but the last."""
+    """Returns overlapping parts of a series, `[windows, BLOCKS, block]`, minus the mean of all blocks but the last."""
     parts = np.lib.stride_tricks.sliding_window_view(series, BLOCKS * block)[::hop].reshape(-1, BLOCKS, block)
     return parts - parts[:, :-1].mean(axis=(1, 2), keepdims=True)
 
 
 def ranked_probability_score(draws: np.ndarray, truth: np.ndarray) -> float:
-    """Of a forecast in draws `[draws, ...]`: their absolute error, less half of what they differ among themselves."""
+    """Returns the mean absolute error of draws `[draws, ...]`, minus half of their mean absolute difference."""
     count = len(draws)
     # The sum over pairs of |a - b|, by ranks: each value is the larger of `rank` pairs, the smaller of the others.
     ranks = np.arange(count).reshape(-1, *(1,) * truth.ndim)
@@ -50,14 +50,14 @@ def ranked_probability_score(draws: np.ndarray, truth: np.ndarray) -> float:
 
 
 def nearest_continuation(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """What came after the part of the training that is most like the one before each last block."""
+    """Returns the block that follows the most similar part of the training data, for each window."""
     known, asked = (parts[:, :-1].reshape(len(parts), -1) for parts in (train, test))
     distances = np.sum(known**2, axis=1) - 2 * asked @ known.T
     return train[distances.argmin(axis=1), -1]
 
 
 def plot(test: np.ndarray, draws: np.ndarray) -> Figure:
-    """What was known and came in black, forecasts `[draws, windows, block]` in colour."""
+    """Draws the series in black, and forecasts `[draws, windows, block]` in color."""
     figure = Figure(figsize=(12, 8), layout="constrained")
     block = test.shape[2]
     future = np.arange((BLOCKS - 1) * block, BLOCKS * block)
@@ -73,12 +73,12 @@ def plot(test: np.ndarray, draws: np.ndarray) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=pathlib.Path, help="text file of numbers")
-    parser.add_argument("--decimate", type=int, default=3, help="of so many samples one is kept")
-    parser.add_argument("--block", type=int, default=120, help="samples of a block, of which 8 are a code")
+    parser.add_argument("--decimate", type=int, default=3, help="keep every n-th sample")
+    parser.add_argument("--block", type=int, default=120, help="samples per block; a code stands for 8")
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--prior-epochs", type=int, default=10)
-    parser.add_argument("--draws", type=int, default=20, help="forecasts of each window")
+    parser.add_argument("--draws", type=int, default=20, help="forecasts per window")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default="forecast.png")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Adds a `VectorQuantizer` to a functional model, and takes the codes out of it.
+"""Trains a functional model with a `VectorQuantizer`, and makes a tokenizer and a detokenizer of it.
 
     python examples/functional.py
     KERAS_BACKEND=tensorflow python examples/functional.py

@@ -1,10 +1,11 @@
-"""A hierarchy of codes, as in VQ-VAE-2: few coarse codes of an image, and more fine ones that know the coarse ones.
+"""Trains a hierarchy of codes, as in VQ-VAE-2: few coarse codes per image, and more fine codes that depend on them.
 
     KERAS_BACKEND=torch python examples/hierarchy.py
     python examples/hierarchy.py --dataset digits --epochs 20 --prior-epochs 20
 
-Two quantizers in one functional model, and one prior over both their codes, the coarse ones first: it draws images, and
-draws the details of an image anew. Fashion-MNIST is downloaded by Keras, or read from `--data-dir`.
+It has two quantizers in one functional model, and one prior over both grids of codes, the coarse codes first. The prior
+draws images, and draws new details for given coarse codes. Fashion-MNIST is downloaded by Keras, or read from
+`--data-dir`.
 """
 
 import argparse
@@ -21,14 +22,14 @@ import keras_vqvae
 from keras_vqvae import plotting
 
 GUIDANCE = 2.0
-# Little of the image of the coarse codes alone; with a tenth they went out of use, and the fine ones said it all.
+# The weight of the image from coarse codes only. With 0.1 the coarse codes went out of use.
 LOSS_WEIGHTS = {"both": 1.0, "coarse": 0.25}
 
 
 def build(
     image_size: int, num_embeddings: int, embedding_dim: int, seed: int
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """Returns the model that is trained, images -> codes of both levels, and codes -> images, over the same layers."""
+    """Returns three models that share layers: one to train, one from images to both grids of codes, and its inverse."""
     margin = -image_size % 8 // 2
     size = image_size + 2 * margin
     sizes = {"embedding_dim": embedding_dim, "num_residual_blocks": 1}
@@ -55,7 +56,7 @@ def build(
     coarse = spread(coarse)
     features = join_features(ops.concatenate([features, coarse], axis=-1))
     fine, fine_codes = fine_quantizer(features, return_indices=True)
-    # Trained without the fine codes, too, the decoder makes an image of the coarse ones alone.
+    # The decoder is also trained without the fine codes, so that it can decode only the coarse ones.
     outputs = {"both": decode(coarse, fine), "coarse": decode(coarse, ops.zeros_like(fine))}
 
     codes = [keras.Input(part.shape[1:], dtype="int32") for part in (coarse_codes, fine_codes)]
@@ -64,7 +65,7 @@ def build(
 
 
 class OneSequence:
-    """The codes of both levels as one sequence, the coarse ones first, fine codes counted on from the coarse ones."""
+    """Both grids of codes as one sequence, coarse codes first. Fine codes are numbered after the coarse ones."""
 
     def __init__(self, coarse_shape: tuple[int, ...], fine_shape: tuple[int, ...], num_embeddings: int):
         self.shapes, self.num_embeddings = (coarse_shape, fine_shape), num_embeddings
@@ -75,7 +76,7 @@ class OneSequence:
         return np.concatenate([coarse.reshape(count, -1), fine.reshape(count, -1) + self.num_embeddings], axis=1)
 
     def split(self, sequences: np.ndarray) -> list[np.ndarray]:
-        # A prior that learned little may draw a code of the other level: the nearest of its own, then.
+        # A prior that is hardly trained may draw a code of the other grid. Clip it.
         parts = sequences[:, : self.num_coarse], sequences[:, self.num_coarse :] - self.num_embeddings
         parts = [np.clip(part, 0, self.num_embeddings - 1) for part in parts]
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -85,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--data-dir", help="folder of IDX files to read instead of downloading")
-    parser.add_argument("--codes", type=int, default=128, help="of each level")
+    parser.add_argument("--codes", type=int, default=128, help="codes of each grid")
     parser.add_argument("--embedding-dim", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--prior-epochs", type=int, default=2)

@@ -29,7 +29,7 @@ def load_labels(dataset: str = "digits", data_dir: str | None = None) -> tuple[n
 
 
 def build_autoencoder(image_size: int, embedding_dim: int) -> tuple[keras.Model, keras.Model]:
-    """Convolutions that halve the size until a code stands for 2 x 2 or 4 x 4 pixels, and their mirror image."""
+    """Returns a convolutional encoder, with a vector for each 2 x 2 or 4 x 4 pixels, and its decoder."""
     sizes = {"filters": (32,) if image_size < 16 else (32, 64), "num_residual_blocks": 1}
     shape = (image_size, image_size, 1)
     return (
@@ -59,6 +59,6 @@ def _load(dataset: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarr
 def _read_idx(folder: pathlib.Path, name: str) -> np.ndarray:
     packed = folder / f"{name}.gz"
     content = gzip.decompress(packed.read_bytes()) if packed.exists() else (folder / name).read_bytes()
-    # A magic number whose last byte is the rank, that many sizes, all big-endian, then the bytes.
+    # A magic number whose last byte is the rank, then the sizes, all big-endian, then the data.
     shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
     return np.frombuffer(content, "u1", offset=4 + 4 * content[3]).reshape(shape)

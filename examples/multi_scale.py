@@ -1,9 +1,9 @@
-"""Draws how images grow over the scales of a `MultiScaleQuantizer`.
+"""Draws images from the first scales of a `MultiScaleQuantizer`, from coarse to fine.
 
     python examples/multi_scale.py
     KERAS_BACKEND=torch python examples/multi_scale.py --dataset fashion_mnist --epochs 5
 
-A column an image: the image itself, what the coarsest grid of codes alone decodes to, then with each finer one.
+Each column has an image, and below it the reconstruction from the coarsest grid of codes, then with each finer grid.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from keras_vqvae import plotting
 
 
 def grow(model: keras_vqvae.VQVAE, x: np.ndarray, cells: list[int]) -> list[np.ndarray]:
-    """The reconstructions of `x` by the codes of the first scales alone, for each number of them."""
+    """Returns the reconstructions of `x` from the first 1, 2, ... scales."""
     codes = model.encode(x, verbose=0)
     ends = np.cumsum(cells)
     return [model.decode(np.where(np.arange(ends[-1]) < end, codes, -1), verbose=0) for end in ends]

@@ -1,4 +1,4 @@
-"""A file of indices in as many bits as they need: `ceil(log2(number of codes))` for each."""
+"""Packs indices into a file, with `ceil(log2(number of codes))` bits each."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ MAGIC = b"VQS1"
 
 
 class Packed(NamedTuple):
-    """What a file says."""
+    """The contents of a file."""
 
     codes: np.ndarray
     """`[steps, stages]`"""
@@ -27,7 +27,7 @@ def bits_per_index(num_embeddings: int) -> int:
 
 
 def pack(packed: Packed, num_embeddings: int) -> bytes:
-    """A header, then the indices one after the other, the highest bit first, and zeros up to a whole byte."""
+    """Returns a header, then the indices with the highest bit first, padded with zeros to a whole byte."""
     bits, stages = bits_per_index(num_embeddings), packed.codes.shape[1]
     header = HEADER.pack(MAGIC, packed.samples, packed.rate, packed.loudness, stages, bits)
     digits = packed.codes.reshape(-1, 1) >> np.arange(bits)[::-1] & 1
@@ -35,7 +35,7 @@ def pack(packed: Packed, num_embeddings: int) -> bytes:
 
 
 def unpack(data: bytes, latency: int) -> Packed:
-    """The inverse of `pack`, for a codec with an index for each `latency` samples."""
+    """Reverses `pack`, for a codec with an index for each `latency` samples."""
     if data[:4] != MAGIC or len(data) < HEADER.size:
         raise ValueError(f"`data` must be a file that `pack` made. Received: {data[:4]!r} and so on, {len(data)} bytes")
     _, samples, rate, loudness, stages, bits = HEADER.unpack_from(data)

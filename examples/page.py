@@ -1,4 +1,4 @@
-"""One HTML page of figures, with the pictures inside it, and the commands that write one."""
+"""Writes an HTML page of figures, with the pictures embedded in it."""
 
 import argparse
 import base64
@@ -17,12 +17,12 @@ Example = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Na
 
 
 def command(description: str, name: str, *examples: Example) -> None:
-    """Runs examples one after the other with the arguments of the command line, and writes one page of all."""
+    """Runs examples with the arguments of the command line, and writes one page of all their figures."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for add_arguments, _ in examples:
         add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of what is written")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder of the outputs")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     sections: Sections = {}

@@ -1,10 +1,11 @@
-"""Trains a residual VQ-VAE on photographs, and shows a part that it never saw at several rates, beside JPEG.
+"""Trains a residual VQ-VAE on photographs, and compares it with JPEG on an unseen part at several rates.
 
     python examples/photographs.py
     KERAS_BACKEND=torch python examples/photographs.py --photograph-epochs 30 --stages 16
 
-scikit-learn ships two photographs. Training sees random crops of them, without the left part of the first. That part is
-then reconstructed from the codes of the first stages. The page is `index.html` in the folder of `--output`.
+scikit-learn ships two photographs. The model is trained on random crops of them, without the left part of the first
+photograph. That part is then reconstructed from the codes of the first stages. The page is `index.html` in the folder
+`--output`.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def load() -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def crop(photographs: list[np.ndarray], count: int, seed: int) -> np.ndarray:
-    """Random crops `[count, CROP, CROP, 3]`, every other one mirrored; as many of each photograph."""
+    """Returns random crops `[count, CROP, CROP, 3]`, as many of each photograph. Every other one is mirrored."""
     generator = np.random.default_rng(seed)
     crops = []
     for number in range(count):
@@ -46,7 +47,7 @@ def crop(photographs: list[np.ndarray], count: int, seed: int) -> np.ndarray:
 
 
 def principal_components(crops: np.ndarray) -> np.ndarray:
-    """The `DIM` directions in which patches differ most, `[PATCH, PATCH, 3, DIM]`, orthonormal."""
+    """Returns the first `DIM` principal components of patches, `[PATCH, PATCH, 3, DIM]`."""
     parts = CROP // PATCH
     patches = crops.reshape(-1, parts, PATCH, parts, PATCH, 3).swapaxes(2, 3).reshape(-1, 3 * PATCH**2)
     directions = np.linalg.eigh(patches.T @ patches)[1][:, -DIM:]
@@ -54,7 +55,7 @@ def principal_components(crops: np.ndarray) -> np.ndarray:
 
 
 def build(components: np.ndarray, num_embeddings: int, num_stages: int, seed: int) -> keras_vqvae.VQVAE:
-    """Convolutions that start as the principal components of patches, and learn what the patches around them add."""
+    """Returns a model whose convolutions start as the principal components of patches."""
 
     def add_context(x):
         hidden = layers.Conv2D(128, 3, padding="same", activation="relu")(x)
@@ -74,17 +75,17 @@ def build(components: np.ndarray, num_embeddings: int, num_stages: int, seed: in
 
 
 def signal_to_noise(image: np.ndarray, decoded: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in decibels, of images in 0..1."""
+    """Returns the peak signal-to-noise ratio of images in 0..1, in decibels."""
     return float(-10 * np.log10(np.mean(np.square(image - decoded))))
 
 
 def jpeg(image: np.ndarray, num_bytes: float) -> tuple[np.ndarray, int]:
-    """The best JPEG of at most `num_bytes`, else the smallest one: `(decoded, bytes)`, both without its tables."""
+    """Returns `(decoded, bytes)` of the best JPEG of at most `num_bytes`, or of the smallest, without tables."""
     pixels = Image.fromarray(np.round(255 * image).astype("uint8"))
     for quality in range(95, 0, -1):
         file = io.BytesIO()
         pixels.save(file, "jpeg", quality=quality, optimize=True)
-        # The image follows the marker of a scan. The tables in front of it belong to the decoder, as the network does.
+        # The image data follow the scan marker. The tables before it are not counted, and neither is the network.
         size = len(file.getvalue()) - file.getvalue().index(b"\xff\xda")
         if size <= num_bytes:
             break
@@ -107,7 +108,7 @@ def plot_rates(rows: list[list[tuple[str, np.ndarray]]]) -> Figure:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--stage-codes", type=int, default=256, help="codes of each stage")
-    parser.add_argument("--crops", type=int, default=1024, help="of 64 x 64 pixels, to train on")
+    parser.add_argument("--crops", type=int, default=1024, help="number of training crops of 64 x 64 pixels")
     parser.add_argument("--photograph-epochs", type=int, default=6)
 
 

@@ -1,11 +1,11 @@
-"""Gives items semantic IDs: the codes of their embeddings by a residual, and a digit that makes them unique.
+"""Gives items semantic IDs: the residual codes of their embeddings, and a number that makes them unique.
 
     python examples/semantic_ids.py
     KERAS_BACKEND=torch python examples/semantic_ids.py --embeddings items.npy --labels categories.npy --reassign
 
-Items whose IDs begin alike are alike. The codes are those of residual k-means, or with `--epochs` those of an encoder
-that is trained with a residual and a decoder. With `--reassign` items that would have the same codes get the next best
-last codes. Without a file the items are the 1,797 images of digits that come with scikit-learn.
+Items whose IDs begin alike are alike. The codes come from residual k-means or, with `--epochs`, from a trained `VQVAE`.
+With `--reassign`, items that collide get the next best last codes. The default items are the 1,797 images of digits
+that come with scikit-learn.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROWS = 1 << 14
 
 
 def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Embeddings `[N, D]` and, where there are some, labels `[N]`."""
+    """Returns embeddings `[N, D]` and labels `[N]` or `None`."""
     if embeddings is None:
         from sklearn.datasets import load_digits
 
@@ -38,14 +38,14 @@ def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.nda
 
 
 def chunks(items: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Reads the items of increasing `numbers` in parts: where a part lies among them, and the part."""
+    """Reads the items of increasing `numbers` in parts. Yields the slice of `numbers`, and the items."""
     for start in range(0, len(numbers), ROWS):
         part = slice(start, start + ROWS)
         yield part, np.asarray(items[numbers[part]], "float32")
 
 
 def survey(items: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """The numbers of the finite items, the mean of those, `[D]`, and their mean squared distance from it."""
+    """Returns the numbers of the finite items, their mean `[D]`, and their mean squared distance from it."""
     numbers, total, squares = [], np.zeros(items.shape[1]), 0.0
     for part, rows in chunks(items, np.arange(len(items))):
         finite = np.isfinite(rows).all(axis=1)
@@ -80,7 +80,7 @@ class Batches(keras.utils.PyDataset):
 def build(
     residual: keras_vqvae.Quantizer, latent_dim: int | None, mean: np.ndarray, variance: float
 ) -> keras_vqvae.VQVAE:
-    """A residual of the items themselves, or with `latent_dim` one between an encoder and a decoder."""
+    """Returns a residual quantizer of the items or, with `latent_dim`, a `VQVAE` around one."""
     dim = len(mean)
     if latent_dim is None:
         return keras_vqvae.VQVAE(
@@ -98,7 +98,7 @@ def build(
 
 
 def encode(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The codes of items, `[N, Q]`."""
+    """Returns the codes of items, `[N, Q]`."""
     parts = chunks(items, numbers)
     return np.concatenate([model.encode(rows, batch_size=1024, verbose=0) for _, rows in parts])
 
@@ -106,7 +106,7 @@ def encode(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray) -> 
 def explained_variance(
     model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray, variance: float
 ) -> np.ndarray:
-    """The fraction of the variance that the first codes explain, for each number of them, `[Q]`."""
+    """Returns the fraction of the variance that the first 1, 2, ..., Q codes explain, `[Q]`."""
     errors = np.zeros(codes.shape[1])
     for part, rows in chunks(items, numbers):
         for level in range(len(errors)):
@@ -116,9 +116,9 @@ def explained_variance(
 
 
 def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The codes with other last ones where items have the same, at the least error for those under a prefix.
+    """Changes last codes so that fewer items collide, with the smallest total increase of the error for each prefix.
 
-    A prefix with more items than there are last codes is left as it is.
+    A prefix with more items than last codes is not changed.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -129,7 +129,7 @@ def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, c
     order = np.argsort(prefixes.reshape(-1), kind="stable")
     groups = [group for group, kept in zip(np.split(order, np.cumsum(items_of)[:-1]), chosen, strict=True) if kept]
     while groups:
-        # As many prefixes at a time as have about `ROWS` items
+        # Processes prefixes of about `ROWS` items together
         count = 1 + np.searchsorted(np.cumsum([len(group) for group in groups[:ROWS]]), ROWS)
         some, groups = groups[:count], groups[count:]
         members = np.sort(np.concatenate(some))
@@ -144,13 +144,13 @@ def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, c
 
 
 def shared(codes: np.ndarray) -> int:
-    """How many items have the codes of another item, too."""
+    """Returns the number of items that collide with another item."""
     counts = np.unique(codes, axis=0, return_counts=True)[1]
     return int(counts[counts > 1].sum())
 
 
 def purity(codes: np.ndarray, labels: np.ndarray) -> float:
-    """The share of items that have the most frequent label of those with the same codes."""
+    """Returns the fraction of items that have the most frequent label of the items with the same codes."""
     groups = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     names, labels = np.unique(labels, return_inverse=True)
     pairs, counts = np.unique(groups * len(names) + labels, return_counts=True)
@@ -160,7 +160,7 @@ def purity(codes: np.ndarray, labels: np.ndarray) -> float:
 
 
 def plot(found: dict[str, list[float]], path: pathlib.Path) -> None:
-    """How pure the items under a shared prefix are, by its length."""
+    """Draws the purity of the labels of items that share a prefix, by the length of the prefix."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -178,18 +178,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embeddings", help="a .npy file, [items, dim]")
     parser.add_argument("--labels", help="a .npy file, [items]")
-    parser.add_argument("--codes", type=int, help="per level; by default 256, and fewer for small files")
+    parser.add_argument("--codes", type=int, help="codes per stage; by default 256, and fewer for small files")
     parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=0, help="of an encoder and a decoder; 0 for k-means without them")
-    parser.add_argument("--latent-dim", type=int, default=32, help="of the encoder")
-    parser.add_argument("--reassign", action="store_true", help="next best codes for items that share theirs")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of a `VQVAE`; 0 for k-means")
+    parser.add_argument("--latent-dim", type=int, default=32, help="dimensions of the latents")
+    parser.add_argument("--reassign", action="store_true", help="change last codes of items that collide")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids", help="of ids.csv and purity.png")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     items, labels = load(arguments.embeddings, arguments.labels)
     numbers, mean, variance = survey(items)
-    # About as many codes as each of them has items, so that the first level alone tells no item.
+    # About as many codes as items per code, so that the first stage does not identify items.
     num_codes = arguments.codes or min(256, 1 << int(np.log2(len(items)) / 2))
 
     generator = np.random.default_rng(arguments.seed)

@@ -112,7 +112,8 @@ def test_each_benchmark_and_its_table_is_in_their_readme():
 
 def test_each_picture_and_each_file_of_figures_is_linked():
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
-    linked = {(page.parent / link).resolve() for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text())}
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text())]
+    linked = {(page.parent / link).resolve() for page, link in links}
     files = [path for kind in ("pictures/*", "*/data/*.csv") for path in (ROOT / "docs").glob(kind)]
     assert len(files) > 20
     assert [path.name for path in files if path.resolve() not in linked] == []
