@@ -1,36 +1,14 @@
-"""Draws the charts of the studies and benchmarks from the figures in `docs/*/data/`. It trains nothing.
+"""Draws the charts of the studies from the figures in `docs/studies/data/`. It trains nothing.
 
 python docs/charts.py
 """
 
-import collections
-import csv
-import pathlib
 import statistics
-from collections.abc import Iterable
 
+import chart_data
+from chart_data import BACKENDS, LIBRARIES, OURS, PEER, by, load
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-DOCS = pathlib.Path(__file__).parent
-OURS, PEER = "#1f5fa8", "#333333"
-LIBRARIES = {"ours": "keras_vqvae", "peer": "vector-quantize-pytorch"}
-BACKENDS = {"jax": "#1f5fa8", "tensorflow": "#d1691f", "torch": "#3a8a3a"}
-"""Color of each backend, on all charts."""
-
-
-def load(path: str, **where: str) -> list[dict[str, str]]:
-    """The rows of a CSV file whose columns have the given values."""
-    with (DOCS / path).open() as file:
-        return [row for row in csv.DictReader(file) if all(row[name] == value for name, value in where.items())]
-
-
-def by(rows: Iterable[dict[str, str]], key: str, value: str) -> dict[str, list[float]]:
-    """The values of one column, grouped by another column."""
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[row[key]].append(float(row[value]))
-    return groups
 
 
 def plot_seeds(axis: Axes, names: list[str], groups: dict[str, list[float]], library: str) -> None:
@@ -44,64 +22,6 @@ def plot_seeds(axis: Axes, names: list[str], groups: dict[str, list[float]], lib
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
-
-
-def plot_cost() -> Figure:
-    """The time of a training step by the number of codes."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axis = figure.subplots()
-    for library in (*BACKENDS, "vector-quantize-pytorch"):
-        rows = [row for row in load("benchmarks/data/growth.csv", library=library, vectors="8192") if row["ms"]]
-        label = f"keras_vqvae, {library}" if library in BACKENDS else library
-        style = {"color": BACKENDS.get(library, PEER), "marker": "o" if library in BACKENDS else "s"}
-        axis.plot([int(row["codes"]) for row in rows], [float(row["ms"]) for row in rows], label=label, **style)
-    axis.set_xscale("log", base=2)
-    axis.set(yscale="log", xlabel="codes", ylabel="ms per step")
-    axis.set_title("A training step of 8,192 vectors of 64 dimensions, two cores")
-    axis.grid(which="both", alpha=0.2)
-    axis.legend()
-    return figure
-
-
-def plot_search() -> Figure:
-    """The time of the search divided by that of FAISS."""
-    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
-    axis = figure.subplots()
-    for offset, (backend, color) in zip((-0.2, 0, 0.2), BACKENDS.items(), strict=True):
-        rows = load("benchmarks/data/search.csv", backend=backend)
-        axis.plot(
-            [i + offset for i in range(len(rows))],
-            [float(row["ratio_to_faiss"]) for row in rows],
-            "o",
-            color=color,
-            label=backend,
-        )
-    axis.set_xticks(range(len(rows)), [f"{int(row['vectors']):,}\n{int(row['codes']):,}" for row in rows])
-    axis.axhline(1, color=PEER, linestyle="dashed", linewidth=1, label="FAISS")
-    axis.set(xlabel="vectors, and codes below", ylabel="time / FAISS's", ylim=(0, 1.2))
-    axis.set_title("Exact search, 64 dimensions: below 1 is faster than FAISS")
-    axis.legend(ncols=4, loc="lower left")
-    return figure
-
-
-def plot_small_batches() -> Figure:
-    """The time of a training step by the number of vectors, for each quantizer."""
-    rows = load("benchmarks/data/small-batches.csv")
-    names = list(dict.fromkeys(row["quantizer"] for row in rows))
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for axis, name in zip(figure.subplots(3, 4, sharex=True, sharey=True).flat, names, strict=True):
-        for library, color, marker in (("ours", OURS, "o"), ("peer", PEER, "s")):
-            points = [row for row in rows if row["quantizer"] == name and row["library"] == library]
-            times = [float(row["ms"]) for row in points]
-            axis.plot(
-                [int(row["vectors"]) for row in points], times, color=color, marker=marker, label=LIBRARIES[library]
-            )
-        axis.set(xscale="log", yscale="log", title=name)
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
-    figure.supxlabel("vectors")
-    figure.supylabel("ms per step, PyTorch, two cores")
-    return figure
 
 
 def plot_dead_codes() -> Figure:
@@ -241,24 +161,10 @@ def plot_backends() -> Figure:
     return figure
 
 
-CHARTS = (
-    plot_backends,
-    plot_cost,
-    plot_dead_codes,
-    plot_initializer,
-    plot_quantizers,
-    plot_residuals,
-    plot_scale,
-    plot_search,
-    plot_small_batches,
-)
-
-
 def main() -> None:
-    """Writes all of them."""
-    for draw in CHARTS:
-        name = draw.__name__.removeprefix("plot_")
-        draw().savefig(DOCS / "pictures" / f"chart_{name}.png", dpi=100)
+    """Writes all charts."""
+    for draw in (plot_backends, plot_dead_codes, plot_initializer, plot_quantizers, plot_residuals, plot_scale):
+        chart_data.save(draw)
 
 
 if __name__ == "__main__":

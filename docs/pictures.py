@@ -1,4 +1,4 @@
-"""Makes the pictures of the README and the docs, in `docs/pictures/`: two examples, and a training of its own.
+"""Makes the pictures of the README and the guides, in `docs/pictures/`, by two examples and one training.
 
 KERAS_BACKEND=torch python docs/pictures.py
 """
@@ -22,7 +22,7 @@ import photographs  # noqa: E402
 
 
 def example(module, *arguments: str) -> dict[str, Figure]:
-    """The figures of an example, by heading."""
+    """Runs an example, and returns its figures by heading."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +32,7 @@ def example(module, *arguments: str) -> dict[str, Figure]:
 
 
 def plot_dead_codes(num_embeddings: int = 256, epochs: int = 30) -> Figure:
-    """Draws usage and explained variance over the epochs, with dead codes that move and without."""
+    """Draws usage and explained variance over the epochs, with and without dead codes that move."""
     train, test = images.load()
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -54,7 +54,7 @@ def plot_dead_codes(num_embeddings: int = 256, epochs: int = 30) -> Figure:
 
 
 def main() -> None:
-    """Writes all of them."""
+    """Writes all pictures."""
     drawn, figures = example(digits), example(photographs)
     folder = ROOT / "docs" / "pictures"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Runs the notebooks anew, and keeps what they print and draw small.
+"""Runs the notebooks again, and saves their outputs with small pictures.
 
 pip install -e ".[jax,examples]" ipykernel nbclient
 python notebooks/run.py
@@ -19,9 +19,9 @@ COLOURS = 32
 
 
 def shrink(picture: str) -> str:
-    """A PNG in base64, in few colours: a quarter of the size."""
+    """Reduces the colors of a PNG in base64, to a quarter of its size."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    # The method that keeps the colour of a few pixels.
+    # This method keeps the color of a few pixels.
     image = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     smaller = io.BytesIO()
     image.save(smaller, "png", optimize=True)
@@ -32,7 +32,7 @@ def main() -> None:
     for path in map(pathlib.Path, sys.argv[1:] or sorted(pathlib.Path(__file__).parent.glob("*.ipynb"))):
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
-            # Without times, so that a run that changes nothing changes no file.
+            # Without times, so that a run with equal outputs does not change the file.
             options = {"timeout": None, "record_timing": False, "resources": {"metadata": {"path": folder}}}
             NotebookClient(notebook, **options).execute()
         notebook.metadata["language_info"] = {"name": "python"}
