@@ -37,7 +37,7 @@ class Judge:
 
     def __init__(self, classifier: keras.Model, test: np.ndarray, labels: np.ndarray):
         self.test, self.labels = test, labels
-        self._outputs = keras.Model(classifier.inputs, [classifier.layers[-2].output, classifier.output])
+        self._outputs = keras.Model(classifier.inputs, [classifier.layers[-2].output, classifier.outputs[0]])
         self._features, classes = self._outputs.predict(test, batch_size=500, verbose=0)
         self.accuracy = float(np.mean(classes.argmax(-1) == labels))
 
