@@ -13,6 +13,11 @@ def holds_classes(labels: Data) -> bool:
     return labels is not None and tuple(getattr(labels, "shape", ())[1:]) != (0,)
 
 
+def described(labels: Data) -> str:
+    """Labels in an error message: their shape if they are an array."""
+    return f"labels of shape {tuple(labels.shape)}" if getattr(labels, "shape", ()) else f"labels={labels!r}"
+
+
 class CodesInputs(keras.Model):
     """Checks the inputs of a model over codes `[*shape]`, with `num_classes` classes of samples or none.
 
@@ -50,7 +55,10 @@ class CodesInputs(keras.Model):
         if not holds_classes(labels):
             return ops.full((samples,), none, dtype="int32")
         if not none:
-            raise ValueError(f"`labels` need a prior with `num_classes`. Received: labels={labels!r}, num_classes=None")
+            raise ValueError(
+                "`labels` need a prior that was made with `num_classes`. "
+                f"Received: {described(labels)}, num_classes=None"
+            )
         labels = validation.code_indices("labels", labels, none + or_none)
         if len(labels.shape) == 0:
             labels = ops.broadcast_to(labels, (samples,))

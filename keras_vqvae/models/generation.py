@@ -10,7 +10,7 @@ from keras import ops
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.models import sampling
-from keras_vqvae.models.codes_inputs import holds_classes
+from keras_vqvae.models.codes_inputs import described, holds_classes
 from keras_vqvae.models.codes_model import CodesModel
 from keras_vqvae.models.local_predict import predict_in_equal_batches
 from keras_vqvae.types import Tensor
@@ -162,7 +162,7 @@ class CodesGenerator(CodesModel):
         if self.num_classes is None or not self.label_dropout or not holds_classes(labels):
             raise ValueError(
                 "`guidance_scale` needs `labels`, and a prior with `num_classes` and a `label_dropout` above 0. "
-                f"Received: guidance_scale={guidance_scale!r}, labels={labels!r}, num_classes={self.num_classes!r}, "
-                f"label_dropout={self.label_dropout!r}"
+                f"Received: guidance_scale={guidance_scale!r}, {described(labels)}, "
+                f"num_classes={self.num_classes!r}, label_dropout={self.label_dropout!r}"
             )
         return validation.non_negative("guidance_scale", guidance_scale)
