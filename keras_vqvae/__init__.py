@@ -1,8 +1,5 @@
 """Vector quantization for Keras 3, on TensorFlow, JAX and PyTorch."""
 
-import importlib
-from typing import Any
-
 from keras_vqvae.callbacks import CodebookMonitor as CodebookMonitor
 from keras_vqvae.callbacks import TemperatureScheduler as TemperatureScheduler
 from keras_vqvae.constraints import SpectralNorm as SpectralNorm
@@ -56,8 +53,10 @@ from keras_vqvae.semantic_ids import unique_fraction as unique_fraction
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> Any:
-    # `plotting` is imported at its first use, because it needs matplotlib, which is optional.
+def __getattr__(name: str) -> object:
+    # `keras_vqvae.plotting` is imported at its first use, because it needs matplotlib, which is optional.
     if name == "plotting":
+        import importlib
+
         return importlib.import_module("keras_vqvae.plotting")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ class RecordRaises(ast.NodeTransformer):
     def __init__(self, path):
         self.path, self.sites = path, []
 
-    def visit_Raise(self, node):  # noqa: N802  # The name is `ast`'s.
+    def visit_Raise(self, node):  # The name is `ast`'s.
         if isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", None) == "ValueError":
             self.sites.append(f"{self.path}:{node.lineno}")
             call = ast.parse(f"__import__('sys').modules[{__name__!r}].record({self.sites[-1]!r})", mode="eval").body

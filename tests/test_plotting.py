@@ -73,7 +73,7 @@ def test_use_is_counted_by_codebook(cells):
     np.testing.assert_allclose(first.get_data().values, [1, 0, 0, 0])
     assert second.get_data().values[3] == 0
     assert np.count_nonzero(second.get_data().values) == 3
-    assert "2 codebooks: 2 of 4 codes in the mean, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
+    assert "2 codebooks: 2 of 4 codes on average, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
 
 
 def test_an_atlas_has_the_most_used_codes_first(images):

@@ -166,7 +166,7 @@ def test_a_loop_of_ones_own_has_the_scaled_targets():
 
 
 def test_wrong_arguments_say_what_to_do():
-    with pytest.raises(ValueError, match="`preprocessing` must be a Layer. Received: preprocessing=3"):
+    with pytest.raises(ValueError, match="`preprocessing` must be a Keras layer or model. Received: preprocessing=3"):
         keras_vqvae.VQVAE(*parts(), preprocessing=3)
     model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Rescaling(0.1))
     model.compile("sgd")

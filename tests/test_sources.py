@@ -190,7 +190,9 @@ def test_batches_without_samples_are_left_out_and_errors_name_the_data():
     scales = keras_vqvae.MultiScaleQuantizer(keras_vqvae.VectorQuantizer(8), strides=(2, 1))
     with pytest.raises(ValueError, match="`x` must have grids of one size"):
         keras_vqvae.VQVAE(encoder, scales, decoder).adapt((draw(3, size, 6) for size in (4, 8)), verbose=0)
-    with pytest.raises(ValueError, match="`x` must have arrays of one length"):
+    with pytest.raises(
+        ValueError, match="`x` must have arrays with the same number of samples. Received: arrays of 24, 5 samples"
+    ):
         one.adapt({"a": x, "b": x[:5]}, verbose=0)
     with pytest.raises(ValueError, match="`x` must contain at least one vector"):
         one.adapt(np.full((4, 6), np.nan), verbose=0)

@@ -286,7 +286,7 @@ def several_outputs():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"discriminator": "conv"}, r"`discriminator` must be a Layer\. Received: discriminator='conv'"),
+        ({"discriminator": "conv"}, "`discriminator` must be a Keras layer or model.* Received: discriminator='conv'"),
         ({"adversarial_weight": -0.1}, r"`adversarial_weight` .* Received: adversarial_weight=-0\.1"),
         ({"start_step": 1.5}, r"`start_step` .* Received: start_step=1\.5"),
         ({"decoder": several_outputs()}, r"`decoder` must have one output .*\[\(None, 8\), \(None, 2\)\]"),

@@ -28,9 +28,7 @@ class CodesInputs(keras.Model):
             size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
         ):
             shape = ", ".join(map(str, ("samples", *self.shape)))
-            raise ValueError(
-                f"`{name}` must have shape [{shape}]. Received: {name} of shape {tuple(codes.shape)}"
-            )
+            raise ValueError(f"`{name}` must have shape [{shape}]. Received: {name} of shape {tuple(codes.shape)}")
         if masked:
             return codes
         return validation.within_codebooks(name, codes, self.codebook_sizes, None, self.index_shape)

@@ -1,6 +1,7 @@
 """Training and evaluation of the priors."""
 
 import inspect
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from keras_vqvae.types import Data, Tensor
 class Perplexity(keras.metrics.Mean):
     """The exponential of the mean nats per code: the number of equally likely codes with the same entropy."""
 
+    _direction = "down"
+    """Keras's callbacks with `mode="auto"` read this: a lower perplexity is better."""
+
     def result(self) -> Tensor:
         return ops.exp(super().result())
 
@@ -24,8 +28,8 @@ class CodesModel(CodesInputs):
     """Base class of the priors that trains and evaluates them.
 
     Each step of `fit` and `evaluate` replaces the batch by `(inputs, codes, weights)`. Then `call`, `compute_loss` and
-    `compute_metrics` work as in a Keras classifier: `call` takes `inputs`, the targets are `codes`, and `y_pred` are the
-    logits.
+    `compute_metrics` work as in a Keras classifier: `call` takes `inputs`, the targets are `codes`, and `y_pred` are
+    the logits.
 
     A subclass has the arguments of `Prior` as attributes, a `transformer` with a `seed_generator`, and `logits` and
     `corrupt` as described in `Prior`.
@@ -110,7 +114,8 @@ class CodesModel(CodesInputs):
     ) -> None:
         """Configures training as `keras.Model.compile` does, without a loss: the loss of a prior is its nats per code.
 
-        `metrics` and `weighted_metrics` must compare integer codes with logits, as `"sparse_categorical_accuracy"` does.
+        `metrics` and `weighted_metrics` must compare integer codes with logits, as `"sparse_categorical_accuracy"`
+        does.
 
         Raises:
             ValueError: If `loss` or `loss_weights` is given.
@@ -131,12 +136,31 @@ class CodesModel(CodesInputs):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def export(
+        self,
+        filepath: str | pathlib.Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Exports the logits as `keras.Model.export` does, of a new, a trained or a loaded prior.
+
+        Without `input_signature`, the inputs are int32 codes `[batch, *shape]`, or a tuple of these and int32 classes
+        `[batch]` if the prior has `num_classes`.
+        """
+        if input_signature is None:
+            codes = keras.InputSpec(shape=(None, *self.shape), dtype="int32")
+            labels = keras.InputSpec(shape=(None,), dtype="int32")
+            input_signature = [(codes, labels) if self.num_classes else codes]
+        super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the prior as `keras.Model.fit` does, on codes `x` `[samples, *shape]` and their classes `y` `[samples]`.
+        """Trains as `keras.Model.fit` does, on codes `x` `[samples, *shape]` and their classes `y` `[samples]`.
 
         Without `num_classes`, leave `y` out. `sample_weight` has one weight for each sample, `[samples]`, or any of the
-        first axes of `[samples, *shape]`. A data set yields `(codes, labels, weights)`; without classes, the labels have
-        shape `[samples, 0]`.
+        first axes of `[samples, *shape]`. A data set yields `(codes, labels, weights)`; without classes, the labels
+        have shape `[samples, 0]`.
 
         Raises:
             ValueError: If codes, labels or weights have a wrong shape or are out of range.

@@ -81,7 +81,7 @@ class Coding(CodeAutoencoder):
         return predict(self._parts_for(x).vectors, x, **keywords)
 
     def _vectors_per_sample(self, x: Data) -> int:
-        """The product of the known sizes of a sample's grid of vectors, or 1 for a generator, whose batches are read once."""
+        """Number of vectors per sample, from the sizes that are known; 1 for a generator, which can be read once."""
         sizes = () if isinstance(x, Iterator) else self._parts_for(x).vectors.output_shape[1:-1]
         return math.prod(size or 1 for size in sizes)
 
@@ -149,7 +149,7 @@ class Coding(CodeAutoencoder):
         of_prior = prior.num_embeddings, *prior.shape
         if len(own) != len(of_prior) or any(a not in (None, b) for a, b in zip(own, of_prior, strict=True)):
             raise ValueError(
-                f"`prior` must have `num_embeddings={own[0]}` and `shape={own[1:]}`, as this model's codes. Make it with "
+                f"`prior` must have the model's `num_embeddings={own[0]}` and `shape={own[1:]}`. Make it with "
                 f"`from_model`. Received: prior with num_embeddings={of_prior[0]}, shape={of_prior[1:]}"
             )
         return self.decode(prior.generate(num_samples, labels, verbose=verbose, **keywords), verbose=verbose)

@@ -52,8 +52,8 @@ def _checked(
 class _Convolutions:
     """Makes convolutions over grids of `rank` axes, causal or not.
 
-    Causal convolutions pad sequences at the start only, with a separate padding layer. A stream replaces this padding by
-    the last steps of the part before (see `CausalStep`).
+    Causal convolutions pad sequences at the start only, with a separate padding layer. A stream replaces this padding
+    by the last steps of the part before (see `CausalStep`).
     """
 
     def __init__(self, rank: int, causal: bool):

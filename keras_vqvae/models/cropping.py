@@ -46,7 +46,9 @@ class Cropping:
             )
         sizes = validation.positive_ints("size", size if hasattr(size, "__iter__") else [size] * len(axes))
         if len(sizes) != len(axes):
-            raise ValueError(f"`size` must be an integer or a sequence of {len(axes)} integers. Received: size={size!r}")
+            raise ValueError(
+                f"`size` must be an integer or a sequence of {len(axes)} integers. Received: size={size!r}"
+            )
         full = next(o.shape for o, own in zip(keras.tree.flatten(outputs), self.axes, strict=True) if own == axes)
         if any(each > full[axis] for axis, each in zip(axes, sizes, strict=True)):
             most = tuple(full[axis] for axis in axes)

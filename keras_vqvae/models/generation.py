@@ -105,15 +105,15 @@ class CodesGenerator(CodesModel):
         """Draws the codes of new samples, or the unknown codes of given samples.
 
         On JAX and TensorFlow, one compiled program serves all values of `temperature`, `top_p` and `guidance_scale`.
-        Each `top_k` and batch size needs its own program, and so does `None` for `top_p` or `guidance_scale`. To compare
-        many values, pass `1.0` instead of `None`.
+        Each `top_k` and batch size needs its own program, and so does `None` for `top_p` or `guidance_scale`. To
+        compare many values, pass `1.0` instead of `None`.
 
         Args:
             num_samples: Number of samples, `n`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
-            known: Codes to keep, integers `[n, *shape]`, with -1 for each code to draw. `MaskedPrior` draws a code given
-                all known codes. `AutoregressivePrior` draws it given only the codes before it: known codes after it
-                are kept, but do not influence it. Defaults to `None`: all codes are drawn.
+            known: Codes to keep, integers `[n, *shape]`, with -1 for each code to draw. `MaskedPrior` draws a code
+                given all known codes. `AutoregressivePrior` draws it given only the codes before it: known codes after
+                it are kept, but do not influence it. Defaults to `None`: all codes are drawn.
             temperature: Divides the logits. Values below 1 make likely codes likelier. Defaults to `1.0`.
             top_k: Sample only from the `top_k` most likely codes. Defaults to `None`, all.
             top_p: Nucleus sampling: sample from the smallest set of codes whose total probability is at least `top_p`.

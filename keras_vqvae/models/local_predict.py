@@ -28,7 +28,8 @@ def predict_in_equal_batches(
     Args:
         model: The model.
         samples: Number of samples.
-        batch_of: A function from the indices of samples to their batch. The last batch is padded with the first samples.
+        batch_of: A function from the indices of samples to their batch. The last batch is padded with the first
+            samples.
         batch_size: Largest size of a batch.
         verbose: As in `predict`.
     """

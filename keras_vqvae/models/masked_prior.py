@@ -17,9 +17,9 @@ from keras_vqvae.types import Tensor
 class MaskedPrior(Prior):
     """MaskGIT: a Transformer that fills in codes, many at a time, the most certain ones first.
 
-    `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training, a random number of a sample's codes,
-    from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats per
-    code. Its average over masks is an upper bound on the negative log-likelihood if codes are drawn one by one in a
+    `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training, a random number of a sample's
+    codes, from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats
+    per code. Its average over masks is an upper bound on the negative log-likelihood if codes are drawn one by one in a
     random order. `perplexity` is its exponential.
 
     Called on codes or on `(codes, labels)`, it returns the logits of each code. The code `num_embeddings` marks a code
@@ -121,9 +121,9 @@ class MaskedPrior(Prior):
     ) -> np.ndarray:
         """Returns the log-probability of each code in nats, if codes are drawn in a random order in `num_steps` steps.
 
-        `seed` determines one order for all samples, which is split into `num_steps` groups of equal size. The codes of a
-        group are predicted together, given the groups before. The sum over a sample's codes is the exact log-likelihood
-        of the sample if it is drawn in this order and these groups.
+        `seed` determines one order for all samples, which is split into `num_steps` groups of equal size. The codes of
+        a group are predicted together, given the groups before. The sum over a sample's codes is the exact
+        log-likelihood of the sample if it is drawn in this order and these groups.
 
         If each step has one code (`num_steps` is at least the number of codes), the mean over seeds is a lower bound on
         the log-likelihood, the same bound that `loss` estimates. Fewer steps take less time, but give lower values on

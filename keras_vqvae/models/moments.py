@@ -16,7 +16,7 @@ Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 
 class Moments(NamedTuple):
-    """The number of targets of one output, their mean, and the variance of their elements, averaged over the elements."""
+    """The number of targets of one output, their mean, and the average over elements of their variance."""
 
     count: Tensor
     mean: Tensor

@@ -40,8 +40,8 @@ class Prior(CodesGenerator):
     constructor of its own, it is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
 
     Args:
-        num_embeddings: Number of codes `K`, an integer. Or a sequence with the number of codes of each codebook, such as
-            the `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
+        num_embeddings: Number of codes `K`, an integer. Or a sequence with the number of codes of each codebook, such
+            as the `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
         shape: Shape of the codes of one sample: `codes.shape[1:]` for `codes` that `VQVAE.encode` returns.
         num_classes: Number of classes of samples. Defaults to `None`, no classes.
         index_shape: The quantizer's `index_shape`. If a position has several codes, each from its own codebook, these
@@ -92,8 +92,7 @@ class Prior(CodesGenerator):
         self.num_embeddings = max(self.codebook_sizes)
         if self.shape[max(0, len(self.shape) - len(self.index_shape)) :] != self.index_shape:
             raise ValueError(
-                "`shape` must end in `index_shape`. "
-                f"Received: shape={self.shape}, index_shape={self.index_shape}"
+                f"`shape` must end in `index_shape`. Received: shape={self.shape}, index_shape={self.index_shape}"
             )
         self.num_classes = None if num_classes is None else validation.positive_int("num_classes", num_classes)
         self.num_layers = validation.positive_int("num_layers", num_layers)
@@ -142,7 +141,7 @@ class Prior(CodesGenerator):
         shape: Iterable[int] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Returns a new prior over the codes of a `VQVAE`, with the model's `num_embeddings`, `shape` and `index_shape`.
+        """Returns a new prior for a `VQVAE`, with the `num_embeddings`, `shape` and `index_shape` of its codes.
 
         Args:
             model: A built `VQVAE`.

@@ -24,9 +24,9 @@ MIN_RATIO = 1e-12
 class Reconstruction:
     """Compares the outputs of a decoder with their targets.
 
-    The losses of a quantizer are means over the elements of the latents. Therefore the squared error of a sample is also
-    divided by the number of these elements. It is divided by the variance of the targets as well, so that it does not
-    depend on the scale of the data.
+    The losses of a quantizer are means over the elements of the latents. Therefore the squared error of a sample is
+    also divided by the number of these elements. It is divided by the variance of the targets as well, so that it does
+    not depend on the scale of the data.
 
     Args:
         output_shapes: Shape of each output of the decoder, `[None, ...]`.
@@ -61,7 +61,8 @@ class Reconstruction:
         Args:
             pairs: Targets and outputs.
             batch: The moments of the targets. In training, they have already been added to the moments so far.
-            latents: Shape of the latents of this batch, or `None`: only the fixed sizes of the latents are then counted.
+            latents: Shape of the latents of this batch, or `None`: only the fixed sizes of the latents are then
+                counted.
             training: Whether this is a training step.
         """
         variance = total_variance(batch)

@@ -23,7 +23,7 @@ BROUGHT_TO = 0.1
 MAX_EXPONENT = 100
 """Largest absolute exponent of the scale. Squares of larger data overflow in float32."""
 MIN_LATENT, MAX_OUTPUT = 0.001, 0.4
-"""Smallest RMS of the latents and largest RMS of the outputs for data of RMS 0.1. Other networks scale data themselves."""
+"""For data of RMS 0.1: smallest RMS of the latents, and largest RMS of the outputs, of networks that do not rescale."""
 TRAINED = ("bias", "beta", "moving_mean")
 """Names of weights that are zero until they are trained."""
 SAMPLES, NUMBERS = 1024, 2**22

@@ -103,8 +103,8 @@ def sampled_vectors(
         progress.update(number)
     if not reservoir.held:
         raise ValueError(
-            "`x` must give at least one vector that is finite and not masked. Check that `x` is not empty, and that the "
-            f"encoder's outputs are finite. Received: x of type {type(x).__name__} in {number} batches"
+            "`x` must give at least one vector that is finite and not masked. Check that `x` is not empty, and that "
+            f"the encoder's outputs are finite. Received: x of type {type(x).__name__} in {number} batches"
         )
     progress.update(number, finalize=True)
     return reservoir.rows()

@@ -71,7 +71,7 @@ class RecordedSteps(Coding):
 
     @contextlib.contextmanager
     def _quantizing(self) -> Iterator[list[Record]]:
-        """Collects the records of the quantizer's calls. Applies their updates, unless `_compute_loss` does it later."""
+        """Collects the records of the quantizer's calls. Applies their updates, unless `_compute_loss` does so."""
         with self.quantizer.deferred_updates() as records:
             yield records
         if not self._updates_later():
