@@ -36,7 +36,7 @@ class FigureWriter(keras.callbacks.Callback):
     Args:
         directory: Directory for the files `{name}_{epoch}.png`, with epochs from 1, and for TensorBoard's files.
         figures: A dict from names to functions. Each function takes the model and returns a matplotlib figure.
-        every_n_epochs: Number of epochs between two figures of a name. Defaults to `1`.
+        every_n_epochs: Write the figures every `every_n_epochs` epochs. Defaults to `1`.
         dpi: Resolution of the files in dots per inch. Defaults to `100`.
 
     Raises:

@@ -374,10 +374,36 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
     with pytest.raises(ValueError, match="Received: y=None"):
         prior.fit(codes, verbose=0)
     classless = PRIORS[kind](K, SHAPE, num_layers=1, num_heads=1, hidden_dim=4)
-    with pytest.raises(ValueError, match="num_classes=None"):
+    with pytest.raises(ValueError, match=r"Received: labels of shape \(7,\), num_classes=None"):
         classless(((codes), labels))
     with pytest.raises(ValueError, match="Received: guidance_scale=2"):
         classless.generate(1, guidance_scale=2)
+
+
+@pytest.mark.each_backend
+# Those of the exporters.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_a_loaded_prior_is_exported(tmp_path, num_classes):
+    """To ONNX on PyTorch, for a batch of one sample, as PyTorch has no SavedModel."""
+    small("masked", num_layers=1, num_classes=num_classes).save(tmp_path / "prior.keras")
+    prior = keras.saving.load_model(tmp_path / "prior.keras")
+    codes, labels = np.arange(LENGTH, dtype="int32").reshape(1, *SHAPE) % K, np.array([1], "int32")
+    inputs = [codes] if num_classes is None else [codes, labels]
+    if keras.backend.backend() == "torch":
+        import onnxruntime
+
+        prior.export(tmp_path / "prior.onnx", format="onnx", verbose=False)
+        session = onnxruntime.InferenceSession(tmp_path / "prior.onnx")
+        names = [given.name for given in session.get_inputs()]
+        (logits,) = session.run(None, dict(zip(names, inputs, strict=True)))
+    else:
+        import tensorflow as tf
+
+        prior.export(str(tmp_path / "prior"), verbose=False)
+        logits = tf.saved_model.load(str(tmp_path / "prior")).serve(codes if num_classes is None else tuple(inputs))
+    expected = logits_of(prior, codes, None if num_classes is None else labels)
+    np.testing.assert_allclose(numpy(logits).reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_samples_are_decoded_draws(kind, codes):

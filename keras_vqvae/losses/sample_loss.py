@@ -1,4 +1,4 @@
-"""Losses that compare whole samples rather than elements, as Keras's losses do."""
+"""Losses that compare whole samples. Keras's own losses compare elements."""
 
 from typing import Any
 

@@ -206,7 +206,7 @@ class CodeAutoencoder(keras.Model):
 
 
 def shapes_fit(a: Sizes, b: Sizes) -> bool:
-    """Whether two shapes are equal, if `None` is taken for any size."""
+    """Whether two shapes are equal, where `None` matches any size."""
     return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
 
 

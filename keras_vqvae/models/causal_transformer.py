@@ -52,7 +52,7 @@ class CausalCodeTransformer(CodeTransformer):
         return self.logits(x)
 
     def start(self, like: Tensor) -> Tensor:
-        """The input at the first position, `[batch, H]`, for integers `like` of shape `[batch]`."""
+        """The input at the first position, `[batch, H]`. `like` is any integer tensor `[batch]`."""
         return self.embed(ops.full_like(like, self.num_embeddings), 0)
 
     def start_caches(self, batch_size: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,5 +1,7 @@
 """Checks of the codes, labels and sample weights that a prior receives."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -13,9 +15,9 @@ def holds_classes(labels: Data) -> bool:
     return labels is not None and tuple(getattr(labels, "shape", ())[1:]) != (0,)
 
 
-def described(labels: Data) -> str:
-    """Labels in an error message: their shape if they are an array."""
-    return f"labels of shape {tuple(labels.shape)}" if getattr(labels, "shape", ()) else f"labels={labels!r}"
+def described(name: str, value: Any) -> str:
+    """Describes an argument in an error message: its shape if it is an array, or its value."""
+    return f"{name} of shape {tuple(value.shape)}" if getattr(value, "shape", ()) else f"{name}={value!r}"
 
 
 class CodesInputs(keras.Model):
@@ -53,7 +55,7 @@ class CodesInputs(keras.Model):
         if not none:
             raise ValueError(
                 "`labels` need a prior that was made with `num_classes`. "
-                f"Received: {described(labels)}, num_classes=None"
+                f"Received: {described('labels', labels)}, num_classes=None"
             )
         labels = validation.code_indices("labels", labels, none + or_none)
         if len(labels.shape) == 0:

@@ -26,14 +26,14 @@ def check_grid(
     if not isinstance(shape, list | tuple) or len(shape) - 1 not in RANKS:
         raise ValueError(
             f"`{name}` must be the shape of one sample without the batch: one to three sizes, and the channels. "
-            f"Received: {name}={shape!r}"
+            f"Received: {name}={shape if isinstance(shape, int | list | tuple) else type(shape).__name__}"
         )
-    channels = validation.positive_int(name, shape[0 if _channels_first() else -1])
-    sizes = tuple(shape[1:] if _channels_first() else shape[:-1])
-    for size in sizes:
+    channel_axis = 0 if _channels_first() else len(shape) - 1
+    channels = validation.positive_int(f"{name}[{channel_axis}]", shape[channel_axis])
+    for axis, size in enumerate(shape):
         if size is not None:
-            validation.positive_int(name, size)
-    return sizes, channels, filters
+            validation.positive_int(f"{name}[{axis}]", size)
+    return (*shape[:channel_axis], *shape[channel_axis + 1 :]), channels, filters
 
 
 def _checked(

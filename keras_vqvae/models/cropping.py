@@ -15,12 +15,12 @@ PROBES = (1009, 1013, 1019)
 
 
 class Cropping:
-    """Crops outputs of a decoder at their ends, along axes whose size is the input's rounded up to a stride.
+    """Crops outputs of a decoder at the end of axes whose size is the input's, rounded up to a multiple of a stride.
 
     There are no masks to crop, because Keras's layers with strides drop them.
 
     Args:
-        axes: These axes for each output, as `padded_axes` finds them.
+        axes: The axes to crop for each output, as `padded_axes` returns them.
     """
 
     def __init__(self, axes: Sequence[tuple[int, ...]] = ()):
@@ -46,9 +46,7 @@ class Cropping:
             )
         sizes = validation.positive_ints("size", size if hasattr(size, "__iter__") else [size] * len(axes))
         if len(sizes) != len(axes):
-            raise ValueError(
-                f"`size` must be an integer or a sequence of {len(axes)} integers. Received: size={size!r}"
-            )
+            raise ValueError(f"`size` must be an integer or a sequence of length {len(axes)}. Received: size={size!r}")
         full = next(o.shape for o, own in zip(keras.tree.flatten(outputs), self.axes, strict=True) if own == axes)
         if any(each > full[axis] for axis, each in zip(axes, sizes, strict=True)):
             most = tuple(full[axis] for axis in axes)
@@ -67,7 +65,7 @@ class Cropping:
 def padded_axes(
     encoder: keras.Layer, decoder: keras.Layer, inputs: Any, output_shapes: Sequence[Sizes]
 ) -> list[tuple[int, ...]]:
-    """Returns, for each output of the decoder, the axes whose size is the input's rounded up to a stride.
+    """Returns, for each output of the decoder, the axes whose size is the input's, rounded up to a stride's multiple.
 
     To find them, it tries a size that is a multiple of no stride, and then the size of that output, which must stay the
     same. The second trial fails for a decoder whose stride is larger than the encoder's.

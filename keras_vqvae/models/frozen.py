@@ -48,10 +48,10 @@ class FrozenVariable(keras.Variable):
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class FrozenTokenizer(keras.layers.Layer):
-    """Maps inputs to indices, by an encoder and a quantizer of another model that may go on training.
+    """Maps inputs to indices with the encoder and the quantizer of another model, without training them.
 
-    Whatever `training` is, it runs them in inference, changes no state and adds no loss, and it has no trainable
-    weights. It follows its encoder and quantizer when they are trained elsewhere.
+    It always runs in inference mode, whatever `training` is. It has no trainable weights, changes no state and adds no
+    losses. If the other model is trained, it uses the new weights.
     """
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, **kwargs: Any):

@@ -138,7 +138,8 @@ class CodesGenerator(CodesModel):
         batch_size = validation.positive_int("batch_size", batch_size)
         for name in options.keys() - set(self.generate_options):
             raise ValueError(
-                f"`{name}` is not an argument of `{type(self).__name__}.generate`. Received: {name}={options[name]!r}"
+                f"`{name}` is not an argument of `{type(self).__name__}.generate`. "
+                f"Received: {described(name, options[name])}"
             )
         options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
         self._require_labels("labels", labels)
@@ -162,7 +163,7 @@ class CodesGenerator(CodesModel):
         if self.num_classes is None or not self.label_dropout or not holds_classes(labels):
             raise ValueError(
                 "`guidance_scale` needs `labels`, and a prior with `num_classes` and a `label_dropout` above 0. "
-                f"Received: guidance_scale={guidance_scale!r}, {described(labels)}, "
+                f"Received: guidance_scale={guidance_scale!r}, {described('labels', labels)}, "
                 f"num_classes={self.num_classes!r}, label_dropout={self.label_dropout!r}"
             )
         return validation.non_negative("guidance_scale", guidance_scale)

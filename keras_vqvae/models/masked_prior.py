@@ -81,7 +81,7 @@ class MaskedPrior(Prior):
         Args:
             num_samples: Number of samples, `n`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
-            num_steps: Number of steps. More steps than codes count as one for each code. Defaults to `12`.
+            num_steps: Number of steps, reduced to the number of a sample's codes if it is larger. Defaults to `12`.
             choice_temperature: Randomness in choosing which codes to keep at each step. 0 keeps the most likely ones;
                 larger values add Gumbel noise, annealed to zero by the last step. Defaults to `4.5`.
             **keywords: Arguments of `Prior.generate`, such as `known`, `temperature` and `seed`.
@@ -136,8 +136,8 @@ class MaskedPrior(Prior):
             codes: Integers `[n, *shape]`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`: the likelihood
                 without a class.
-            num_steps: Number of steps. Each is one pass of the network over all codes. More steps than codes count as
-                one for each code. Defaults to `12`.
+            num_steps: Number of steps, reduced to the number of a sample's codes if it is larger. Each step is one pass
+                of the network over all codes. Defaults to `12`.
             seed: Integer that determines the order. Defaults to `0`.
             batch_size: Samples per batch. The values do not depend on it. Defaults to `128`.
             verbose: As in `predict`, for each step. Defaults to `"auto"`.

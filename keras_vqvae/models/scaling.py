@@ -85,7 +85,7 @@ def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
         y: Targets. Defaults to `None`, the inputs.
 
     Returns:
-        `x`. If it is a generator, an equal one, since the first batch has been read.
+        `x`, or an equivalent generator if `x` is one, because its first batch has been read.
     """
     if x is None or ops.convert_to_numpy(model.data_scale.settled):
         return x

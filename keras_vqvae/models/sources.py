@@ -11,7 +11,7 @@ from keras_vqvae import validation
 from keras_vqvae.types import Data
 
 PER_SAMPLE = 16
-"""Most vectors to take per sample, on average: vectors of one sample are similar, so more samples are read."""
+"""Largest average number of vectors per sample. Vectors of one sample are similar, so more samples are read."""
 
 
 class Reservoir:

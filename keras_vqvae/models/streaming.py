@@ -72,7 +72,7 @@ class StreamStep:
         return np.concatenate(outputs, axis=1), inputs[:, done:]
 
     def _block(self, units: int) -> int:
-        """Number of units to process next: all that are there, or fewer, so that few different sizes occur."""
+        """Number of units to process next: all available ones, or fewer, to limit the number of different sizes."""
         units = min(units, MAX_BLOCK)
         if len(self.sizes) < MAX_SIZES:
             self.sizes.add(units)

@@ -151,7 +151,7 @@ class CodeTransformer(SeededLayer):
 
     @property
     def outside(self) -> np.ndarray | None:
-        """Booleans `[num_codebooks, num_embeddings]`, True for codes that a codebook lacks, or `None` if there are none."""
+        """Booleans `[num_codebooks, num_embeddings]`: True for codes that a codebook lacks. `None` if all have `K`."""
         sizes = np.array(self.codebook_sizes)[:, None]
         return np.arange(self.num_embeddings) >= sizes if len(set(self.codebook_sizes)) > 1 else None
 

@@ -96,7 +96,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
         return super().evaluate(x, self._weighed(x, y, kwargs), *args, **kwargs)
 
     def _weighed(self, x: Data, y: Data, keywords: dict[str, Any]) -> Data:
-        """Returns the targets. These are `x` with `sample_weight` and without `y`, or Keras would drop the weights."""
+        """Returns the targets: `y`, or `x` if only `sample_weight` is given, as Keras drops weights without targets."""
         if y is not None or keywords.get("sample_weight") is None:
             return y
         if self.preprocessing is not None:
@@ -128,8 +128,8 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
 
         Returns:
             `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. If its size is that of the
-            inputs rounded up to a stride, it is cropped. The latents are the codes `[batch, ..., D]` that were decoded,
-            with a gradient for the encoder. The indices are int32, and -1 at masked positions.
+            inputs, rounded up to a multiple of the stride, it is cropped. The latents are the codes `[batch, ..., D]`
+            that were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
         """
         if self.preprocessing is not None:
             # A bool, because `Sequential` also augments if `training` is `None`.
