@@ -140,8 +140,8 @@ def test_half_precision_hears_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"filters": ()}, "`filters` must have an entry for each halving"),
-        ({"input_shape": (8,)}, "`input_shape` must be that of one sample"),
+        ({"filters": ()}, "`filters` must have at least one entry"),
+        ({"input_shape": (8,)}, "`input_shape` must be the shape of one sample"),
         ({"input_shape": (0, 1)}, "Received: input_shape[0]=0"),
         ({"input_shape": (8, None)}, "Received: input_shape[1]=None"),
     ],

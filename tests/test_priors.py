@@ -310,7 +310,7 @@ def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
         ({"index_shape": (2, 2, 2)}, "shape=(2, 2), index_shape=(2, 2, 2)"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"num_layers": 0}, "num_layers=0"),
-        ({"num_heads": 3}, "num_heads=3, hidden_dim=128"),
+        ({"num_heads": 3}, "hidden_dim=128, num_heads=3"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"label_dropout": 1.5, "num_classes": 2}, "label_dropout=1.5"),
         ({"label_dropout": 1, "num_classes": 2}, "label_dropout=1"),
@@ -385,7 +385,7 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_a_loaded_prior_is_exported(tmp_path, num_classes):
-    """To ONNX on PyTorch, for a batch of one sample, as PyTorch has no SavedModel."""
+    """To ONNX on PyTorch, which has no SavedModel."""
     small("masked", num_layers=1, num_classes=num_classes).save(tmp_path / "prior.keras")
     prior = keras.saving.load_model(tmp_path / "prior.keras")
     codes, labels = np.arange(LENGTH, dtype="int32").reshape(1, *SHAPE) % K, np.array([1], "int32")
@@ -393,7 +393,7 @@ def test_a_loaded_prior_is_exported(tmp_path, num_classes):
     if keras.backend.backend() == "torch":
         import onnxruntime
 
-        prior.export(tmp_path / "prior.onnx", format="onnx", verbose=False)
+        prior.export(tmp_path / "prior.onnx", format="onnx", verbose=False, batch_size=1)
         session = onnxruntime.InferenceSession(tmp_path / "prior.onnx")
         names = [given.name for given in session.get_inputs()]
         (logits,) = session.run(None, dict(zip(names, inputs, strict=True)))
@@ -417,8 +417,8 @@ def test_samples_are_decoded_draws(kind, codes):
     drawn = prior.generate(5, 1, temperature=2.0, seed=0, verbose=0)
     np.testing.assert_array_equal(new, model.decode(drawn, verbose=0))
     for other, message in (
-        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior of 6 codes of shape (2, 2, 3)"),
-        (PRIORS[kind](K, (2, 2), hidden_dim=4), "prior of 5 codes of shape (2, 2)"),
+        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior with num_embeddings=6, shape=(2, 2, 3)"),
+        (PRIORS[kind](K, (2, 2), hidden_dim=4), "prior with num_embeddings=5, shape=(2, 2)"),
         (model, "prior=<VQVAE"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):

@@ -75,7 +75,9 @@ def test_the_other_arguments_are_those_of_the_class(kind):
 def test_a_grid_of_any_size_needs_a_shape():
     model = model_of(code(), grid=(None, 4))
     kind = keras_vqvae.MaskedPrior
-    with pytest.raises(ValueError, match=r"Pass `shape`.*Received: shape=None, model with codes of shape \(None, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`shape` must be given.*Received: shape=None, model with codes of shape \(None, 4\)"
+    ):
         kind.from_model(model)
     assert kind.from_model(model, shape=(3, 4), **SIZES).shape == (3, 4)
     # As it is taken from codes.

@@ -90,14 +90,6 @@ def test_each_step_masks_other_codes(codes):
         assert len(set(losses)) == 3
 
 
-def test_callbacks_know_that_a_lower_perplexity_is_better(kind, codes):
-    """With a learning rate of 0, nothing improves after the first epoch."""
-    prior = compiled(constant(kind)[0], keras.optimizers.SGD(0.0), traced=False)
-    stop = keras.callbacks.EarlyStopping("perplexity", patience=0, min_delta=10.0)
-    assert len(prior.fit(codes, epochs=3, callbacks=[stop], verbose=0).history["loss"]) == 2
-    assert stop.monitor_op is ops.less
-
-
 def test_validation_counts_weights_too(codes):
     prior, _ = constant("autoregressive")
     prior.compile(keras.optimizers.SGD(0.0))
@@ -296,7 +288,7 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
     with pytest.raises(ValueError, match="Received: guidance_scale=2.0, labels=None"):
         with_classes.generate(2, guidance_scale=2.0)
     name = "num_steps" if kind == "autoregressive" else "beam_width"
-    with pytest.raises(ValueError, match=f"has no argument `{name}`. Received: {name}=3"):
+    with pytest.raises(ValueError, match=f"`{name}` is not an argument of .*. Received: {name}=3"):
         prior.generate(2, **{name: 3})
 
 

@@ -204,7 +204,9 @@ def test_sounds_that_are_too_short_or_none_are_errors():
     message = "as the largest window, 1024: give longer sounds, or smaller `window_sizes`. Received: y_pred of shape"
     with pytest.raises(ValueError, match=re.escape(message + " (2, 1000, 1), of 1000 steps")):
         loss(draw(2, 1000, 1), draw(2, 1000, 1))
-    with pytest.raises(ValueError, match=re.escape("must be sounds, [batch, steps] or [batch, steps, channels]")):
+    with pytest.raises(
+        ValueError, match=re.escape("must be sounds of shape [batch, steps] or [batch, steps, channels]")
+    ):
         loss(draw(2, 8, 8, 1), draw(2, 8, 8, 1))
     with pytest.raises(ValueError, match=re.escape("Received: y_true of shape (2, 1024, 1), y_pred of shape (2, 1025")):
         loss(draw(2, 1024, 1), draw(2, 1025, 1))

@@ -364,5 +364,5 @@ def test_a_convolution_for_other_channels_is_refused_when_the_model_is_made():
     sizes = {"embedding_dim": 4, "filters": (8,), "num_residual_blocks": 0}
     networks = [build((8, 8, 3), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
     gray = keras_vqvae.build_conv_discriminator((8, 8, 1), filters=(4,))
-    with pytest.raises(ValueError, match=r"`discriminator` must take .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"`discriminator` must accept .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
         keras_vqvae.VQGAN(networks[0], keras_vqvae.VectorQuantizer(8), networks[1], gray)

@@ -126,7 +126,7 @@ def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
         lacking = [name for name in layers if name not in known]
         if lacking or isinstance(layers, str) or not layers:
             raise ValueError(
-                f"`layers` must be a list with names of layers of `features`, such as {list(known)[-3:]}. "
+                f"`layers` must be a list with names of layers of `features`, such as {list(known)[:10]}. "
                 f"Received: layers={layers!r}"
             )
         outputs = [known[name].output for name in layers]

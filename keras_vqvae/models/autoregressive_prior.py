@@ -21,7 +21,8 @@ class AutoregressivePrior(Prior):
 
     The order is that of `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
     trains it, or `fit(codes, labels)` with `num_classes`. `loss` is the exact negative log-likelihood in nats per code,
-    and `perplexity` is its exponential. Called on codes or on `(codes, labels)`, it returns the logits of each code.
+    and `perplexity` is its exponential; callbacks that monitor it need `mode="min"`. Called on codes or on
+    `(codes, labels)`, it returns the logits of each code.
 
     `generate(known=...)` keeps known codes and draws the others. Each is drawn given only the codes before it. Known
     codes after it are kept, but do not influence it: to fill a hole between known codes, use `MaskedPrior`.

@@ -17,9 +17,6 @@ from keras_vqvae.types import Data, Tensor
 class Perplexity(keras.metrics.Mean):
     """The exponential of the mean nats per code: the number of equally likely codes with the same entropy."""
 
-    _direction = "down"
-    """Keras's callbacks with `mode="auto"` read this: a lower perplexity is better."""
-
     def result(self) -> Tensor:
         return ops.exp(super().result())
 
@@ -142,16 +139,27 @@ class CodesModel(CodesInputs):
         format: str = "tf_saved_model",
         verbose: bool | None = None,
         input_signature: Any = None,
+        *,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Exports the logits as `keras.Model.export` does, of a new, a trained or a loaded prior.
+        """Exports a program that computes the logits, as `keras.Model.export` does.
 
-        Without `input_signature`, the inputs are int32 codes `[batch, *shape]`, or a tuple of these and int32 classes
-        `[batch]` if the prior has `num_classes`.
+        Its inputs are int32 codes `[batch_size, *shape]`, or a tuple of codes and int32 classes `[batch_size]` if the
+        prior has `num_classes`.
+
+        Args:
+            filepath: As in `keras.Model.export`.
+            format: As in `keras.Model.export`. Defaults to `"tf_saved_model"`.
+            verbose: As in `keras.Model.export`. Defaults to `None`.
+            input_signature: As in `keras.Model.export`. Defaults to `None`, the inputs above.
+            batch_size: Batch size of the program. On PyTorch, ONNX needs an integer, because Keras cannot export its
+                `LayerNormalization` without. Defaults to `None`, any size.
+            **kwargs: Further arguments of `keras.Model.export`.
         """
         if input_signature is None:
-            codes = keras.InputSpec(shape=(None, *self.shape), dtype="int32")
-            labels = keras.InputSpec(shape=(None,), dtype="int32")
+            codes = keras.InputSpec(shape=(batch_size, *self.shape), dtype="int32")
+            labels = keras.InputSpec(shape=(batch_size,), dtype="int32")
             input_signature = [(codes, labels) if self.num_classes else codes]
         super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
 

@@ -20,7 +20,7 @@ class MaskedPrior(Prior):
     `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training, a random number of a sample's
     codes, from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats
     per code. Its average over masks is an upper bound on the negative log-likelihood if codes are drawn one by one in a
-    random order. `perplexity` is its exponential.
+    random order. `perplexity` is its exponential; callbacks that monitor it need `mode="min"`.
 
     Called on codes or on `(codes, labels)`, it returns the logits of each code. The code `num_embeddings` marks a code
     to fill in.
