@@ -187,4 +187,4 @@ def test_samples_of_another_size_than_the_features_are_errors():
     for shape in ((2, 4, 3, 1), (2, 8, 3, 2), (2, 4, 3)):
         with pytest.raises(ValueError, match=re.escape(message)) as error:
             loss(np.zeros(shape), np.zeros(shape))
-        assert str(error.value).endswith(f"Received: y_pred of shape {shape}")
+        assert str(error.value).endswith(f"y_pred of shape {shape}")
