@@ -140,10 +140,10 @@ def test_half_precision_hears_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"filters": ()}, "`filters` must have an entry for each halving"),
-        ({"input_shape": (8,)}, "`input_shape` must be that of one sample"),
-        ({"input_shape": (0, 1)}, "Received: input_shape=0"),
-        ({"input_shape": (8, None)}, "Received: input_shape=None"),
+        ({"filters": ()}, "`filters` must have at least one entry"),
+        ({"input_shape": (8,)}, "`input_shape` must be the shape of one sample"),
+        ({"input_shape": (0, 1)}, "Received: input_shape[0]=0"),
+        ({"input_shape": (8, None)}, "Received: input_shape[1]=None"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -157,7 +157,7 @@ def test_wrong_arguments_are_named(arguments, message):
     ("arguments", "message"),
     [
         ({"window_sizes": (30,)}, "`window_sizes` must be one or more multiples of 4. Received: window_sizes=(30,)"),
-        ({"input_shape": (64, 64, 1)}, "one axis of steps and the channels. Received: input_shape=(64, 64, 1)"),
+        ({"input_shape": (64, 64, 1)}, "the number of steps, and the channels. Received: input_shape=(64, 64, 1)"),
         ({"input_shape": (31, 1)}, "as the largest window, 32: give longer sounds, or smaller `window_sizes`"),
     ],
 )

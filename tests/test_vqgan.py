@@ -286,13 +286,13 @@ def several_outputs():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"discriminator": "conv"}, r"`discriminator` must be a Layer\. Received: discriminator='conv'"),
+        ({"discriminator": "conv"}, "`discriminator` must be a Keras layer.* Received: discriminator='conv'"),
         ({"adversarial_weight": -0.1}, r"`adversarial_weight` .* Received: adversarial_weight=-0\.1"),
         ({"start_step": 1.5}, r"`start_step` .* Received: start_step=1\.5"),
-        ({"decoder": several_outputs()}, r"`decoder` must have one output .*\[\(None, 8\), \(None, 2\)\]"),
+        ({"decoder": several_outputs()}, r"`decoder` must have a single output .*\[\(None, 8\), \(None, 2\)\]"),
         (
             {"discriminator": keras.Sequential([keras.Input((DIM + 1,)), layers.Dense(1)])},
-            r"`discriminator` must take the decoder's outputs\. .* \(None, 8\), discriminator\.input_shape=\(None, 9\)",
+            r"`discriminator` must accept the decoder's outputs\. .* \(None, 8\), .*\.input_shape=\(None, 9\)",
         ),
     ],
 )
@@ -303,6 +303,36 @@ def test_wrong_arguments(changed, message):
         keras_vqvae.VQGAN(**{**parts, "discriminator": judge(), **changed})
 
 
+def with_logits(*last):
+    return keras.Sequential([keras.Input((DIM,)), layers.Dense(4, activation="relu"), *last])
+
+
+def nested(model):
+    inputs = keras.Input((DIM,))
+    return keras.Model(inputs, [layers.Dense(1)(inputs), model(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "name"),
+    [
+        (layers.Dense(1, activation="sigmoid"), "sigmoid"),
+        (with_logits(layers.Dense(1, activation="sigmoid")), "sigmoid"),
+        (with_logits(layers.Dense(2), layers.Softmax()), "softmax"),
+        (with_logits(layers.Dense(1), layers.Activation("relu")), "relu"),
+        (keras.Sequential([layers.Dense(1, activation="hard_sigmoid")]), "hard_sigmoid"),
+        (nested(with_logits(layers.Dense(1, activation="softplus"))), "softplus"),
+    ],
+)
+def test_a_discriminator_without_logits_is_refused(discriminator, name):
+    with pytest.raises(ValueError, match=f"`discriminator` must return logits.* Received: .* activation '{name}'"):
+        make(discriminator=discriminator)
+
+
+@pytest.mark.parametrize("last", [layers.Dense(1), layers.Dense(1, activation="tanh"), layers.LeakyReLU()])
+def test_a_discriminator_of_both_signs_is_accepted(last):
+    assert make(discriminator=nested(with_logits(last))).built
+
+
 class OtherOutputs(keras_vqvae.VQGAN):
     def call(self, inputs, training=None):
         return self.autoencode(inputs, training=training)[0][:, 1:]
@@ -310,7 +340,9 @@ class OtherOutputs(keras_vqvae.VQGAN):
 
 def test_outputs_that_are_no_reconstruction_are_refused(x):
     model = helpers.compiled(make(model=OtherOutputs), "sgd", "mse", traced=False)
-    with pytest.raises(ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred=\(12, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred of shape \(12, 7\)"
+    ):
         model.evaluate(x, x[:, 1:], verbose=0)
 
 
@@ -332,5 +364,5 @@ def test_a_convolution_for_other_channels_is_refused_when_the_model_is_made():
     sizes = {"embedding_dim": 4, "filters": (8,), "num_residual_blocks": 0}
     networks = [build((8, 8, 3), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
     gray = keras_vqvae.build_conv_discriminator((8, 8, 1), filters=(4,))
-    with pytest.raises(ValueError, match=r"`discriminator` must take .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"`discriminator` must accept .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
         keras_vqvae.VQGAN(networks[0], keras_vqvae.VectorQuantizer(8), networks[1], gray)

@@ -1,4 +1,4 @@
-"""Discriminators, which tell data from reconstructions: of patches, and of spectrograms."""
+"""Discriminators, which tell data from reconstructions by their patches or their spectrograms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,24 +20,24 @@ def build_conv_discriminator(
     kernel_constraint: FromKeras = SPECTRAL_NORM,
     name: str = "discriminator",
 ) -> keras.Model:
-    """Builds a convolutional discriminator of patches, for grids of one to three axes.
+    """Builds a convolutional discriminator of patches, for inputs with one to three axes.
 
-    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size of the grid, and a leaky
-    ReLU of slope 0.2. A convolution of width 3 to one channel follows. Each logit judges a patch of
-    `5 * 2 ** len(filters) - 2` elements along each axis: 18 for two filters, 38 for three.
+    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size, and a leaky ReLU of slope
+    0.2. A convolution of width 3 to one channel follows. Each logit judges a patch of `5 * 2 ** len(filters) - 2`
+    elements along each axis: 18 for two filters, 38 for three.
 
-    Kernels begin orthogonal, and keep a spectral norm of 1 by default.
+    Kernels are initialized orthogonally. By default, they keep a spectral norm of 1.
 
     Args:
-        input_shape: That of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
-            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any.
+        input_shape: Shape of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
+            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any size.
         filters: Channels after each halving. Defaults to `(64, 128)`.
         kernel_constraint: Constraint of every kernel. Defaults to `SpectralNorm()`.
-        name: Of the model. Defaults to `"discriminator"`.
+        name: Name of the model. Defaults to `"discriminator"`.
 
     Returns:
-        A functional model `input` -> `[batch, *ceil(sizes / 2 ** len(filters)), 1]`. In its outputs the channels are
-        always last. They are logits: linear, larger for data than for reconstructions once it is trained so.
+        A functional model from `input` to logits `[batch, *ceil(sizes / 2 ** len(filters)), 1]`, with channels last. A
+        trained discriminator gives larger logits to data than to reconstructions.
 
     Raises:
         ValueError: If `filters` is empty, or a size is not positive.
@@ -78,23 +78,23 @@ def build_spectrogram_discriminator(
 ) -> keras.Model:
     """Builds a discriminator of sounds, which judges patches of their spectrograms at several resolutions.
 
-    For each window the logarithms of the magnitudes of a short-time Fourier transform, as in `SpectralLoss`, are the
-    image that a `build_conv_discriminator` of its own judges: of time, frequency and channels. Magnitudes below 1e-3,
-    in units of the data, are silence. Train on data of standard deviation 1, or close to it.
+    For each window size, a model of `build_conv_discriminator` judges an image of time, frequency and channels: the log
+    magnitudes of a short-time Fourier transform, as in `SpectralLoss`. Magnitudes below 1e-3, in units of the data,
+    count as silence. Train on data with a standard deviation close to 1.
 
     Args:
-        input_shape: That of a sound, `(steps, channels)`, or `(channels, steps)` if
-            `keras.config.image_data_format()` is `"channels_first"`. `steps` may be `None`, for any.
-        window_sizes: Sizes of the windows, in steps: multiples of 4. Defaults to `(1024, 256, 64)`.
+        input_shape: Shape of a sound, `(steps, channels)`, or `(channels, steps)` if
+            `keras.config.image_data_format()` is `"channels_first"`. `steps` may be `None`, for any length.
+        window_sizes: Sizes of the windows in steps, multiples of 4. Defaults to `(1024, 256, 64)`.
         filters: Channels of each discriminator, as in `build_conv_discriminator`. Defaults to `(32, 64)`.
         kernel_constraint: Constraint of every kernel. Defaults to `SpectralNorm()`.
-        name: Of the model. Defaults to `"spectrogram_discriminator"`.
+        name: Name of the model. Defaults to `"spectrogram_discriminator"`.
 
     Returns:
-        A functional model from `input` to a list of logits `[batch, time, frequency, 1]`, one for each window.
+        A functional model from `input` to a list of logits `[batch, time, frequency, 1]`, one for each window size.
 
     Raises:
-        ValueError: If `input_shape` is not that of a sound, or it is shorter than the largest window.
+        ValueError: If `input_shape` is not the shape of a sound, or has fewer steps than the largest window.
 
     Example:
 
@@ -109,7 +109,7 @@ def build_spectrogram_discriminator(
     sizes, _, filters = check_grid("input_shape", input_shape, filters)
     if len(sizes) != 1:
         raise ValueError(
-            "`input_shape` must be that of a sound, one axis of steps and the channels. "
+            "`input_shape` must be the shape of a sound: the number of steps, and the channels. "
             f"Received: input_shape={tuple(input_shape)}"
         )
     windows = spectrogram.window_sizes("window_sizes", window_sizes)

@@ -1,6 +1,6 @@
-"""A VQ-VAE whose reconstructions a discriminator judges, too."""
+"""A VQ-VAE with a discriminator that judges its reconstructions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,52 +16,57 @@ from keras_vqvae.models.vqvae import VQVAE
 from keras_vqvae.types import Data, Sizes, Tensor
 
 GAME = ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
-"""What is logged of it."""
+"""Names of the logs of the two players, generator and discriminator."""
+NOT_LOGITS = ("sigmoid", "hard_sigmoid", "softmax", "relu", "softplus")
+"""Activations that are never negative: with them, the hinge loss of reconstructions cannot fall below 1."""
 MAX_START = 2**24
-"""Up to here a float32 counts each step. It stays there then."""
+"""Largest number up to which a float32 counts steps one by one."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class VQGAN(VQVAE):
     """A `VQVAE` with a discriminator, for sharp reconstructions.
 
-    A decoder that is trained by squared error alone blurs what the codes leave open. Here a discriminator learns to
-    tell reconstructions from data, and the decoder learns to make reconstructions that pass for data. `fit` trains
-    both in one step, by one loss. With `D` the discriminator, `x` the data and `r` the reconstruction:
+    A decoder that is trained with squared error only blurs the details that the codes do not determine. Here, a
+    discriminator learns to tell reconstructions from data, and the decoder learns to make reconstructions that pass for
+    data. `fit` trains both in each step, with one loss. For the discriminator `D`, data `x` and reconstructions `r`:
 
         loss of VQVAE - adversarial_weight * mean(D(r)) + mean(relu(1 - D(x))) + mean(relu(1 + D(r)))
 
-    The second term has a gradient for the encoder and the decoder only. The last two, the hinge loss, have a
-    gradient for the discriminator only, so `adversarial_weight` does not change how it is trained.
+    The second term has a gradient for the encoder and the decoder only. The last two terms, the hinge loss, have a
+    gradient for the discriminator only, so `adversarial_weight` does not affect its training.
 
-    Besides the logs of `VQVAE` there are:
+    In addition to the logs of `VQVAE` there are:
 
     - `generator_loss` and `discriminator_loss`, without weights;
     - `real_accuracy`, the fraction of the data's logits that are positive, and `fake_accuracy`, the fraction of the
       reconstructions' logits that are negative.
 
-    A `keras.optimizers.MultiOptimizer` gives the discriminator a learning rate of its own, by the names of its layers.
+    To give the discriminator its own learning rate, use a `keras.optimizers.MultiOptimizer` with the names of its
+    layers.
 
     Args:
         encoder: As in `VQVAE`.
         quantizer: As in `VQVAE`.
         decoder: As in `VQVAE`, with a single output.
-        discriminator: A Keras model or layer from data to logits, such as `build_conv_discriminator` makes: a tensor
-            `[batch, ...]`, for example with a logit for each patch, or a list or dict of such tensors, whose losses
-            are averaged. It gets the data at the scale that the encoder gets: see `VQVAE`. A training step calls it
-            once with `training=True`, for data and reconstructions as one batch, and once in inference, for the
-            decoder's gradient. Losses that it adds in `call` are not used; regularizers of its weights are.
-        adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile` it is relative
-            to the squared error divided by the variance of the targets, which is `1 - explained_variance`. So it
-            depends neither on the scale of the data nor on how many elements data and latents have. With another loss
-            it is relative to the value of that loss. Defaults to `0.1`.
-        start_step: Number of training steps before the adversarial terms count. Until then the model is trained as a
-            `VQVAE`, and the discriminator not at all. Defaults to `0`.
-        preprocessing: As in `VQVAE`. What it returns is also the data that the discriminator sees.
+        discriminator: A Keras model or layer from data to logits, without a sigmoid, such as a model of
+            `build_conv_discriminator`. Its output is a tensor `[batch, ...]`, for example with one logit for each
+            patch, or a list or dict of such tensors, whose losses are averaged. Its inputs have the scale of the
+            encoder's inputs: see `VQVAE`. A training step calls it once with `training=True`, for data and
+            reconstructions as one batch, and once in inference mode, for the decoder's gradient. Losses that it adds in
+            `call` are not used. Regularizers of its weights are.
+        adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile`, it is
+            relative to the squared error divided by the variance of the targets, which is `1 - explained_variance`.
+            Then it does not depend on the scale of the data, or on the numbers of elements of data and latents. With
+            another loss, it is relative to the value of that loss. Defaults to `0.1`.
+        start_step: Number of training steps without adversarial terms. In these steps, the model is trained as a
+            `VQVAE`, and the discriminator is not trained. Defaults to `0`.
+        preprocessing: As in `VQVAE`. The discriminator sees its outputs as data.
         **kwargs: As in `VQVAE`.
 
     Raises:
-        ValueError: If an argument is invalid, the decoder has several outputs, or the discriminator does not take them.
+        ValueError: If an argument is invalid, the decoder has several outputs, or the discriminator does not accept
+            them or does not return logits.
 
     Example:
 
@@ -93,7 +98,10 @@ class VQGAN(VQVAE):
     ):
         super().__init__(encoder, quantizer, decoder, preprocessing, **kwargs)
         if not isinstance(discriminator, keras.Layer):
-            raise ValueError(f"`discriminator` must be a Layer. Received: discriminator={discriminator!r}")
+            raise ValueError(
+                "`discriminator` must be a Keras layer or model, such as one of `build_conv_discriminator`. "
+                f"Received: discriminator={discriminator!r}"
+            )
         self.discriminator = discriminator
         self.adversarial_weight = validation.non_negative("adversarial_weight", adversarial_weight)
         self.start_step = validation.non_negative_int("start_step", start_step, MAX_START)
@@ -105,18 +113,30 @@ class VQGAN(VQVAE):
     def _prepare_training(self, output_shapes: list[Sizes], latent_shape: Sizes) -> None:
         super()._prepare_training(output_shapes, latent_shape)
         if len(output_shapes) != 1:
-            raise ValueError(f"`decoder` must have one output in `VQGAN`. Received: outputs of shapes {output_shapes}")
-        expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
-        try:
-            # A functional model does not check the shape of symbolic inputs.
-            if isinstance(expected, tuple) and not shapes_fit(expected, output_shapes[0]):
-                raise ValueError("The shapes differ.")
-            self.discriminator(keras.KerasTensor(output_shapes[0]))
-        except ValueError as error:
             raise ValueError(
-                "`discriminator` must take the decoder's outputs. Received: outputs of shape "
-                f"{output_shapes[0]}, discriminator.input_shape={expected}"
-            ) from error
+                "`decoder` must have a single output in `VQGAN`. Use `VQVAE` for several. "
+                f"Received: outputs of shapes {output_shapes}"
+            )
+        shape = output_shapes[0]
+        expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
+        # A functional model does not check the shape of symbolic inputs.
+        fits, reason = not isinstance(expected, tuple) or shapes_fit(expected, shape), None
+        if fits:
+            try:
+                self.discriminator(keras.KerasTensor(shape))
+            except ValueError as error:
+                fits, reason = False, error
+        if not fits:
+            raise ValueError(
+                "`discriminator` must accept the decoder's outputs. Received: outputs of shape "
+                f"{shape}, discriminator.input_shape={expected}"
+            ) from reason
+        for activation in _last_activations(self.discriminator):
+            if activation in NOT_LOGITS:
+                raise ValueError(
+                    "`discriminator` must return logits: remove the activation of its last layer. "
+                    f"Received: discriminator whose last layer has the activation {activation!r}"
+                )
 
     def compute_loss(
         self,
@@ -126,22 +146,25 @@ class VQGAN(VQVAE):
         sample_weight: Data = None,
         training: bool = True,
     ) -> Tensor:
-        """As `VQVAE.compute_loss`, with the losses of both players. `sample_weight` is not for these.
+        """Computes the loss of `VQVAE.compute_loss` plus the losses of generator and discriminator.
+
+        `sample_weight` does not affect the losses of generator and discriminator.
 
         Raises:
             ValueError: If `y_pred` is not the decoder's output, with a target of its shape.
         """
-        # First, as what the discriminator updates may let other replicas run, which must find no loss of this one.
+        # First, because updates of the discriminator may let other replicas run, so this replica's losses must be read.
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         reconstruction, passes = self._built_parts().reconstruction, self._step.passes
         pairs = reconstruction.pairs(self._targets(x, y, training), y_pred)
         if pairs is None:
             raise ValueError(
-                "`y_pred` must be the decoder's output, with a target of its shape. If `call` of a subclass returns "
-                "more, its `compute_loss` hands both to `super().compute_loss`. Received: "
-                f"y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
+                "`y_pred` must be the decoder's output, with a target of its shape. If the `call` of your subclass "
+                "returns more, override `compute_loss`, and pass only the reconstruction and its target to "
+                "`super().compute_loss`. Received: y_pred of shape "
+                f"{keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
             )
-        # The discriminator's first, as a layer such as `SpectralNormalization` may change its weights in this call.
+        # The discriminator's loss comes first: this call may change weights, for example of `SpectralNormalization`.
         target, output = pairs[0]
         discriminator, accuracies = self._discriminator_loss(target, output, training)
         generator = self._generator_loss(output)
@@ -161,13 +184,13 @@ class VQGAN(VQVAE):
         return loss + game / backend.replicas_in_turns()
 
     def _generator_loss(self, reconstruction: Tensor) -> Tensor:
-        """The mean of `-D(r)`, with a gradient for `r` only."""
+        """The mean of `-D(r)` over logits, with a gradient for the reconstruction `r` only."""
         values = [
             (variable, ops.stop_gradient(variable.value) if variable.trainable else variable.value)
             for variable in self.discriminator.variables
         ]
         reconstruction = self._scaled(reconstruction)
-        # In a scope of its own the weights are constants.
+        # In this scope, the weights are constants.
         with keras.StatelessScope(initialize_variables=False) as scope:
             for value in values:
                 scope.add_update(value)
@@ -177,9 +200,9 @@ class VQGAN(VQVAE):
     def _discriminator_loss(
         self, target: Tensor, reconstruction: Tensor, training: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """The hinge loss, and the accuracies on data and on reconstructions."""
+        """The hinge loss of the discriminator, and its accuracies on data and on reconstructions."""
         parts = (target, ops.stop_gradient(reconstruction))
-        # One call, because what it updates must not change between two that share a gradient.
+        # One call for both, because with two calls, updates of the first would change the weights of the second.
         both = self._scaled(ops.concatenate([ops.cast(part, "float32") for part in parts]))
         losses, accuracies = [], []
         for logits in keras.tree.flatten(self.discriminator(both, training=training)):
@@ -202,6 +225,17 @@ class VQGAN(VQVAE):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "VQGAN":
         discriminator = keras.saving.deserialize_keras_object(config["discriminator"], custom_objects)
         return super().from_config({**config, "discriminator": discriminator}, custom_objects)
+
+
+def _last_activations(layer: keras.Layer) -> Iterator[str]:
+    """Yields the names of the activations of a layer, or of the last layers of a functional or sequential model."""
+    for output in getattr(layer, "outputs", None) or ():
+        last = output._keras_history.operation
+        if last is not layer:
+            yield from _last_activations(last)
+    if isinstance(layer, keras.layers.Softmax):
+        yield "softmax"
+    yield getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
 def _average(values: Sequence[Tensor]) -> Tensor:
