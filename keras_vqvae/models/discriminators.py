@@ -36,8 +36,9 @@ def build_conv_discriminator(
         name: Name of the model. Defaults to `"discriminator"`.
 
     Returns:
-        A functional model from `input` to logits `[batch, *ceil(sizes / 2 ** len(filters)), 1]`, with channels last. A
-        trained discriminator gives larger logits to data than to reconstructions.
+        A functional model from `input` to `{"logits": logits, "features": features}`, as `VQGAN` takes it. The logits
+        have the shape `[batch, *ceil(sizes / 2 ** len(filters)), 1]`, with channels last. A trained discriminator gives
+        larger logits to data than to reconstructions. The features are the outputs of each leaky ReLU, a list.
 
     Raises:
         ValueError: If `filters` is empty, or a size is not positive.
@@ -45,8 +46,9 @@ def build_conv_discriminator(
     Example:
 
     >>> discriminator = build_conv_discriminator((28, 28, 1), filters=(32, 64))
-    >>> discriminator.output_shape
-    (None, 7, 7, 1)
+    >>> outputs = discriminator(np.zeros((2, 28, 28, 1)))
+    >>> tuple(outputs["logits"].shape), len(outputs["features"])
+    ((2, 7, 7, 1), 2)
 
     References:
 
@@ -59,14 +61,16 @@ def build_conv_discriminator(
     kind = getattr(layers, f"Conv{rank}D")
     kernels = {"padding": "same", "kernel_initializer": "orthogonal", "kernel_constraint": constraint}
     inputs = x = keras.Input(tuple(input_shape), name="input")
+    features = []
     for i, size in enumerate(filters):
         x = kind(size, 4, strides=2, name=f"discriminator_conv_{i}", **kernels)(x)
         x = layers.LeakyReLU(0.2, name=f"discriminator_act_{i}")(x)
+        features.append(x)
     x = kind(1, 3, name="discriminator_logits", **kernels)(x)
     if spectrogram.channels_first():
         # `[batch, 1, *grid]` -> `[batch, *grid, 1]`
         x = layers.Permute((*range(2, rank + 2), 1), name="discriminator_channels_last")(x)
-    return keras.Model(inputs, x, name=name)
+    return keras.Model(inputs, {"logits": x, "features": features}, name=name)
 
 
 def build_spectrogram_discriminator(
@@ -91,7 +95,9 @@ def build_spectrogram_discriminator(
         name: Name of the model. Defaults to `"spectrogram_discriminator"`.
 
     Returns:
-        A functional model from `input` to a list of logits `[batch, time, frequency, 1]`, one for each window size.
+        A functional model from `input` to `{"logits": logits, "features": features}`, as `VQGAN` takes it. The logits
+        are a list of tensors `[batch, time, frequency, 1]`, one for each window size. The features are the outputs of
+        each leaky ReLU of all discriminators, a list.
 
     Raises:
         ValueError: If `input_shape` is not the shape of a sound, or has fewer steps than the largest window.
@@ -99,8 +105,9 @@ def build_spectrogram_discriminator(
     Example:
 
     >>> discriminator = build_spectrogram_discriminator((4096, 1), window_sizes=(512, 128))
-    >>> discriminator.output_shape
-    [(None, 9, 65, 1), (None, 33, 17, 1)]
+    >>> outputs = discriminator(np.zeros((2, 4096, 1)))
+    >>> [tuple(logits.shape) for logits in outputs["logits"]], len(outputs["features"])
+    ([(2, 9, 65, 1), (2, 33, 17, 1)], 4)
 
     Reference:
 
@@ -115,9 +122,11 @@ def build_spectrogram_discriminator(
     windows = spectrogram.window_sizes("window_sizes", window_sizes)
     spectrogram.check_steps("input_shape", tuple(input_shape), sizes[0], windows)
     inputs = keras.Input(tuple(input_shape), name="input")
-    outputs = []
+    logits, features = [], []
     for i, window in enumerate(windows):
         image = LogSpectrogram(window, name=f"spectrogram_{i}")(inputs)
         part = build_conv_discriminator(image.shape[1:], filters, kernel_constraint, name=f"discriminator_{i}")
-        outputs.append(part(image))
-    return keras.Model(inputs, outputs, name=name)
+        outputs = part(image)
+        logits.append(outputs["logits"])
+        features += outputs["features"]
+    return keras.Model(inputs, {"logits": logits, "features": features}, name=name)

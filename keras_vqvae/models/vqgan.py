@@ -1,6 +1,5 @@
 """A VQ-VAE with a discriminator that judges its reconstructions."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ from keras import ops
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import Quantizer
+from keras_vqvae.models import game
 from keras_vqvae.models.autoencoder import shapes_fit
 from keras_vqvae.models.logs import Averages
 from keras_vqvae.models.step import total
@@ -17,8 +17,8 @@ from keras_vqvae.types import Data, Sizes, Tensor
 
 GAME = ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
 """Names of the logs of the two players, generator and discriminator."""
-NOT_LOGITS = ("sigmoid", "hard_sigmoid", "softmax", "relu", "softplus")
-"""Activations that are never negative: with them, the hinge loss of reconstructions cannot fall below 1."""
+FEATURE_LOSS = "feature_loss"
+"""Logged if the discriminator returns features."""
 MAX_START = 2**24
 """Largest number up to which a float32 counts steps one by one."""
 
@@ -36,9 +36,15 @@ class VQGAN(VQVAE):
     The second term has a gradient for the encoder and the decoder only. The last two terms, the hinge loss, have a
     gradient for the discriminator only, so `adversarial_weight` does not affect its training.
 
+    A discriminator may also return features, the activations `f` of its hidden layers. The decoder then learns to match
+    them, too, which makes training robust: the second term becomes
+
+        adversarial_weight * (-mean(D(r)) + mean over f of mean(|f(r) - f(x)|) / mean(|f(x)|))
+
     In addition to the logs of `VQVAE` there are:
 
-    - `generator_loss` and `discriminator_loss`, without weights;
+    - `generator_loss`, `-mean(D(r))`, and `discriminator_loss`, the hinge loss;
+    - `feature_loss`, the mean over `f` in the formula above, if there are features;
     - `real_accuracy`, the fraction of the data's logits that are positive, and `fake_accuracy`, the fraction of the
       reconstructions' logits that are negative.
 
@@ -51,10 +57,11 @@ class VQGAN(VQVAE):
         decoder: As in `VQVAE`, with a single output.
         discriminator: A Keras model or layer from data to logits, without a sigmoid, such as a model of
             `build_conv_discriminator`. Its output is a tensor `[batch, ...]`, for example with one logit for each
-            patch, or a list or dict of such tensors, whose losses are averaged. Its inputs have the scale of the
-            encoder's inputs: see `VQVAE`. A training step calls it once with `training=True`, for data and
-            reconstructions as one batch, and once in inference mode, for the decoder's gradient. Losses that it adds in
-            `call` are not used. Regularizers of its weights are.
+            patch, or a list or dict of such tensors, whose losses are averaged. To return features, too, its output is
+            `{"logits": logits, "features": [...]}`. Its inputs have the scale of the encoder's inputs: see `VQVAE`. A
+            training step calls it once with `training=True`, for data and reconstructions as one batch, and once in
+            inference mode, for the decoder's gradient. Losses that it adds in `call` are not used. Regularizers of its
+            weights are.
         adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile`, it is
             relative to the squared error divided by the variance of the targets, which is `1 - explained_variance`.
             Then it does not depend on the scale of the data, or on the numbers of elements of data and latents. With
@@ -80,9 +87,10 @@ class VQGAN(VQVAE):
     >>> sorted(set(history.history) & {"generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy"})
     ['discriminator_loss', 'fake_accuracy', 'generator_loss', 'real_accuracy']
 
-    Reference:
+    References:
 
     - [Esser et al., 2021](https://arxiv.org/abs/2012.09841)
+    - [Défossez et al., 2022, section 3.4](https://arxiv.org/abs/2210.13438), for the loss of features
     """
 
     def __init__(
@@ -105,7 +113,7 @@ class VQGAN(VQVAE):
         self.discriminator = discriminator
         self.adversarial_weight = validation.non_negative("adversarial_weight", adversarial_weight)
         self.start_step = validation.non_negative_int("start_step", start_step, MAX_START)
-        self._game = Averages(GAME, name="game")
+        self._game: Averages | None = None
         self._steps = None
         if self.start_step:
             self._steps = self.add_weight((), "zeros", "float32", trainable=False, autocast=False, name="steps")
@@ -123,7 +131,7 @@ class VQGAN(VQVAE):
         fits, reason = not isinstance(expected, tuple) or shapes_fit(expected, shape), None
         if fits:
             try:
-                self.discriminator(keras.KerasTensor(shape))
+                outputs = self.discriminator(keras.KerasTensor(shape))
             except ValueError as error:
                 fits, reason = False, error
         if not fits:
@@ -131,12 +139,8 @@ class VQGAN(VQVAE):
                 "`discriminator` must accept the decoder's outputs. Received: outputs of shape "
                 f"{shape}, discriminator.input_shape={expected}"
             ) from reason
-        for activation in _last_activations(self.discriminator):
-            if activation in NOT_LOGITS:
-                raise ValueError(
-                    "`discriminator` must return logits: remove the activation of its last layer. "
-                    f"Received: discriminator whose last layer has the activation {activation!r}"
-                )
+        game.check_logits(self.discriminator)
+        self._game = Averages((*GAME, FEATURE_LOSS) if game.split_outputs(outputs)[1] else GAME, name="game")
 
     def compute_loss(
         self,
@@ -164,54 +168,35 @@ class VQGAN(VQVAE):
                 "`super().compute_loss`. Received: y_pred of shape "
                 f"{keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
             )
-        # The discriminator's loss comes first: this call may change weights, for example of `SpectralNormalization`.
-        target, output = pairs[0]
-        discriminator, accuracies = self._discriminator_loss(target, output, training)
-        generator = self._generator_loss(output)
+        losses = self._play(*pairs[0], training)
         if passes is not None:
-            values = dict(zip(GAME, (generator, discriminator, *accuracies), strict=True))
-            self._game.update_state(values, ops.shape(y_pred)[0])
+            self._game.update_state(losses, ops.shape(y_pred)[0])
         weight = self.adversarial_weight
         if self._normalizes:
             weight = weight * reconstruction.factor(pairs, passes[-1].latent_shape if passes else None)
-        game = weight * generator + discriminator
+        generator = total([losses[name] for name in (GAME[0], FEATURE_LOSS) if name in losses])
+        both = weight * generator + losses[GAME[1]]
         if self._steps is not None:
             steps = ops.convert_to_tensor(self._steps)
             start = backend.constants((float(self.start_step),), steps)[0]
-            game = game * ops.cast(steps >= start, "float32")
+            both = both * ops.cast(steps >= start, "float32")
             if training:
                 backend.add_to(self._steps, 1.0)
-        return loss + game / backend.replicas_in_turns()
+        return loss + both / backend.replicas_in_turns()
 
-    def _generator_loss(self, reconstruction: Tensor) -> Tensor:
-        """The mean of `-D(r)` over logits, with a gradient for the reconstruction `r` only."""
-        values = [
-            (variable, ops.stop_gradient(variable.value) if variable.trainable else variable.value)
-            for variable in self.discriminator.variables
-        ]
-        reconstruction = self._scaled(reconstruction)
-        # In this scope, the weights are constants.
-        with keras.StatelessScope(initialize_variables=False) as scope:
-            for value in values:
-                scope.add_update(value)
-            logits = self.discriminator(reconstruction, training=False)
-        return _average([-ops.mean(ops.cast(each, "float32")) for each in keras.tree.flatten(logits)])
-
-    def _discriminator_loss(
-        self, target: Tensor, reconstruction: Tensor, training: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The hinge loss of the discriminator, and its accuracies on data and on reconstructions."""
+    def _play(self, target: Tensor, reconstruction: Tensor, training: bool) -> dict[str, Tensor]:
+        """Returns the losses of both players, and the accuracies of the discriminator, by name."""
         parts = (target, ops.stop_gradient(reconstruction))
         # One call for both, because with two calls, updates of the first would change the weights of the second.
         both = self._scaled(ops.concatenate([ops.cast(part, "float32") for part in parts]))
-        losses, accuracies = [], []
-        for logits in keras.tree.flatten(self.discriminator(both, training=training)):
-            logits = ops.reshape(ops.cast(logits, "float32"), (2, -1))
-            margins = logits * ops.expand_dims(backend.constants((1.0, -1.0), logits), -1)
-            losses.append(2.0 * ops.mean(ops.relu(1.0 - margins)))
-            accuracies.append(ops.mean(ops.cast(margins > 0, "float32"), axis=1))
-        accuracy = _average(accuracies)
-        return _average(losses), [accuracy[0], accuracy[1]]
+        logits, features = game.split_outputs(self.discriminator(both, training=training))
+        discriminator, *accuracies = game.discriminator_loss(logits)
+        reconstruction = self._scaled(reconstruction)
+        # Last, because the call above may change weights, for example of `SpectralNormalization`.
+        with game.constant_weights(self.discriminator):
+            fake_logits, fake_features = game.split_outputs(self.discriminator(reconstruction, training=False))
+        losses = dict(zip(GAME, (game.generator_loss(fake_logits), discriminator, *accuracies), strict=True))
+        return losses | ({FEATURE_LOSS: game.feature_loss(features, fake_features)} if features else {})
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -225,18 +210,3 @@ class VQGAN(VQVAE):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "VQGAN":
         discriminator = keras.saving.deserialize_keras_object(config["discriminator"], custom_objects)
         return super().from_config({**config, "discriminator": discriminator}, custom_objects)
-
-
-def _last_activations(layer: keras.Layer) -> Iterator[str]:
-    """Yields the names of the activations of a layer, or of the last layers of a functional or sequential model."""
-    for output in getattr(layer, "outputs", None) or ():
-        last = output._keras_history.operation
-        if last is not layer:
-            yield from _last_activations(last)
-    if isinstance(layer, keras.layers.Softmax):
-        yield "softmax"
-    yield getattr(getattr(layer, "activation", None), "__name__", "linear")
-
-
-def _average(values: Sequence[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else total(values) / len(values)
