@@ -128,7 +128,7 @@ class VQGAN(VQVAE):
         shape = output_shapes[0]
         expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
         # A functional model does not check the shape of symbolic inputs.
-        fits, reason = not isinstance(expected, tuple) or shapes_fit(expected, shape), None
+        fits, reason, outputs = not isinstance(expected, tuple) or shapes_fit(expected, shape), None, None
         if fits:
             try:
                 outputs = self.discriminator(keras.KerasTensor(shape))
@@ -168,8 +168,9 @@ class VQGAN(VQVAE):
                 "`super().compute_loss`. Received: y_pred of shape "
                 f"{keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
             )
-        losses = self._play(*pairs[0], training)
-        if passes is not None:
+        target, output = pairs[0]
+        losses = self._play(target, output, training)
+        if passes is not None and self._game is not None:
             self._game.update_state(losses, ops.shape(y_pred)[0])
         weight = self.adversarial_weight
         if self._normalizes:
