@@ -1,14 +1,16 @@
-"""Does a discriminator sharpen images? Squared error alone beside `VQGAN` over a decade of weights.
+"""Does a discriminator sharpen images? Squared error alone, with `PerceptualLoss`, with `VQGAN`, and with both.
 
-Of the test images: squared and absolute error, structural similarity (Wang et al., 2004), the Frechet distance to their
-reconstructions in the features of a classifier, that classifier's accuracy on the reconstructions, and the fraction of
-codes used. The classifier is trained once. `--pictures` draws originals and reconstructions, a row for each run.
+The test images' reconstructions are compared by squared and absolute error, structural similarity (Wang et al., 2004),
+the Frechet distance in the features of a classifier, that classifier's accuracy, and the fraction of codes used.
+`PerceptualLoss` has a classifier of its own, from another seed. With `--prior-epochs`, an `AutoregressivePrior` is
+trained on the codes of each run, and what it draws is compared, too. `--pictures` draws a row for each run.
 
 KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER_OF_IDX_FILES --seeds 0 1 2 --pictures
+KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER --weights 0 0.1 --perceptual 0.1 --prior-epochs 2
 KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER --no-spectral --rates 0.3 --starts 500
 python -m benchmarks.adversarial --short
 
-A row a run, each kept in `results/adversarial/` as soon as it is there; rows that are there are not run again.
+Each run is a row, kept in `results/adversarial/` as soon as it is there. Rows that are there are not run again.
 """
 
 import argparse
@@ -18,11 +20,12 @@ import pathlib
 
 import keras
 import numpy as np
-from keras import layers
 
 import keras_vqvae
 from benchmarks import timing
+from benchmarks.image_quality import Judge, train_classifier
 from examples import images
+from keras_vqvae.models.reconstruction import WEIGHT
 
 FOLDER = timing.RESULTS / "adversarial"
 DIM = 32
@@ -30,31 +33,8 @@ LEARNING_RATE = 1e-3
 LOGS = ("codebook_usage", "discriminator_loss", "real_accuracy", "fake_accuracy")
 SHOWN = 12
 """Images in a row of a picture."""
-
-
-def classifier(dataset: str, data_dir: str | None) -> tuple[keras.Model, keras.Model]:
-    """A classifier of the images, and the model of its features."""
-    train, _ = images.load(dataset, data_dir)
-    labels, _ = images.load_labels(dataset, data_dir)
-    path = FOLDER / f"classifier {dataset}.keras"
-    if not path.exists():
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential(
-            [
-                keras.Input(train.shape[1:]),
-                layers.Conv2D(16, 3, activation="relu"),
-                layers.MaxPooling2D(),
-                layers.Conv2D(32, 3, activation="relu"),
-                layers.Flatten(),
-                layers.Dense(64, activation="relu"),
-                layers.Dense(10, activation="softmax"),
-            ]
-        )
-        model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
-        model.fit(train, labels, batch_size=128, epochs=60 if dataset == "digits" else 4, verbose=0)
-        model.save(path)
-    model = keras.models.load_model(path)
-    return model, keras.Model(model.inputs, model.layers[-2].output)
+SAMPLES = 2000
+"""Images drawn from a prior, as many of each class."""
 
 
 def optimizer(rate: float) -> keras.optimizers.Optimizer:
@@ -66,56 +46,52 @@ def optimizer(rate: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(adam, {".*discriminator.*": own}))
 
 
-def reconstructions(
-    train: np.ndarray,
-    test: np.ndarray,
-    codes: int,
-    seed: int,
-    steps: int,
-    weight: float,
-    start: int,
-    rate: float,
-    spectral: bool,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Trains once. Returns the reconstructions of the test images, and their logs."""
+def perceptual_loss(features: keras.Model, weight: float, train: np.ndarray) -> tuple[keras.losses.Loss, float]:
+    """The default loss of `VQVAE` with `weight` times a perceptual loss in its brackets, and the factor before them."""
+    positions = (train.shape[1] // 4) ** 2 if train.shape[1] >= 16 else (train.shape[1] // 2) ** 2
+    factor = WEIGHT * np.prod(train.shape[1:]) / (positions * DIM)
+    names = [layer.name for layer in features.layers if "conv" in layer.name]
+    losses = [keras.losses.MeanSquaredError(), keras_vqvae.PerceptualLoss(features, names)]
+    return keras_vqvae.LossSum(losses, [factor / train.var(axis=0).mean(), factor * weight]), factor
+
+
+def train_model(
+    train: np.ndarray, run: dict, steps: int, spectral: bool, features: keras.Model | None
+) -> keras_vqvae.VQVAE:
+    """Trains the model of one run."""
+    seed = run["seed"]
     keras.utils.set_random_seed(seed)
     batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
     encoder, decoder = images.build_autoencoder(train.shape[1], DIM)
-    quantizer = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=seed)
-    if weight:
+    quantizer = keras_vqvae.VectorQuantizer(run["codes"], ema_decay=0.99, seed=seed)
+    loss, factor = "normalized_mse", 1.0
+    if run["perceptual"]:
+        loss, factor = perceptual_loss(features, run["perceptual"], train)
+    if run["weight"]:
         constraint = {} if spectral else {"kernel_constraint": None}
         discriminator = keras_vqvae.build_conv_discriminator(train.shape[1:], (32, 64), **constraint)
-        model = keras_vqvae.VQGAN(encoder, quantizer, decoder, discriminator, weight, start)
+        weight = factor * run["weight"]
+        model = keras_vqvae.VQGAN(encoder, quantizer, decoder, discriminator, weight, run["start"])
     else:
         model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
-    model.compile(optimizer(rate) if weight else optimizer(1))
+    model.compile(optimizer(run.get("rate", 1)), loss)
     model.fit(batches, batch_size=64, shuffle=False, verbose=0)
-    logs = model.evaluate(test, batch_size=500, verbose=0, return_dict=True)
-    return model.predict(test, batch_size=500, verbose=0), {name: logs[name] for name in LOGS if name in logs}
+    return model
 
 
-def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean structural similarity of images in 0..1, in Gaussian windows of 1.5 pixels."""
-    from scipy import ndimage
-
-    def blurred(x: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(x, (0, 1.5, 1.5, 0), truncate=3.5)
-
-    one, other = one.astype("float64"), other.astype("float64")
-    means = blurred(one), blurred(other)
-    variances = [blurred(x * x) - mean**2 for x, mean in zip((one, other), means, strict=True)]
-    covariance = blurred(one * other) - means[0] * means[1]
-    luminance = (2 * means[0] * means[1] + 0.01**2) / (means[0] ** 2 + means[1] ** 2 + 0.01**2)
-    return float(np.mean(luminance * (2 * covariance + 0.03**2) / (sum(variances) + 0.03**2)))
-
-
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Of the normal distributions with the moments of two sets of vectors `[N, D]` (Heusel et al., 2017)."""
-    one, other = one.astype("float64"), other.astype("float64")
-    a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
-    # The trace of the root of a product of two positive semidefinite matrices.
-    root = np.sqrt(np.clip(np.linalg.eigvals(a @ b).real, 0, None)).sum()
-    return float(np.square(one.mean(0) - other.mean(0)).sum() + np.trace(a) + np.trace(b) - 2 * root)
+def sample(
+    model: keras_vqvae.VQVAE, train: np.ndarray, labels: np.ndarray, seed: int, epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images drawn from a prior over the codes of `train`, and their classes."""
+    codes = model.encode(train, batch_size=500, verbose=0)
+    prior = keras_vqvae.AutoregressivePrior.from_model(
+        model, num_classes=10, num_layers=3, hidden_dim=128, dropout=0.0, seed=seed
+    )
+    steps = epochs * -(-len(codes) // 64)
+    prior.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
+    prior.fit(codes, labels, batch_size=64, epochs=epochs, verbose=0)
+    classes = np.arange(SAMPLES) % 10
+    return model.sample(prior, SAMPLES, classes, guidance_scale=2.0, seed=seed, verbose=0), classes
 
 
 def picture(path: pathlib.Path, rows: dict[str, np.ndarray]) -> None:
@@ -130,6 +106,12 @@ def picture(path: pathlib.Path, rows: dict[str, np.ndarray]) -> None:
     figure.savefig(path, dpi=110)
 
 
+def title(run: dict) -> str:
+    parts = ["squared error"]
+    parts += [f"{name} {run[key]:g}" for key, name in (("perceptual", "perceptual"), ("weight", "VQGAN")) if run[key]]
+    return ", ".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
@@ -137,46 +119,51 @@ def main() -> None:
     parser.add_argument("--codes", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--weights", type=float, nargs="+", default=[0.0, 0.03, 0.1, 0.3], help="0 is squared error alone"
+        "--weights", type=float, nargs="+", default=[0.0, 0.03, 0.1, 0.3], help="0: without a discriminator"
     )
+    parser.add_argument("--perceptual", type=float, nargs="+", default=[0.0], help="weights of `PerceptualLoss`")
     parser.add_argument("--starts", type=int, nargs="+", default=[0], help="steps before the game")
     parser.add_argument("--rates", type=float, nargs="+", default=[1], help="the discriminator's, relative to 1e-3")
     parser.add_argument("--no-spectral", action="store_true", help="no spectral normalization")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--prior-epochs", type=int, default=0, help="epochs of a prior for each run; 0: none")
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--short", action="store_true", help="30 steps on the digits")
     arguments = parser.parse_args()
     if arguments.short:
         arguments.dataset, arguments.steps = "digits", 30
     FOLDER.mkdir(parents=True, exist_ok=True)
-    train, test = images.load(arguments.dataset, arguments.data_dir)
-    _, labels = images.load_labels(arguments.dataset, arguments.data_dir)
-    classify, features = classifier(arguments.dataset, arguments.data_dir)
-    seen = features.predict(test, batch_size=500, verbose=0)
-    print("accuracy on the test images:", np.mean(classify.predict(test, verbose=0).argmax(-1) == labels))
+    dataset, data_dir, epochs = arguments.dataset, arguments.data_dir, arguments.prior_epochs
+    train, test = images.load(dataset, data_dir)
+    labels, test_labels = images.load_labels(dataset, data_dir)
+    judge = Judge(train_classifier(FOLDER / f"classifier {dataset}.keras", dataset, data_dir), test, test_labels)
+    print("accuracy on the test images:", judge.accuracy)
+    features = train_classifier(FOLDER / f"features {dataset}.keras", dataset, data_dir, seed=1)
     found, shown = [], {"test images": test[:SHOWN]}
-    games = itertools.product(arguments.codes, arguments.seeds, arguments.weights, arguments.starts, arguments.rates)
-    for codes, seed, weight, start, rate in games:
-        game = {"start": start, "rate": rate, "spectral": not arguments.no_spectral} if weight else {}
-        row = {"codes": codes, "seed": seed, "weight": weight, **game}
-        name = " ".join([arguments.dataset, str(arguments.steps), *(f"{key}={value}" for key, value in row.items())])
+    runs = itertools.product(
+        arguments.codes, arguments.seeds, arguments.perceptual, arguments.weights, arguments.starts, arguments.rates
+    )
+    for codes, seed, perceptual, weight, start, rate in runs:
+        run = {"codes": codes, "seed": seed, "perceptual": perceptual, "weight": weight}
+        run |= {"start": start, "rate": rate, "spectral": not arguments.no_spectral} if weight else {}
+        run |= {"prior epochs": epochs} if epochs else {}
+        name = " ".join([dataset, str(arguments.steps), *(f"{key}={value}" for key, value in run.items())])
         file = FOLDER / f"{name}.json"
         if not file.exists():
-            made, logs = reconstructions(
-                train, test, codes, seed, arguments.steps, weight, start, rate, not arguments.no_spectral
-            )
+            model = train_model(train, run, arguments.steps, not arguments.no_spectral, features)
+            made = model.predict(test, batch_size=500, verbose=0)
+            logs = model.evaluate(test, batch_size=500, verbose=0, return_dict=True)
+            row = {**run, **judge.reconstructions(made), **{log: logs[log] for log in LOGS if log in logs}}
+            if epochs:
+                drawn, classes = sample(model, train, labels, seed, epochs)
+                row |= {f"samples: {key}": value for key, value in judge.samples(drawn, classes).items()}
+                np.save(FOLDER / f"{name} samples.npy", drawn[:SHOWN])
             np.save(FOLDER / f"{name}.npy", made[:SHOWN])
-            row |= {
-                "squared error": float(np.mean(np.square(made - test))),
-                "L1": float(np.mean(np.abs(made - test))),
-                "SSIM": similarity(made, test),
-                "Frechet": frechet_distance(features.predict(made, batch_size=500, verbose=0), seen),
-                "accuracy": float(np.mean(classify.predict(made, batch_size=500, verbose=0).argmax(-1) == labels)),
-                **logs,
-            }
             file.write_text(json.dumps(row))
         found.append(json.loads(file.read_text()))
-        shown[f"weight {weight:g}" if weight else "squared error"] = np.load(FOLDER / f"{name}.npy")
+        shown[title(run)] = np.load(FOLDER / f"{name}.npy")
+        if epochs:
+            shown[f"samples, {title(run)}"] = np.load(FOLDER / f"{name} samples.npy")
         print(found[-1], flush=True)
     timing.report("adversarial", found)
     if arguments.pictures:

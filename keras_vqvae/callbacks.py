@@ -1,4 +1,4 @@
-"""Keras callbacks for any model that holds a quantizer, however deep inside."""
+"""Keras callbacks for any model that contains quantizers, however deeply nested."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -12,16 +12,16 @@ from keras_vqvae.layers.gumbel_quantizer import GumbelQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 
 Logs: TypeAlias = dict[str, Any] | None
-"""What Keras hands to callbacks: a value for each name."""
+"""The logs that Keras passes to callbacks: a value for each name."""
 
 
 def _children(layer: keras.Layer) -> list[keras.Layer]:
-    # The one way to the layers that a layer holds; Keras's own `summary` goes by it.
+    # Private, but the only way to find the sublayers of any layer. Keras's `summary` uses it.
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _find(layer: keras.Layer, kind: type[keras.Layer]) -> Iterator[keras.Layer]:
-    """The layers of a kind in `layer`, and none that lies within another of them."""
+    """Yields the layers of a kind in `layer`, but none that is inside another of them."""
     if isinstance(layer, kind):
         yield layer
     else:
@@ -34,19 +34,20 @@ def _unique(layers: Iterator[keras.Layer]) -> list[keras.Layer]:
 
 
 class CodebookMonitor(keras.callbacks.Callback):
-    """Puts perplexity and usage of the codebooks into the logs, for training and validation.
+    """Adds perplexity and usage of the codebooks to the logs of training and validation.
 
-    In a model with one quantizer they are `perplexity` and `codebook_usage`, with `val_` in front for validation. In a
-    model with several, the quantizer's name comes first: `top_perplexity`. For a quantizer with several codebooks, one
-    for each stage, group or scale, these are means, and `min_perplexity` and `min_codebook_usage` are those of the
-    worst codebook. `VQVAE` reports all of these by itself. Put the callback before those that read the logs, such as
-    `CSVLogger` and `TensorBoard`.
+    With one quantizer, the logs are `perplexity` and `codebook_usage`, prefixed with `val_` for validation. With
+    several quantizers, the quantizer's name comes first: `top_perplexity`. If a quantizer has several codebooks, one
+    for each stage, group or scale, these logs are means, and `min_perplexity` and `min_codebook_usage` are the values
+    of the worst codebook. `VQVAE` reports all of these by itself. Put the callback before callbacks that read the logs,
+    such as `CSVLogger` and `EarlyStopping`, and give those that monitor one of them `mode="max"`.
 
-    It reads `code_counts`, which stand still where a quantizer is frozen: its `perplexity` in training is then 0.
+    For a frozen quantizer (`trainable=False`), the training `perplexity` is 0, because its `code_counts` are not
+    updated.
 
     Args:
-        per_codebook: Whether to also report each of several codebooks, by its place: `perplexity_0` and so on, or
-            `perplexity_1_0` for stage 0 of group 1. Defaults to `False`.
+        per_codebook: Whether to also report each codebook of a quantizer with several, by its indices: `perplexity_0`
+            and so on, or `perplexity_1_0` for stage 0 of group 1. Defaults to `False`.
 
     Example:
 
@@ -64,7 +65,7 @@ class CodebookMonitor(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Evaluation is to be traced anew, with counting in it.
+        # Makes Keras trace evaluation again, with counting.
         model.test_function = None
         self._in_training = False
 
@@ -80,7 +81,7 @@ class CodebookMonitor(keras.callbacks.Callback):
     def _report(self, before: Sequence[np.ndarray | int], prefix: str = "") -> dict[str, float]:
         quantizers = self._quantizers()
         found: dict[str, float] = {}
-        # Before the first step of a model that builds itself then, there was nothing to count.
+        # A model that is not built before its first step had no counts.
         before = before or [0] * len(quantizers)
         for quantizer, earlier, now in zip(quantizers, before, self._counts(), strict=True):
             name = prefix + (f"{quantizer.name}_" if len(quantizers) > 1 else "")
@@ -88,8 +89,8 @@ class CodebookMonitor(keras.callbacks.Callback):
             sizes = quantizer.codebook_sizes
             logs = metrics.summary(counts, sizes)
             if self.per_codebook and len(logs) > 2:
-                for place, size in zip(np.ndindex(counts.shape[:-1]), sizes, strict=True):
-                    suffix, own = "_".join(map(str, place)), metrics.summary(counts[place][:size])
+                for index, size in zip(np.ndindex(counts.shape[:-1]), sizes, strict=True):
+                    suffix, own = "_".join(map(str, index)), metrics.summary(counts[index][:size])
                     logs |= {f"{log}_{suffix}": value for log, value in own.items()}
             found |= {name + log: float(value) for log, value in logs.items()}
         return found
@@ -102,7 +103,7 @@ class CodebookMonitor(keras.callbacks.Callback):
         self._before = self._counts()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        # Keras hands these logs on to the callbacks behind this one, and those of an evaluation to nobody.
+        # Keras passes these logs to the callbacks after this one. The logs of `on_test_end` reach no other callback.
         if logs is not None:
             logs.update(self._report(self._before) | self.validation)
 
@@ -128,7 +129,8 @@ class TemperatureScheduler(keras.callbacks.Callback):
     """Sets the temperature of every `GumbelQuantizer` at the start of each epoch.
 
     Args:
-        schedule: A function of the epoch, an integer from 0, and the temperature so far, that returns the new one.
+        schedule: A function that takes the epoch, an integer from 0, and the current temperature, and returns the new
+            temperature, above 0.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A constraint for discriminators."""
+"""A weight constraint for discriminators."""
 
 import keras
 from keras import ops
@@ -8,21 +8,21 @@ from keras_vqvae.types import Tensor
 SQUARINGS = 6
 """The largest singular value is found to within a factor of `n ** (1 / 256)` for `n` rows: 2.5% for 512."""
 TINY = 1e-30
-"""In place of the norm of zeros."""
+"""Smallest norm, so that zeros can be divided by theirs."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class SpectralNorm(keras.constraints.Constraint):
-    """Scales a kernel so that its largest singular value is 1, which keeps a discriminator from growing steep.
+    """Scales a kernel so that its largest singular value is 1, which limits the slope of a discriminator.
 
-    The kernel is taken as a matrix whose columns are the output channels. It is scaled after each update of the
-    optimizer, as by every Keras constraint; with the initializer `"orthogonal"` it begins at norm 1.
+    The kernel is treated as a matrix whose columns are the output channels. Like every Keras constraint, it is applied
+    after each update of the optimizer. With the initializer `"orthogonal"`, the kernel has norm 1 from the start.
 
-    Unlike with `keras.layers.SpectralNormalization`, the kernel does not change within a call. So it is the same for
-    all calls of a step, and the gradient is that of the kernel in use, on every backend. There is no state to save.
+    Unlike with `keras.layers.SpectralNormalization`, the kernel does not change within a call. So all calls of a
+    training step use the same kernel, and there is no state to save.
 
-    The largest singular value is an upper bound by Gram iteration: the `2^k`-th root of the Frobenius norm of a product
-    of the matrix with itself. The norm of the result is at most 1, and at least 0.97 for up to 1,024 channels.
+    The singular value is replaced by an upper bound, from Gram iteration: a root of the Frobenius norm of a power of
+    the Gram matrix. The norm of the result is at most 1, and at least 0.97 for up to 1,024 channels.
 
     Example:
 
@@ -39,20 +39,21 @@ class SpectralNorm(keras.constraints.Constraint):
     """
 
     def __call__(self, w: Tensor) -> Tensor:
-        """`w` over its largest singular value. Zeros stay zeros."""
+        """Returns `w` divided by an upper bound of its largest singular value. Zeros remain zeros."""
         w = ops.convert_to_tensor(w)
         return ops.cast(ops.cast(w, "float32") / spectral_norm(w), w.dtype)
 
 
 def spectral_norm(kernel: Tensor) -> Tensor:
-    """An upper bound of the largest singular value of a kernel `[..., outputs]`; above 0 for zeros, too."""
+    """Returns an upper bound, above 0, of the largest singular value of a kernel `[..., outputs]`."""
     matrix = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))
-    # Squares of large numbers overflow.
+    # Divided by the largest element, so that squares do not overflow.
     largest = ops.maximum(ops.max(ops.abs(matrix)), TINY)
     matrix = matrix / largest
     rows, columns = matrix.shape
     gram = ops.matmul(matrix, ops.transpose(matrix)) if rows < columns else ops.matmul(ops.transpose(matrix), matrix)
-    # `gram = exp(log_scale) * G^(2^i)` of the first one, `G`, which is scaled to norm 1 lest powers of it overflow.
+    # After step i, `exp(log_scale) * gram` is the first Gram matrix to the power of `2^i`. Without the normalization to
+    # norm 1, it would overflow.
     log_scale = ops.zeros((), "float32")
     for _ in range(SQUARINGS):
         norm = _norm(gram)

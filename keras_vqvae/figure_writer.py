@@ -1,4 +1,4 @@
-"""A Keras callback that writes pictures while a model trains."""
+"""A Keras callback that writes figures during training."""
 
 import importlib.util
 import io
@@ -14,11 +14,11 @@ from keras_vqvae.backend import backend
 
 
 class FigureWriter(keras.callbacks.Callback):
-    """Writes figures after each epoch, as PNG files, and to TensorBoard where the package `tensorboard` is installed.
+    """Writes figures after each epoch, as PNG files, and to TensorBoard if the package `tensorboard` is installed.
 
-    Figures are what functions of the model return: of reconstructions while a `VQVAE` trains, of samples while a prior
-    does, or of anything else. In several processes of `torch.distributed`, give the callback to one of them: within the
-    functions, the model's `predict` does not wait for the others.
+    Functions of the model draw the figures: reconstructions while a `VQVAE` trains, samples while a prior trains, or
+    anything else. With several processes of `torch.distributed`, pass the callback in one of them only. Within the
+    functions, the model's `predict` does not wait for the other processes.
 
     ```python
     def reconstructions(model):
@@ -34,13 +34,13 @@ class FigureWriter(keras.callbacks.Callback):
     ```
 
     Args:
-        directory: Where to write `{name}_{epoch}.png`, epochs from 1, and TensorBoard's files.
-        figures: Functions by the names of their figures. Each takes the model and returns a matplotlib figure.
+        directory: Directory for the files `{name}_{epoch}.png`, with epochs from 1, and for TensorBoard's files.
+        figures: A dict from names to functions. Each function takes the model and returns a matplotlib figure.
         every_n_epochs: Write the figures every `every_n_epochs` epochs. Defaults to `1`.
-        dpi: Of the files. Defaults to `100`.
+        dpi: Resolution of the files in dots per inch. Defaults to `100`.
 
     Raises:
-        ValueError: If `figures` are not functions by name.
+        ValueError: If `figures` is not a dict of functions.
 
     Example:
 
@@ -65,7 +65,10 @@ class FigureWriter(keras.callbacks.Callback):
     ):
         super().__init__()
         if not isinstance(figures, dict) or not all(map(callable, figures.values())):
-            raise ValueError(f"`figures` must be functions by name. Received: figures={figures!r}")
+            raise ValueError(
+                "`figures` must be a dict from names to functions that take the model and return a figure. "
+                f"Received: figures={figures!r}"
+            )
         self.directory = pathlib.Path(directory)
         self.figures = figures
         self.every_n_epochs = validation.positive_int("every_n_epochs", every_n_epochs)
@@ -82,7 +85,7 @@ class FigureWriter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if (epoch + 1) % self.every_n_epochs:
             return
-        # On JAX asking for it brings the weights up to date.
+        # On JAX, reading `self.model` brings its weights up to date.
         model = self.model
         for name, draw in self.figures.items():
             content = io.BytesIO()
@@ -96,7 +99,7 @@ class FigureWriter(keras.callbacks.Callback):
     def _write_event(self, name: str, epoch: int, png: bytes, width: float, height: float) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
-        # By TensorBoard's own means, because TensorFlow's would need TensorFlow. 4 channels: red, green, blue, opacity.
+        # With TensorBoard's own classes, which do not need TensorFlow. `colorspace=4` means RGBA.
         image = summary_pb2.Summary.Image(encoded_image_string=png, width=int(width), height=int(height), colorspace=4)
         summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=epoch, summary=summary))

@@ -1,4 +1,4 @@
-"""Keras metrics of how well a codebook is used, streamed over the indices of an epoch."""
+"""Keras metrics of codebook usage, computed from the indices of an epoch."""
 
 import math
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from keras_vqvae.types import Tensor
 
 DType: TypeAlias = str | keras.DTypePolicy | None
 SMALLEST = 1e-37
-"""A number whose logarithm is finite."""
+"""A lower bound of fractions, so that their logarithm is finite."""
 
 
 def _entropy(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The entropy in nats of each codebook's counts, and their sum: `[..., K]` -> `[...]`, `[...]`."""
+    """Returns the entropy in nats of each codebook's counts, and their sum: `[..., K]` -> `[...]`, `[...]`."""
     counts = ops.cast(counts, "float32")
     total = ops.sum(counts, axis=-1, keepdims=True)
-    shares = counts / backend.at_least(total, 1.0)
-    # 0 log 0 is 0. No term is above 0, so the absolute value is the sum with its sign changed, and never -0.
-    terms = shares * ops.log(backend.at_least(shares, SMALLEST))
+    fractions = counts / backend.at_least(total, 1.0)
+    # 0 log 0 is 0. All terms are at most 0, so the absolute value negates their sum without giving -0.
+    terms = fractions * ops.log(backend.at_least(fractions, SMALLEST))
     return ops.abs(ops.sum(terms, axis=-1)), total[..., 0]
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """The exponential of the entropy of `counts / sum(counts)`, of each codebook: `[..., K]` -> `[...]`."""
+    """Returns the exponential of the entropy of each codebook's counts: `[..., K]` -> `[...]`."""
     entropy, total = _entropy(counts)
-    # `n` counts have at most the perplexity `n`; without counts it is 0.
+    # The perplexity of `n` counts is at most `n`. Without counts it is 0.
     return ops.minimum(ops.exp(entropy), total)
 
 
 def usage(counts: Tensor, sizes: Sequence[int] = ()) -> Tensor:
-    """The fraction of the codes with a count above 0, of each codebook: `[..., K]` -> `[...]`.
+    """Returns the fraction of each codebook's codes that have a count above 0: `[..., K]` -> `[...]`.
 
-    `sizes` are the numbers of codes of the codebooks, if they are not all `K`.
+    `sizes` has the number of codes of each codebook, if not all have `K`.
     """
     used = ops.cast(ops.convert_to_tensor(counts) > 0, "float32")
     if len(set(sizes)) < 2:
@@ -46,10 +46,11 @@ def usage(counts: Tensor, sizes: Sequence[int] = ()) -> Tensor:
 
 
 def summary(counts: Tensor, sizes: Sequence[int] = (), samples: Tensor | None = None) -> dict[str, Tensor]:
-    """The logs of codebooks with counts `[..., K]`: `perplexity`, `codebook_usage` and `bits_per_index`.
+    """Returns the logs of codebooks with counts `[..., K]`: `perplexity`, `codebook_usage` and `bits_per_index`.
 
-    Of several codebooks these are the means, and `min_perplexity` and `min_codebook_usage` are those of the worst. If
-    the number of samples is given, `bits_per_sample` is what an entropy coder needs for all indices of a sample.
+    With several codebooks, these are means, and `min_perplexity` and `min_codebook_usage` are the values of the worst
+    one. If `samples`, the number of samples, is given, `bits_per_sample` is the size of a sample's indices after
+    entropy coding.
     """
     counts = ops.convert_to_tensor(counts)
     entropy, totals = _entropy(counts)
@@ -68,20 +69,18 @@ def summary(counts: Tensor, sizes: Sequence[int] = (), samples: Tensor | None = 
 
 
 class CodebookSummary(keras.metrics.Metric):
-    """The logs of a quantizer's codebooks over an epoch: `summary` of their counts.
-
-    One metric with several results, so that codes are counted once.
+    """The `summary` of a quantizer's codebooks over an epoch: one metric with several results, which counts codes once.
 
     Args:
-        shape: That of the counts, `[..., K]`.
+        shape: Shape of the counts, `[..., K]`.
         sizes: Number of codes of each codebook.
-        name: Defaults to `"codebooks"`, which is in no log.
+        name: Name of the metric, which does not appear in the logs. Defaults to `"codebooks"`.
     """
 
     def __init__(self, shape: tuple[int, ...], sizes: tuple[int, ...], name: str = "codebooks", dtype: DType = None):
         super().__init__(name=name, dtype=dtype)
         self._sizes = sizes
-        # Integers: a float32 count stands still at 2^24.
+        # Integers, because a float32 cannot count beyond 2^24.
         self.counts = self.add_variable(shape=shape, initializer="zeros", dtype=backend.COUNTER, name="counts")
         self.samples = self.add_variable(shape=(), initializer="zeros", dtype=backend.COUNTER, name="samples")
 
@@ -94,7 +93,7 @@ class CodebookSummary(keras.metrics.Metric):
 
 
 class _CodeCounts(keras.metrics.Metric):
-    """Counts the codes that `update_state` is given, but for negative indices."""
+    """Base class of metrics that count the codes passed to `update_state`. Negative indices are ignored."""
 
     log_name: str
 
@@ -114,7 +113,7 @@ class _CodeCounts(keras.metrics.Metric):
         if reduction not in ("mean", "min"):
             raise ValueError(f"`reduction` must be 'mean' or 'min'. Received: reduction={reduction!r}")
         self.reduction = reduction
-        # Integers: a float32 count stands still at 2^24.
+        # Integers, because a float32 cannot count beyond 2^24.
         self.counts = self.add_variable(
             shape=(len(self._sizes), max(self._sizes)),
             initializer="zeros",
@@ -142,17 +141,18 @@ class _CodeCounts(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class CodebookPerplexity(_CodeCounts):
-    """The effective number of codes in use: the exponential of the entropy of how often each is chosen.
+    """The effective number of codes in use: how many equally likely codes would have the same entropy.
 
-    It lies between 1, a single code, and `num_embeddings`, uniform use; 0 before the first update.
+    It lies between 1, if a single code is used, and `num_embeddings`, if all are used equally often. It is 0 before the
+    first update.
 
     Args:
-        num_embeddings: Number of codes of each codebook, an integer, or a sequence of one integer a codebook.
-        num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
-            indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
+        num_embeddings: Number of codes of each codebook: one integer for all, or a sequence of one for each.
+        num_codebooks: Number of codebooks, which is the size of the last axes of the indices. Or a sequence with the
+            number of a sample's indices that belong to each codebook, such as `(1, 4, 16)` for the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
-        reduction: `"mean"` over the codebooks, or `"min"`, the worst of them. Defaults to `"mean"`.
-        name: Defaults to `"perplexity"`, or `"min_perplexity"`.
+        reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
+        name: Name of the metric. Defaults to `"perplexity"`, or `"min_perplexity"`.
 
     Example:
 
@@ -173,12 +173,12 @@ class CodebookUsage(_CodeCounts):
     """The fraction of the codes that were chosen at least once, between 0 and 1.
 
     Args:
-        num_embeddings: Number of codes of each codebook, an integer, or a sequence of one integer a codebook.
-        num_codebooks: Number of codebooks; the last axes of the indices have this size. Or the numbers of a sample's
-            indices that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the scales of a
+        num_embeddings: Number of codes of each codebook: one integer for all, or a sequence of one for each.
+        num_codebooks: Number of codebooks, which is the size of the last axes of the indices. Or a sequence with the
+            number of a sample's indices that belong to each codebook, such as `(1, 4, 16)` for the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
-        reduction: `"mean"` over the codebooks, or `"min"`, the worst of them. Defaults to `"mean"`.
-        name: Defaults to `"codebook_usage"`, or `"min_codebook_usage"`.
+        reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
+        name: Name of the metric. Defaults to `"codebook_usage"`, or `"min_codebook_usage"`.
 
     Example:
 

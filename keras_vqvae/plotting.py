@@ -1,4 +1,4 @@
-"""Pictures of a quantizer at work, as matplotlib figures: `figure.savefig("name.png")`."""
+"""Plots of reconstructions, samples and codes, as matplotlib figures: `figure.savefig("name.png")`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from keras_vqvae.ops import codebook
 
 
 def _strips(rows: list[tuple[str, np.ndarray, dict[str, Any]]], max_images: int, title: str) -> Figure:
-    """One strip of images a row, with the row's name in front."""
+    """Draws rows of images, each with its name in front."""
     columns = min(validation.positive_int("max_images", max_images), len(rows[0][1]))
     figure = Figure(figsize=(columns + 1.2, len(rows) + 0.5), layout="constrained")
     figure.suptitle(title)
@@ -36,9 +36,9 @@ def plot_reconstructions(
 
     Args:
         images: `[samples, height, width]` or `[samples, height, width, channels]`, in 0..1.
-        reconstructions: Of the same shape, clipped to 0..1; or several by their names, such as those by more and more
-            codes.
-        max_images: How many to draw. Defaults to `12`.
+        reconstructions: Images of the same shape, clipped to 0..1. Or a dict of several by name, for example with more
+            and more codes.
+        max_images: Number of images to draw. Defaults to `12`.
     """
     if not isinstance(reconstructions, dict):
         reconstructions = {"reconstruction": reconstructions}
@@ -47,7 +47,7 @@ def plot_reconstructions(
         pictures = np.clip(pictures, 0, 1)
         if images.shape != pictures.shape:
             raise ValueError(
-                "`images` and `reconstructions` must have one shape. "
+                "`reconstructions` must have the shape of `images`. "
                 f"Received: images of shape {images.shape}, reconstructions of shape {pictures.shape}"
             )
         rows.append((name, pictures, _grey(images)))
@@ -60,12 +60,12 @@ def plot_reconstructions(
 
 
 def plot_samples(images: np.ndarray | dict[str, np.ndarray], max_images: int = 12) -> Figure:
-    """Draws new images, such as those of `VQVAE.sample`.
+    """Draws new images, such as the results of `VQVAE.sample`.
 
     Args:
-        images: `[samples, height, width]` or `[samples, height, width, channels]`, clipped to 0..1; or several by their
-            names, such as those of each class.
-        max_images: How many to draw of each. Defaults to `12`.
+        images: `[samples, height, width]` or `[samples, height, width, channels]`, clipped to 0..1. Or a dict of
+            several by name, for example one for each class.
+        max_images: Number of images to draw for each name. Defaults to `12`.
     """
     named = images if isinstance(images, dict) else {"samples": images}
     rows = [(name, pictures := np.clip(each, 0, 1), _grey(pictures)) for name, each in named.items()]
@@ -73,33 +73,36 @@ def plot_samples(images: np.ndarray | dict[str, np.ndarray], max_images: int = 1
 
 
 def plot_code_maps(images: np.ndarray, codes: np.ndarray, num_embeddings: int, max_images: int = 12) -> Figure:
-    """Draws images above the maps of their codes, one colour a code.
+    """Draws images above the maps of their codes, with one colour for each code.
 
     Args:
         images: `[samples, height, width]` or `[samples, height, width, channels]`, in 0..1.
         codes: Integers `[samples, rows, columns]`.
         num_embeddings: Number of codes.
-        max_images: How many to draw. Defaults to `12`.
+        max_images: Number of images to draw. Defaults to `12`.
     """
     images, codes = np.asarray(images), np.asarray(codes)
     if codes.ndim != 3:
-        raise ValueError(f"`codes` must have shape [samples, rows, columns]. Received: codes of shape {codes.shape}")
+        raise ValueError(
+            "`codes` must have shape [samples, rows, columns]. Select one code per position, such as `codes[..., 0]`. "
+            f"Received: codes of shape {codes.shape}"
+        )
     colours = {"cmap": "turbo", "vmin": 0, "vmax": num_embeddings - 1, "interpolation": "nearest"}
     return _strips(
         [("image", images, _grey(images)), ("codes", codes, colours)],
         max_images,
-        f"Codes: {codes.shape[1]} x {codes.shape[2]} an image, one colour for each of {num_embeddings}",
+        f"Codes: {codes.shape[1]} x {codes.shape[2]} per image, one colour for each of {num_embeddings}",
     )
 
 
 def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | Sequence[int] = 1) -> Figure:
-    """Draws how often each code is used, most used first, beside uniform use.
+    """Draws how often each code is used, in descending order, and the level of uniform use.
 
     Args:
-        codes: Integers of any shape. Negative ones do not count.
+        codes: Integers of any shape. Negative codes are ignored.
         num_embeddings: Number of codes of each codebook.
-        num_codebooks: Number of codebooks, each drawn as a curve; the last axes of `codes` have this size. Or the
-            numbers of a sample's codes that belong to each codebook in turn, such as `(1, 4, 16)`, the cells of the
+        num_codebooks: Number of codebooks, which is the size of the last axes of `codes`. Each is drawn as a curve. Or
+            a sequence with the number of a sample's codes that belong to each codebook, such as `(1, 4, 16)` for the
             scales of a `MultiScaleQuantizer`. Defaults to `1`.
     """
     codebooks = np.array(codebook.codebooks_in_turn(num_codebooks))
@@ -110,18 +113,18 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
     for number in range(max(codebooks) + 1):
         chosen = codes[:, codebooks == number]
         counts = np.sort(np.bincount(chosen[chosen >= 0], minlength=num_embeddings))[::-1]
-        # A codebook that was never used has no fractions.
+        # At least 1, because a codebook may never be used.
         fractions = counts / max(counts.sum(), 1)
         used.append(np.count_nonzero(fractions))
         perplexities.append(float(metrics.perplexity(counts)))
-        # In steps: bars narrower than a pixel vanish in large codebooks.
+        # As steps, because the bars of a large codebook would be narrower than a pixel, and invisible.
         axis.stairs(fractions, fill=not several, label=f"codebook {number}" if several else None)
     axis.axhline(1 / num_embeddings, color="black", linestyle="dashed", linewidth=1, label="uniform use")
     axis.set(xlabel="code, by rank", ylabel="fraction of positions", xlim=(0, num_embeddings))
     title = f"Use of the codebook: {used[0]} of {num_embeddings} codes, perplexity {perplexities[0]:.0f}"
     if several:
         title = (
-            f"Use of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes in the mean, at least "
+            f"Use of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes on average, at least "
             f"{min(used)}, perplexity {np.mean(perplexities):.0f}, at least {min(perplexities):.0f}"
         )
     axis.set_title(title)
@@ -130,9 +133,9 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
 
 
 def plot_code_atlas(images: np.ndarray, counts: np.ndarray | None = None, max_images: int = 256) -> Figure:
-    """Draws what each code looks like: an image for each, most used first where `counts` say so.
+    """Draws a decoded image for each code, in descending order of use if `counts` is given.
 
-    For an encoder that gives an image `rows x columns` codes, an image that consists of one code throughout:
+    If images have `rows x columns` codes, decode an array that repeats each code at all positions:
 
     ```python
     codes = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, rows, columns))
@@ -140,16 +143,19 @@ def plot_code_atlas(images: np.ndarray, counts: np.ndarray | None = None, max_im
     ```
 
     Args:
-        images: Each code decoded, `[K, height, width]` or `[K, height, width, channels]`, in 0..1; clipped to that.
-        counts: How often each code is used, `[K]`. Defaults to `None`: in the order of the codebook.
-        max_images: How many to draw. Defaults to `256`.
+        images: The decoded image of each code, `[K, height, width]` or `[K, height, width, channels]`, clipped to 0..1.
+        counts: How often each code is used, `[K]`. Defaults to `None`: codes are drawn in the order of the codebook.
+        max_images: Number of images to draw. Defaults to `256`.
     """
     images = np.clip(images, 0, 1)
     order, title = np.arange(len(images)), "in order of the codebook"
     if counts is not None:
         counts = ops.convert_to_numpy(counts)
         if counts.shape != (len(images),):
-            raise ValueError(f"`counts` must have one for each image. Received: counts of shape {counts.shape}")
+            raise ValueError(
+                f"`counts` must have one number for each of the {len(images)} images. "
+                f"Received: counts of shape {counts.shape}"
+            )
         order, title = np.argsort(-counts, kind="stable"), "most used first"
     drawn = images[order[: validation.positive_int("max_images", max_images)]]
     columns = int(np.ceil(np.sqrt(2 * len(drawn))))
@@ -164,14 +170,17 @@ def plot_code_atlas(images: np.ndarray, counts: np.ndarray | None = None, max_im
 
 
 def plot_training(history: dict[str, list[float]]) -> Figure:
-    """Draws the curves of a training, one panel a quantity, training beside validation.
+    """Draws the logs of a training over its epochs, with one panel for each log of training and validation.
 
     Args:
-        history: What `fit` returns has it as `history.history`: values by epoch of each of the logs.
+        history: A dict from the names of logs to their values by epoch: `fit(...).history`.
     """
-    names = [name for name in history if not name.startswith("val_")]
+    names = [name for name in history if not name.startswith("val_")] if isinstance(history, dict) else []
     if not names:
-        raise ValueError(f"`history` must hold logs of training. Received: history={history!r}")
+        received = f"history with the keys {list(history)}" if isinstance(history, dict) else f"history={history!r}"
+        raise ValueError(
+            f"`history` must be a dict with logs of training, as `fit(...).history` is. Received: {received}"
+        )
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")

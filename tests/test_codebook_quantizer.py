@@ -257,3 +257,12 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, key
     resumed = train(tmp_path / "killed", 6)
     for one, other in zip(resumed.variables, unbroken.variables, strict=True):
         np.testing.assert_array_equal(numpy(one), numpy(other), err_msg=one.path)
+
+
+def test_an_initializer_that_fails_is_traced_to_its_weight():
+    def failing(shape, dtype):
+        raise ValueError("no values")
+
+    layer = keras_vqvae.VectorQuantizer(6, embeddings_initializer=failing, name="codes")
+    with pytest.raises(ValueError, match="The weight `codebook` of `codes` could not be created: no values"):
+        layer.build((None, 4))

@@ -154,11 +154,12 @@ def test_wrong_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((0, 28, 1), "Received: input_shape=0"),
+        ((0, 28, 1), "Received: input_shape[0]=0"),
         ((8,), "Received: input_shape=(8,)"),
         (8, "Received: input_shape=8"),
+        (np.zeros((8, 8, 1)), "Received: input_shape=ndarray"),
         ((4, 4, 4, 4, 1), "Received: input_shape=(4, 4, 4, 4, 1)"),
-        ((8, 8, None), "Received: input_shape=None"),
+        ((8, 8, None), "Received: input_shape[2]=None"),
     ],
 )
 def test_shapes_that_make_no_sense_are_named(shape, message):
@@ -171,7 +172,9 @@ def test_causal_models_have_one_axis(channels_first):
         (keras_vqvae.build_conv_encoder, "input_shape"),
         (keras_vqvae.build_conv_decoder, "output_shape"),
     ):
-        with pytest.raises(ValueError, match=r"`causal` needs one axis.*image_data_format='channels_first'"):
+        with pytest.raises(
+            ValueError, match=r"`causal=True` needs sequences with channels last.*image_data_format='channels_first'"
+        ):
             build((1, 8), causal=True)
         keras.config.set_image_data_format("channels_last")
         with pytest.raises(ValueError, match=re.escape(f"Received: causal=True, {name}=(8, 8, 1)")):

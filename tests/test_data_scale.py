@@ -301,3 +301,14 @@ def test_bfloat16_rounds_nothing_more():
         finally:
             keras.config.set_dtype_policy("float32")
     np.testing.assert_array_equal(*found)
+
+
+def test_the_default_loss_in_a_sum():
+    """`LossSum` says which weight of the squared error gives the default loss."""
+    x, latents = draw(24, 8), 3
+    weight = x[0].size / (8 * latents * np.mean(np.var(x, axis=0)))
+    found = []
+    for loss in ("normalized_mse", keras_vqvae.LossSum([keras.losses.MeanSquaredError()], [weight])):
+        model = compiled(make(), "sgd", loss, traced=False)
+        found.append(model.evaluate(x, batch_size=24, return_dict=True, verbose=0)["loss"])
+    np.testing.assert_allclose(*found, rtol=1e-5)

@@ -165,10 +165,14 @@ def two_inputs():
         (
             Subclass,
             None,
-            "`features` must be a functional or built sequential model with one input. Received: features=",
+            "`features` must be a functional model, or a built sequential model, with one input. Received: features=",
         ),
-        (two_inputs, None, "`features` must be a functional or built sequential model with one input"),
-        (lambda: keras.Sequential([layers.Dense(2)]), None, "`features` must be a functional or built sequential"),
+        (two_inputs, None, "a built sequential model, with one input"),
+        (
+            lambda: keras.Sequential([layers.Dense(2)]),
+            None,
+            "`features` must be a functional model, or a built sequential model",
+        ),
         (lambda: "vgg", None, "Received: features='vgg'"),
     ],
 )
@@ -179,8 +183,8 @@ def test_wrong_features_are_named(model, names, message):
 
 def test_samples_of_another_size_than_the_features_are_errors():
     loss = keras_vqvae.PerceptualLoss(classifier(), LAYERS)
-    message = "its inputs are (None, 4, 3, 2). Put layers that convert the samples, such as `keras.layers.Resizing`"
+    message = "for example `keras.layers.Resizing`. Received: features.input_shape=(None, 4, 3, 2), y_pred of shape"
     for shape in ((2, 4, 3, 1), (2, 8, 3, 2), (2, 4, 3)):
         with pytest.raises(ValueError, match=re.escape(message)) as error:
             loss(np.zeros(shape), np.zeros(shape))
-        assert str(error.value).endswith(f"Received: y_pred of shape {shape}")
+        assert str(error.value).endswith(f"y_pred of shape {shape}")

@@ -1,6 +1,8 @@
+import keras
 import numpy as np
 import pytest
 
+import keras_vqvae
 from keras_vqvae import plotting
 
 
@@ -73,7 +75,7 @@ def test_use_is_counted_by_codebook(cells):
     np.testing.assert_allclose(first.get_data().values, [1, 0, 0, 0])
     assert second.get_data().values[3] == 0
     assert np.count_nonzero(second.get_data().values) == 3
-    assert "2 codebooks: 2 of 4 codes in the mean, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
+    assert "2 codebooks: 2 of 4 codes on average, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
 
 
 def test_an_atlas_has_the_most_used_codes_first(images):
@@ -108,7 +110,20 @@ def test_wrong_shapes_are_named(images):
         plotting.plot_code_maps(images, np.zeros(5, int), 4)
     with pytest.raises(ValueError, match="Received: counts of shape"):
         plotting.plot_code_atlas(images, counts=[1, 2])
-    with pytest.raises(ValueError, match="Received: history="):
+    with pytest.raises(ValueError, match=r"Received: history with the keys \['val_loss'\]"):
         plotting.plot_training({"val_loss": [1]})
     with pytest.raises(ValueError, match="Received: max_images=0"):
         plotting.plot_reconstructions(images, images, max_images=0)
+
+
+def test_plots_are_an_attribute_of_the_package(monkeypatch):
+    monkeypatch.delattr(keras_vqvae, "plotting")
+    assert keras_vqvae.plotting is plotting
+    with pytest.raises(AttributeError, match="module 'keras_vqvae' has no attribute 'plots'"):
+        keras_vqvae.plots  # noqa: B018
+
+
+def test_a_history_is_told_from_its_dict():
+    history = keras.callbacks.History()
+    with pytest.raises(ValueError, match=r"as `fit\(\.\.\.\)\.history` is\. Received: history=<.*History"):
+        plotting.plot_training(history)

@@ -310,7 +310,7 @@ def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
         ({"index_shape": (2, 2, 2)}, "shape=(2, 2), index_shape=(2, 2, 2)"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"num_layers": 0}, "num_layers=0"),
-        ({"num_heads": 3}, "num_heads=3, hidden_dim=128"),
+        ({"num_heads": 3}, "hidden_dim=128, num_heads=3"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"label_dropout": 1.5, "num_classes": 2}, "label_dropout=1.5"),
         ({"label_dropout": 1, "num_classes": 2}, "label_dropout=1"),
@@ -374,10 +374,36 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
     with pytest.raises(ValueError, match="Received: y=None"):
         prior.fit(codes, verbose=0)
     classless = PRIORS[kind](K, SHAPE, num_layers=1, num_heads=1, hidden_dim=4)
-    with pytest.raises(ValueError, match="num_classes=None"):
+    with pytest.raises(ValueError, match=r"Received: labels of shape \(7,\), num_classes=None"):
         classless(((codes), labels))
     with pytest.raises(ValueError, match="Received: guidance_scale=2"):
         classless.generate(1, guidance_scale=2)
+
+
+@pytest.mark.each_backend
+# Those of the exporters.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_a_loaded_prior_is_exported(tmp_path, num_classes):
+    """To ONNX on PyTorch, which has no SavedModel."""
+    small("masked", num_layers=1, num_classes=num_classes).save(tmp_path / "prior.keras")
+    prior = keras.saving.load_model(tmp_path / "prior.keras")
+    codes, labels = np.arange(LENGTH, dtype="int32").reshape(1, *SHAPE) % K, np.array([1], "int32")
+    inputs = [codes] if num_classes is None else [codes, labels]
+    if keras.backend.backend() == "torch":
+        import onnxruntime
+
+        prior.export(tmp_path / "prior.onnx", format="onnx", verbose=False, batch_size=1)
+        session = onnxruntime.InferenceSession(tmp_path / "prior.onnx")
+        names = [given.name for given in session.get_inputs()]
+        (logits,) = session.run(None, dict(zip(names, inputs, strict=True)))
+    else:
+        import tensorflow as tf
+
+        prior.export(str(tmp_path / "prior"), verbose=False)
+        logits = tf.saved_model.load(str(tmp_path / "prior")).serve(codes if num_classes is None else tuple(inputs))
+    expected = logits_of(prior, codes, None if num_classes is None else labels)
+    np.testing.assert_allclose(numpy(logits).reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_samples_are_decoded_draws(kind, codes):
@@ -391,8 +417,8 @@ def test_samples_are_decoded_draws(kind, codes):
     drawn = prior.generate(5, 1, temperature=2.0, seed=0, verbose=0)
     np.testing.assert_array_equal(new, model.decode(drawn, verbose=0))
     for other, message in (
-        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior of 6 codes of shape (2, 2, 3)"),
-        (PRIORS[kind](K, (2, 2), hidden_dim=4), "prior of 5 codes of shape (2, 2)"),
+        (PRIORS[kind](K + 1, SHAPE, hidden_dim=4), "prior with num_embeddings=6, shape=(2, 2, 3)"),
+        (PRIORS[kind](K, (2, 2), hidden_dim=4), "prior with num_embeddings=5, shape=(2, 2)"),
         (model, "prior=<VQVAE"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):

@@ -75,13 +75,15 @@ def test_the_other_arguments_are_those_of_the_class(kind):
 def test_a_grid_of_any_size_needs_a_shape():
     model = model_of(code(), grid=(None, 4))
     kind = keras_vqvae.MaskedPrior
-    with pytest.raises(ValueError, match=r"Pass `shape`.*Received: shape=None, model with codes of shape \(None, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`shape` must be given.*Received: shape=None, model with codes of shape \(None, 4\)"
+    ):
         kind.from_model(model)
     assert kind.from_model(model, shape=(3, 4), **SIZES).shape == (3, 4)
     # As it is taken from codes.
     assert kind.from_model(model, shape=np.zeros((2, 6, 4)).shape[1:], **SIZES).shape == (6, 4)
     for wrong in ((3, 5), (3,), (3, 4, 1)):
-        with pytest.raises(ValueError, match=r"`shape` must be that of the model's codes, \(None, 4\)"):
+        with pytest.raises(ValueError, match=r"`shape` must match the shape of the model's codes, \(None, 4\)"):
             kind.from_model(model, shape=wrong)
     with pytest.raises(ValueError, match="Received: shape=0"):
         kind.from_model(model, shape=(0, 4))

@@ -288,7 +288,7 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
     with pytest.raises(ValueError, match="Received: guidance_scale=2.0, labels=None"):
         with_classes.generate(2, guidance_scale=2.0)
     name = "num_steps" if kind == "autoregressive" else "beam_width"
-    with pytest.raises(ValueError, match=f"has no argument `{name}`. Received: {name}=3"):
+    with pytest.raises(ValueError, match=f"`{name}` is not an argument of .*. Received: {name}=3"):
         prior.generate(2, **{name: 3})
 
 

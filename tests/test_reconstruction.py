@@ -219,7 +219,7 @@ def test_outputs_that_are_not_the_decoders_need_a_loss():
     encoder, decoder = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
     model = Other(encoder, keras_vqvae.VectorQuantizer(16), decoder)
     model.compile("sgd", run_eagerly=keras.backend.backend() == "tensorflow")
-    with pytest.raises(ValueError, match="`loss` must be given.*Received: loss='normalized_mse'"):
+    with pytest.raises(ValueError, match="`loss` must be passed to `compile`.*Received: loss='normalized_mse'"):
         model.fit(draw(20, 8), draw(20, 3), verbose=0)
 
 

@@ -164,7 +164,7 @@ def test_no_size_at_all_is_an_error():
     model = make((None,))
     model.compile("sgd")
     for use in (model.encode, model.predict, model.fit, model):
-        with pytest.raises(ValueError, match=re.escape("must have a size of 1 or more. Received: ")):
+        with pytest.raises(ValueError, match=re.escape("must not be empty along any axis. Received: ")):
             use(np.zeros((2, 0, 1), "float32"))
 
 
@@ -172,7 +172,7 @@ def test_no_size_at_all_is_an_error():
     ("size", "message"),
     [
         (13, "at most (12,)"),
-        ((9, 9), "must be an integer, or 1 of them. Received: size=(9, 9)"),
+        ((9, 9), "must be an integer or a sequence of length 1. Received: size=(9, 9)"),
         (0, "positive integer. Received: size=0"),
     ],
 )

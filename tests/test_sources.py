@@ -150,7 +150,7 @@ def test_steps_bound_a_source_without_an_end():
     model.adapt(Endless(), steps=4, verbose=0)
     with pytest.raises(ValueError, match="`steps` must be given"):
         model.adapt(Endless(), verbose=0)
-    with pytest.raises(ValueError, match="`x` must contain at least one vector"):
+    with pytest.raises(ValueError, match="`x` must give at least one vector"):
         model.adapt(iter(()), verbose=0)
     with pytest.raises(ValueError, match="`max_vectors` must be a positive integer"):
         model.adapt(draw(8, 6), max_vectors=0, verbose=0)
@@ -188,11 +188,13 @@ def test_batches_without_samples_are_left_out_and_errors_name_the_data():
     np.testing.assert_allclose(numpy(other.quantizer.codebook), numpy(one.quantizer.codebook), rtol=1e-5)
     encoder, decoder = keras.Sequential([keras.Input((None, 6)), layers.Dense(3)]), keras.Sequential([layers.Dense(6)])
     scales = keras_vqvae.MultiScaleQuantizer(keras_vqvae.VectorQuantizer(8), strides=(2, 1))
-    with pytest.raises(ValueError, match="`x` must have grids of one size"):
+    with pytest.raises(ValueError, match="`x` must give grids of one size"):
         keras_vqvae.VQVAE(encoder, scales, decoder).adapt((draw(3, size, 6) for size in (4, 8)), verbose=0)
-    with pytest.raises(ValueError, match="`x` must have arrays of one length"):
+    with pytest.raises(
+        ValueError, match="`x` must have arrays with the same number of samples. Received: arrays of 24, 5 samples"
+    ):
         one.adapt({"a": x, "b": x[:5]}, verbose=0)
-    with pytest.raises(ValueError, match="`x` must contain at least one vector"):
+    with pytest.raises(ValueError, match="`x` must give at least one vector"):
         one.adapt(np.full((4, 6), np.nan), verbose=0)
 
 

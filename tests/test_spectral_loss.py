@@ -187,9 +187,10 @@ def test_wrong_arguments_are_named(arguments, message):
     ("losses", "weights", "message"),
     [
         ("mse", None, "Received: losses='mse'"),
-        (["mse"], None, "`keras.losses.MeanSquaredError()`, for example"),
+        (["mse"], None, "use `keras.losses.MeanSquaredError()` instead of 'mse'. Received: losses=['mse']"),
+        (["normalized_mse"], None, "`keras.losses.MeanSquaredError()` with the weight in the documentation"),
         ([], None, "Received: losses=[]"),
-        ([keras.losses.MeanSquaredError()], [1, 2], "for each of 1 losses. Received: weights=(1, 2)"),
+        ([keras.losses.MeanSquaredError()], [1, 2], "for each of the 1 losses. Received: weights=(1, 2)"),
         ([keras.losses.MeanSquaredError()], [-1], "Received: weights=-1"),
     ],
 )
@@ -203,7 +204,9 @@ def test_sounds_that_are_too_short_or_none_are_errors():
     message = "as the largest window, 1024: give longer sounds, or smaller `window_sizes`. Received: y_pred of shape"
     with pytest.raises(ValueError, match=re.escape(message + " (2, 1000, 1), of 1000 steps")):
         loss(draw(2, 1000, 1), draw(2, 1000, 1))
-    with pytest.raises(ValueError, match=re.escape("must be sounds, [batch, steps] or [batch, steps, channels]")):
+    with pytest.raises(
+        ValueError, match=re.escape("must be sounds of shape [batch, steps] or [batch, steps, channels]")
+    ):
         loss(draw(2, 8, 8, 1), draw(2, 8, 8, 1))
     with pytest.raises(ValueError, match=re.escape("Received: y_true of shape (2, 1024, 1), y_pred of shape (2, 1025")):
         loss(draw(2, 1024, 1), draw(2, 1025, 1))

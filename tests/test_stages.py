@@ -259,7 +259,7 @@ def test_a_prior_of_other_sizes_is_refused(x):
     prior = keras_vqvae.AutoregressivePrior(model.quantizer.codebook_sizes, (3,), index_shape=(3,), **sizes)
     assert model.sample(prior, 5, verbose=0).shape == (5, DIM)
     with pytest.raises(
-        ValueError, match=r"`codebook_sizes` as its `num_embeddings`. Received: prior of \[16, 16, 16\]"
+        ValueError, match=r"the quantizer's codebook sizes.* Received: prior with codebook_sizes=\(16, 16, 16\)"
     ):
         model.sample(keras_vqvae.AutoregressivePrior(16, (3,), index_shape=(3,), **sizes), 5)
 

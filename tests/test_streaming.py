@@ -350,7 +350,7 @@ def test_ends_that_are_not_cropped_are_an_error():
     latents = keras.Input((None, 4))
     decoder = keras.Model(latents, layers.Conv1DTranspose(1, 4, strides=2)(layers.ZeroPadding1D((1, 0))(latents)))
     model = keras_vqvae.VQVAE(make().encoder, vector(), decoder)
-    with pytest.raises(ValueError, match="crop.*Received: decoder with a layer Functional"):
+    with pytest.raises(ValueError, match="Cropping1D.*Received: decoder with a layer Functional"):
         model.decode_stream([])
 
 
@@ -369,7 +369,7 @@ def test_models_that_are_no_streams_are_named():
     flat(draw(2, 5))
     with pytest.raises(
         ValueError,
-        match=re.escape("one sequence [batch, steps, channels], and a decoder to one. Received: encoder of ["),
+        match=re.escape("`decoder` must return one, for a stream. Received: encoder inputs of ["),
     ):
         flat.encode_stream([])
 
@@ -377,10 +377,10 @@ def test_models_that_are_no_streams_are_named():
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        (np.zeros((2, 8, 1)), "an iterable of arrays, such as `[x]`. Received: an array of shape (2, 8, 1)"),
+        (np.zeros((2, 8, 1)), "such as the list `[x]` for one array `x`. Received: an array of shape (2, 8, 1)"),
         ([np.zeros((8, 1))], "arrays [batch, steps, 1]. Received: chunk of shape (8, 1)"),
         ([np.zeros((2, 8, 2))], "Received: chunk of shape (2, 8, 2)"),
-        ([np.zeros((2, 8, 1)), np.zeros((3, 8, 1))], "as the first, 2. Received: chunk of shape (3, 8, 1)"),
+        ([np.zeros((2, 8, 1)), np.zeros((3, 8, 1))], "Received: first chunk of 2 sequences, chunk of shape (3, 8, 1)"),
     ],
 )
 def test_chunks_of_other_shapes_are_named(chunks, message):

@@ -17,15 +17,18 @@ def x(rng):
     return rng.normal(size=(12, DIM)).astype("float32")
 
 
-def judge(several=False):
-    """Two layers, with a logit, or with a dict of one and of a grid of four."""
+def judge(several=False, features=False):
+    """Two layers, with a logit, or with a dict of one and of a grid of four. The features are those between them."""
     inputs = keras.Input((DIM,))
     hidden = layers.Dense(5, activation="tanh", name="discriminator_hidden")(inputs)
     one = layers.Dense(1, name="discriminator_one")(hidden)
-    if not several:
-        return keras.Model(inputs, one, name="discriminator")
-    four = layers.Dense(4, name="discriminator_four")(hidden)
-    return keras.Model(inputs, {"one": one, "four": layers.Reshape((2, 2))(four)}, name="discriminator")
+    outputs = one
+    if several:
+        four = layers.Dense(4, name="discriminator_four")(hidden)
+        outputs = {"one": one, "four": layers.Reshape((2, 2))(four)}
+    if features:
+        outputs = {"logits": outputs, "features": [hidden]}
+    return keras.Model(inputs, outputs, name="discriminator")
 
 
 def make(discriminator=None, weight=0.5, model=keras_vqvae.VQGAN, **keywords):
@@ -39,8 +42,8 @@ def make(discriminator=None, weight=0.5, model=keras_vqvae.VQGAN, **keywords):
 class Reference:
     """The game of a model in NumPy: one player's gradients at a time."""
 
-    def __init__(self, model, x):
-        self.x, self.r = x, model.predict(x, verbose=0)
+    def __init__(self, model, x, features=False):
+        self.x, self.r, self.features = x, model.predict(x, verbose=0), features
         self.first, self.bias, *heads = model.discriminator.get_weights()
         # In Keras's order, that of the names: four before one.
         self.heads = list(zip(heads[::2], heads[1::2], strict=True))
@@ -49,10 +52,10 @@ class Reference:
         hidden = np.tanh(x @ self.first + self.bias)
         return hidden, [hidden @ kernel + bias for kernel, bias in self.heads]
 
-    def backward(self, x, cotangents):
-        """The gradients for `x` and for all weights, given those for the logits of each head."""
+    def backward(self, x, cotangents, into_features=0.0):
+        """The gradients for `x` and for all weights, given those for the logits of each head and for the features."""
         hidden, _ = self.logits(x)
-        into_hidden = sum(c @ kernel.T for c, (kernel, _) in zip(cotangents, self.heads, strict=True))
+        into_hidden = into_features + sum(c @ kernel.T for c, (kernel, _) in zip(cotangents, self.heads, strict=True))
         into_hidden = into_hidden * (1 - hidden**2)
         of_heads = [gradient for c in cotangents for gradient in (hidden.T @ c, c.sum(0))]
         return into_hidden @ self.first.T, [x.T @ into_hidden, into_hidden.sum(0), *of_heads]
@@ -71,11 +74,17 @@ class Reference:
         logs = {"discriminator_loss": real + fake, "real_accuracy": real_accuracy, "fake_accuracy": fake_accuracy}
         return logs, [one + other for one, other in zip(*total, strict=True)]
 
+    def feature_loss(self):
+        """The loss of the features, and its gradient for those of the reconstructions."""
+        data, made = self.logits(self.x)[0], self.logits(self.r)[0]
+        return np.abs(made - data).sum() / np.abs(data).sum(), np.sign(made - data) / np.abs(data).sum()
+
     def generator(self):
-        """The loss, and its gradient for the reconstructions."""
+        """The loss of the logits, and the gradient of all losses for the reconstructions."""
         _, logits = self.logits(self.r)
         loss = -np.mean([each.mean() for each in logits])
-        return loss, self.backward(self.r, [np.full_like(each, -1 / each.size / len(logits)) for each in logits])[0]
+        cotangents = [np.full_like(each, -1 / each.size / len(logits)) for each in logits]
+        return loss, self.backward(self.r, cotangents, self.feature_loss()[1] if self.features else 0.0)[0]
 
 
 def step(model, x, loss):
@@ -88,15 +97,21 @@ def step(model, x, loss):
 
 
 @pytest.mark.parametrize(
-    ("loss", "several"),
-    [("mse", False), ("mse", True), pytest.param("normalized_mse", True, marks=pytest.mark.each_backend)],
+    ("loss", "several", "features"),
+    [
+        ("mse", False, False),
+        ("mse", True, False),
+        ("normalized_mse", True, False),
+        ("mse", False, True),
+        pytest.param("normalized_mse", True, True, marks=pytest.mark.each_backend),
+    ],
 )
-def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several):
+def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several, features):
     of_discriminator = []
     for weight in (0.0, 50.0):
         keras.utils.set_random_seed(0)
-        model = make(judge(several), weight)
-        game, codes = Reference(model, x), numpy(model.quantizer(model.encoder(x)))
+        model = make(judge(several, features), weight)
+        game, codes = Reference(model, x, features), numpy(model.quantizer(model.encoder(x)))
         # In units of the variance, an eighth of a sample's error, for each element of the latents.
         factor = 1.0 if loss == "mse" else DIM / LATENTS / 8
         error = 2 * (game.r - x) / x.size * (1.0 if loss == "mse" else factor / x.var(0).mean())
@@ -115,20 +130,26 @@ def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_logs_and_the_loss_are_those_of_the_game(x, several):
-    model = helpers.compiled(make(judge(several), preprocessing=layers.Rescaling(2.0)), "sgd", "mse", traced=False)
+@pytest.mark.parametrize(("several", "features"), [(False, False), (True, False), (True, True)])
+def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
+    model = helpers.compiled(
+        make(judge(several, features), preprocessing=layers.Rescaling(2.0)), "sgd", "mse", traced=False
+    )
     game = Reference(model, x)
     game.x = 2 * x
     expected = {**game.discriminator()[0], "generator_loss": game.generator()[0]}
+    expected |= {"feature_loss": game.feature_loss()[0]} if features else {}
     # The last batch is smaller.
     logs = model.evaluate(x, batch_size=12, verbose=0, return_dict=True)
     for name, value in expected.items():
         assert logs[name] == pytest.approx(value, rel=1e-5), name
-    total = np.square(game.r - 2 * x).mean() + 0.5 * expected["generator_loss"] + expected["discriminator_loss"]
+    generator = expected["generator_loss"] + expected.get("feature_loss", 0.0)
+    total = np.square(game.r - 2 * x).mean() + 0.5 * generator + expected["discriminator_loss"]
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
+    assert ("feature_loss" in logs) == features
     in_parts = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
-    for name in ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy"):
+    # The loss of the features is relative to the magnitudes in each batch.
+    for name in expected.keys() - {"feature_loss"}:
         assert in_parts[name] == pytest.approx(logs[name], rel=1e-5), name
 
 
@@ -286,13 +307,13 @@ def several_outputs():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"discriminator": "conv"}, r"`discriminator` must be a Layer\. Received: discriminator='conv'"),
+        ({"discriminator": "conv"}, "`discriminator` must be a Keras layer.* Received: discriminator='conv'"),
         ({"adversarial_weight": -0.1}, r"`adversarial_weight` .* Received: adversarial_weight=-0\.1"),
         ({"start_step": 1.5}, r"`start_step` .* Received: start_step=1\.5"),
-        ({"decoder": several_outputs()}, r"`decoder` must have one output .*\[\(None, 8\), \(None, 2\)\]"),
+        ({"decoder": several_outputs()}, r"`decoder` must have a single output .*\[\(None, 8\), \(None, 2\)\]"),
         (
             {"discriminator": keras.Sequential([keras.Input((DIM + 1,)), layers.Dense(1)])},
-            r"`discriminator` must take the decoder's outputs\. .* \(None, 8\), discriminator\.input_shape=\(None, 9\)",
+            r"`discriminator` must accept the decoder's outputs\. .* \(None, 8\), .*\.input_shape=\(None, 9\)",
         ),
     ],
 )
@@ -303,6 +324,47 @@ def test_wrong_arguments(changed, message):
         keras_vqvae.VQGAN(**{**parts, "discriminator": judge(), **changed})
 
 
+def with_logits(*last):
+    return keras.Sequential([keras.Input((DIM,)), layers.Dense(4, activation="relu"), *last])
+
+
+def nested(model):
+    inputs = keras.Input((DIM,))
+    return keras.Model(inputs, [layers.Dense(1)(inputs), model(inputs)])
+
+
+def with_features(activation):
+    inputs = keras.Input((DIM,))
+    hidden = layers.Dense(4, activation="relu")(inputs)
+    return keras.Model(inputs, {"logits": layers.Dense(1, activation=activation)(hidden), "features": [hidden]})
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "name"),
+    [
+        (layers.Dense(1, activation="sigmoid"), "sigmoid"),
+        (with_logits(layers.Dense(1, activation="sigmoid")), "sigmoid"),
+        (with_logits(layers.Dense(2), layers.Softmax()), "softmax"),
+        (with_logits(layers.Dense(1), layers.Activation("relu")), "relu"),
+        (keras.Sequential([layers.Dense(1, activation="hard_sigmoid")]), "hard_sigmoid"),
+        (nested(with_logits(layers.Dense(1, activation="softplus"))), "softplus"),
+        (with_features("sigmoid"), "sigmoid"),
+    ],
+)
+def test_a_discriminator_without_logits_is_refused(discriminator, name):
+    with pytest.raises(ValueError, match=f"`discriminator` must return logits.* Received: .* activation '{name}'"):
+        make(discriminator=discriminator)
+
+
+def test_features_may_have_any_activation():
+    assert make(discriminator=with_features(None)).built
+
+
+@pytest.mark.parametrize("last", [layers.Dense(1), layers.Dense(1, activation="tanh"), layers.LeakyReLU()])
+def test_a_discriminator_of_both_signs_is_accepted(last):
+    assert make(discriminator=nested(with_logits(last))).built
+
+
 class OtherOutputs(keras_vqvae.VQGAN):
     def call(self, inputs, training=None):
         return self.autoencode(inputs, training=training)[0][:, 1:]
@@ -310,7 +372,9 @@ class OtherOutputs(keras_vqvae.VQGAN):
 
 def test_outputs_that_are_no_reconstruction_are_refused(x):
     model = helpers.compiled(make(model=OtherOutputs), "sgd", "mse", traced=False)
-    with pytest.raises(ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred=\(12, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred of shape \(12, 7\)"
+    ):
         model.evaluate(x, x[:, 1:], verbose=0)
 
 
@@ -332,5 +396,5 @@ def test_a_convolution_for_other_channels_is_refused_when_the_model_is_made():
     sizes = {"embedding_dim": 4, "filters": (8,), "num_residual_blocks": 0}
     networks = [build((8, 8, 3), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
     gray = keras_vqvae.build_conv_discriminator((8, 8, 1), filters=(4,))
-    with pytest.raises(ValueError, match=r"`discriminator` must take .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"`discriminator` must accept .* \(None, 8, 8, 3\), .*\(None, 8, 8, 1\)"):
         keras_vqvae.VQGAN(networks[0], keras_vqvae.VectorQuantizer(8), networks[1], gray)

@@ -355,5 +355,5 @@ def test_wrong_parts_are_named(name):
     parts = {"encoder": layers.Dense(3), "quantizer": keras_vqvae.VectorQuantizer(8), "decoder": layers.Dense(8)}
     with pytest.raises(ValueError, match=f"`{name}` must be a .*Received: {name}="):
         keras_vqvae.VQVAE(**{**parts, name: "part"})
-    with pytest.raises(ValueError, match="`quantizer` must be a Quantizer"):
+    with pytest.raises(ValueError, match="`quantizer` must be a quantizer, such as `VectorQuantizer`"):
         keras_vqvae.VQVAE(**{**parts, "quantizer": layers.Dense(3)})

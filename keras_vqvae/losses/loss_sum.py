@@ -13,16 +13,20 @@ from keras_vqvae.types import Tensor
 class LossSum(keras.losses.Loss):
     """A weighted sum of losses, for `compile(loss=...)`.
 
-    Keras has one loss for each output. This one is several of them: each handles masks, `sample_weight` and its
-    reduction as it does alone.
+    Keras takes one loss for each output, and this one combines several. Each of them handles masks, `sample_weight` and
+    its own reduction as usual.
+
+    The default loss of `VQVAE`, `"normalized_mse"`, cannot be one of them, because it depends on the model. Use
+    `keras.losses.MeanSquaredError()` with the weight `n / (8 * m * v)`: `n` and `m` are the numbers of elements of a
+    sample and of its latents, and `v = np.mean(np.var(x, axis=0))` for the training data `x`.
 
     Args:
         losses: Keras losses, such as `keras.losses.MeanSquaredError()`.
-        weights: The weight of each, at least 0. Defaults to `None`, which is 1 for all.
-        name: Of the loss. Defaults to `"loss_sum"`.
+        weights: Weight of each loss, at least 0. Defaults to `None`, 1 for all.
+        name: Name of the loss. Defaults to `"loss_sum"`.
 
     Raises:
-        ValueError: If `losses` are not losses, or `weights` are not as many numbers.
+        ValueError: If `losses` is not a list of Keras losses, or `weights` does not have one number for each.
 
     Example:
 
@@ -40,18 +44,25 @@ class LossSum(keras.losses.Loss):
         super().__init__(name=name)
         is_list = isinstance(losses, list | tuple) and losses
         if not is_list or not all(isinstance(each, keras.losses.Loss) for each in losses):
+            instead = (
+                "'normalized_mse' cannot be one of them. Use `keras.losses.MeanSquaredError()` with the weight in the "
+                "documentation of `LossSum`."
+                if is_list and "normalized_mse" in losses
+                else "For example, use `keras.losses.MeanSquaredError()` instead of 'mse'."
+            )
             raise ValueError(
-                "`losses` must be a list of `keras.losses.Loss`: `keras.losses.MeanSquaredError()`, for example, in "
-                f"place of 'mse'. Received: losses={losses!r}"
+                f"`losses` must be a list of `keras.losses.Loss` objects. {instead} Received: losses={losses!r}"
             )
         self.losses = tuple(losses)
         weights = (1.0,) * len(losses) if weights is None else tuple(weights)
         if len(weights) != len(losses):
-            raise ValueError(f"`weights` must have one number for each of {len(losses)} losses. Received: {weights=}")
+            raise ValueError(
+                f"`weights` must have one number for each of the {len(losses)} losses. Received: weights={weights}"
+            )
         self.weights = tuple(validation.non_negative("weights", weight) for weight in weights)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The weighted sum of what the losses return."""
+        """Returns the weighted sum of the losses."""
         values = (loss(y_true, y_pred, sample_weight) for loss in self.losses)
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
 

@@ -1,4 +1,4 @@
-"""A loss that compares what a network makes of samples."""
+"""A loss that compares samples by the features of a network."""
 
 import base64
 from collections.abc import Sequence
@@ -13,44 +13,44 @@ from keras_vqvae.ops.spectrogram import channels_first
 from keras_vqvae.types import Tensor
 
 RELATIVE_FLOOR = 1e-6
-"""Of squared lengths of features, in units of their mean: shorter features have no direction."""
+"""Added to squared norms of features, in units of their mean: much shorter features become 0."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class PerceptualLoss(SampleLoss):
-    """The distance between samples in the features of a network, such as a classifier of them.
+    """The distance between samples in the features of a network, such as a classifier.
 
-    Squared error of pixels is least for a blurred image where details are uncertain. Features of a classifier tell a
-    sharp texture from a blurred one. At each layer `l`, the feature vectors of all positions are divided by their
-    length, and the value of a sample is
+    If details are uncertain, the squared error of pixels is smallest for a blurred image. The features of a classifier
+    distinguish sharp and blurred textures. At each layer `l`, the feature vectors `f_l` of all positions are divided by
+    their norm, and the value of a sample is
 
         sum_l  mean over positions  |f_l / |f_l| - f'_l / |f'_l||^2
 
-    so that each layer contributes 0 to 4. This is LPIPS without learned weights. It is best added to an error of the
-    pixels: see `LossSum`.
+    so that each layer contributes 0 to 4. This is LPIPS without learned weights. It works best when added to a loss of
+    the pixels: see `LossSum`.
 
-    The loss has a frozen copy of `features`, up to the given layers. It runs in inference mode and is never trained.
-    The model that is compiled with the loss does not hold its weights. The loss's config does, as float32, so a
-    `.keras` file of that model loads without further arguments, and is larger by 4/3 of their size.
+    The loss has a frozen copy of `features`, up to the given layers, which runs in inference mode. Its weights are not
+    among the weights of the model that is compiled with the loss. They are saved in the loss's config as float32 in
+    base64, so a `.keras` file of that model loads without further arguments. It grows by 4/3 of their size.
 
     Distances are computed in float32, and features in the dtype of `features`. If the predictions have a mask, masked
-    positions are 0 in both samples, and the mean goes over the valid positions. `sample_weight` is one value for each
-    sample.
+    positions are set to 0 in both samples, and the mean is over the valid positions. `sample_weight` has one value for
+    each sample.
 
     Args:
-        features: A functional or sequential Keras model with one input. It gets the samples as they are: a rescaling, a
-            resizing or a conversion of channels that it needs must be its first layers.
-        layers: Names of layers of `features`, whose outputs are compared. Defaults to `None`, the outputs of the model.
+        features: A functional or sequential Keras model with one input. It receives the samples unchanged. If it needs
+            another scale, size or number of channels, make the conversion its first layers.
+        layers: Names of the layers of `features` whose outputs are compared. Defaults to `None`, the model's outputs.
         reduction: As for every Keras loss. Defaults to `"sum_over_batch_size"`.
-        name: Of the loss. Defaults to `"perceptual_loss"`.
+        name: Name of the loss. Defaults to `"perceptual_loss"`.
 
     Call arguments:
-        y_true: Samples, as `features` takes them.
+        y_true: Samples of the shape that `features` takes.
         y_pred: Their reconstructions, of the same shape.
         sample_weight: `[batch]`, optional.
 
     Raises:
-        ValueError: If `features` is another model, lacks one of `layers`, or takes inputs of another shape than
+        ValueError: If `features` is not such a model, lacks one of `layers`, or does not take inputs of the shape of
             `y_pred`.
 
     Example:
@@ -83,14 +83,13 @@ class PerceptualLoss(SampleLoss):
         self.features = _frozen_copy(features, layers)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The distances `[batch]`."""
+        """Returns the distances `[batch]`."""
         expected, shape = self.features.input_shape, tuple(y_pred.shape)
         sizes = zip(expected, shape, strict=False)
         if len(expected) != len(shape) or any(a != b and None not in (a, b) for a, b in sizes):
             raise ValueError(
-                f"`features` must take inputs of the shape of `y_pred`; its inputs are {expected}. Put layers that "
-                "convert the samples, such as `keras.layers.Resizing`, at its start. "
-                f"Received: y_pred of shape {shape}"
+                "`features` must take inputs of the shape of `y_pred`. Add layers at its start that convert them, for "
+                f"example `keras.layers.Resizing`. Received: features.input_shape={expected}, y_pred of shape {shape}"
             )
         targets, features = (
             keras.tree.flatten(self.features(samples, training=False))
@@ -115,10 +114,11 @@ class PerceptualLoss(SampleLoss):
 
 
 def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
-    """A functional model from the input to the outputs of the layers, with weights of its own."""
+    """Returns a functional model from the input to the outputs of the layers, with a copy of the weights."""
     if not isinstance(features, keras.Model) or len(getattr(features, "inputs", None) or ()) != 1:
         raise ValueError(
-            f"`features` must be a functional or built sequential model with one input. Received: features={features!r}"
+            "`features` must be a functional model, or a built sequential model, with one input. "
+            f"Received: features={features!r}"
         )
     outputs = features.outputs
     if layers is not None:
@@ -126,7 +126,7 @@ def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
         lacking = [name for name in layers if name not in known]
         if lacking or isinstance(layers, str) or not layers:
             raise ValueError(
-                f"`layers` must be a list of names of layers of `features`, such as {list(known)[:10]}. "
+                f"`layers` must be a list with names of layers of `features`, such as {list(known)[:10]}. "
                 f"Received: layers={layers!r}"
             )
         outputs = [known[name].output for name in layers]
@@ -138,13 +138,13 @@ def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
 
 
 def _copied(layer: keras.Layer) -> keras.Layer:
-    # The function of this `Lambda` does not come from a file: loading has refused it or trusts it.
+    # Safe, because this `Lambda` already exists: `load_model` has refused or trusted its function.
     trusted = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
     return type(layer).from_config(layer.get_config(), **trusted)
 
 
 def _distance(target: Tensor, features: Tensor) -> Tensor:
-    """The mean over positions of the squared distance between directions, `[batch]`."""
+    """Returns the squared distances `[batch]` between normalized features, averaged over the positions."""
     target, features = ops.cast(target, "float32"), ops.cast(features, "float32")
     rank = len(features.shape)
     axis = 1 if channels_first() else rank - 1

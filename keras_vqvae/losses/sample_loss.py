@@ -1,4 +1,4 @@
-"""Losses that compare whole samples, where Keras's compare elements."""
+"""Losses that compare whole samples. Keras's own losses compare elements."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ from keras_vqvae.types import Tensor
 
 
 class SampleLoss(keras.losses.Loss):
-    """A loss with one float32 value for each sample: `call` returns `[batch]`.
+    """Base class of losses with one float32 value for each sample: `call` returns `[batch]`.
 
-    Masked positions are 0 in both arguments, so they differ in nothing. Like Keras's losses, the mean is then over the
-    valid positions of the batch: it is multiplied by the number of positions and divided by that of valid ones.
+    Masked positions are set to 0 in both arguments, so that they do not differ. As in Keras's losses, the mean is over
+    the valid positions of the batch: it is multiplied by the number of positions and divided by the number of valid
+    ones.
     """
 
     def __init__(self, reduction: str | None, name: str):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """As `keras.losses.Loss`.
+        """Returns the reduced loss, as `keras.losses.Loss` does.
 
         Raises:
             ValueError: If `y_true` and `y_pred` have different shapes, or `sample_weight` is not `[batch]`.
@@ -45,7 +46,7 @@ def _zero_unless(valid: Tensor, x: Tensor) -> Tensor:
 
 
 def _aligned(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """`y_true` in the shape of `y_pred`. As in Keras's losses, one of the two may lack a last axis of size 1."""
+    """Reshapes `y_true` to the shape of `y_pred`. As in Keras's losses, either may lack a last axis of size 1."""
     a, b = tuple(y_true.shape), tuple(y_pred.shape)
     if len(a) == len(b) + 1 and a[-1] == 1:
         a = a[:-1]
@@ -53,7 +54,7 @@ def _aligned(y_true: Tensor, y_pred: Tensor) -> Tensor:
         b = b[:-1]
     if len(a) != len(b) or any(m != n and None not in (m, n) for m, n in zip(a, b, strict=True)):
         raise ValueError(
-            "`y_true` must have the shape of `y_pred`. "
+            "`y_true` must have the same shape as `y_pred`. "
             f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}"
         )
     return y_true if len(y_true.shape) == len(y_pred.shape) else ops.reshape(y_true, ops.shape(y_pred))
@@ -63,5 +64,6 @@ def _check_weight(sample_weight: Any) -> None:
     shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
     if len(shape) > 1 and any(size != 1 for size in shape[1:]):
         raise ValueError(
-            f"`sample_weight` must have one value for each sample, [batch]. Received: sample_weight of shape {shape}"
+            "`sample_weight` must have one value for each sample, [batch]: this loss has no values of single elements. "
+            f"Received: sample_weight of shape {shape}"
         )

@@ -1,4 +1,4 @@
-"""A loss of sounds that compares their spectra."""
+"""A loss of sounds that compares their spectrograms."""
 
 from typing import Any
 
@@ -15,29 +15,29 @@ from keras_vqvae.types import Tensor
 class SpectralLoss(SampleLoss):
     """The distance between the spectrograms of sounds, at several resolutions.
 
-    Squared error of samples is dominated by the loudest, lowest frequencies, and depends on phases that nobody hears.
-    This loss compares the magnitudes `S` of short-time Fourier transforms, and their logarithms, in which a quiet
-    frequency counts as much as a loud one. With a window `i` it is
+    The squared error of a waveform is dominated by its loudest frequencies, usually the lowest, and depends on
+    inaudible phases. This loss compares the magnitudes `S` of short-time Fourier transforms, and their logarithms, in
+    which quiet frequencies count as much as loud ones. For window size `i` it is
 
         mean |S_i - S'_i| + log_weight * mean |log S_i - log S'_i|
 
-    and the value of a sample is its mean over `window_sizes`. Long windows resolve frequencies, short ones resolve
-    time. The windows are Hann windows, a quarter of their size apart.
+    and the value of a sound is its mean over `window_sizes`. Long windows resolve frequencies, short windows resolve
+    time. The windows are Hann windows with a hop of a quarter of their size.
 
-    The first term and `floor` are in units of the data. Train on data of standard deviation 1, or close to it. A
-    spectral loss says little about phases, so it is best added to an error of the samples: see `LossSum`.
+    The first term and `floor` are in units of the data. Train on data with a standard deviation close to 1. Spectral
+    losses hardly constrain the phases, so this one works best when added to a loss of the waveform: see `LossSum`.
 
-    All is computed in float32. If the predictions have a mask, masked steps are silence in both sounds, and the mean
-    goes over the valid steps. `sample_weight` is one value for each sound.
+    Everything is computed in float32. If the predictions have a mask, masked steps are silent in both sounds, and the
+    mean is over the valid steps. `sample_weight` has one value for each sound.
 
     Args:
-        window_sizes: Sizes of the windows, in steps: multiples of 4. Defaults to `(1024, 256, 64)`.
+        window_sizes: Sizes of the windows in steps, multiples of 4. Defaults to `(1024, 256, 64)`.
         log_weight: Weight of the difference of logarithms, at least 0. Defaults to `1.0`.
-        floor: The magnitude of silence, above 0. White noise of standard deviation `floor` has this magnitude, and what
-            is quieter does not count in the logarithms. Magnitudes are `sqrt(|X|^2 + floor^2)`, so that gradients at
-            silence are finite. Defaults to `1e-3`.
+        floor: The magnitude of silence, above 0, which is also that of white noise with standard deviation `floor`.
+            Magnitudes are `sqrt(|X|^2 + floor^2)`, so that quieter sounds do not count in the logarithms, and gradients
+            at silence are finite. Defaults to `1e-3`.
         reduction: As for every Keras loss. Defaults to `"sum_over_batch_size"`.
-        name: Of the loss. Defaults to `"spectral_loss"`.
+        name: Name of the loss. Defaults to `"spectral_loss"`.
 
     Call arguments:
         y_true: Sounds `[batch, steps]` or `[batch, steps, channels]`, in the order of
@@ -46,8 +46,8 @@ class SpectralLoss(SampleLoss):
         sample_weight: `[batch]`, optional.
 
     Raises:
-        ValueError: If sounds are shorter than the largest window. In compiled code, this is known only where the number
-            of steps is part of the model's shape.
+        ValueError: If sounds are shorter than the largest window. Compiled code can check this only if the model's
+            shape includes the number of steps.
 
     Example:
 
@@ -78,10 +78,10 @@ class SpectralLoss(SampleLoss):
         self.floor = validation.positive("floor", floor)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The distances `[batch]`."""
+        """Returns the distances `[batch]`."""
         if len(y_pred.shape) not in (2, 3):
             raise ValueError(
-                "`y_pred` must be sounds, [batch, steps] or [batch, steps, channels]. "
+                "`y_pred` must be sounds of shape [batch, steps] or [batch, steps, channels]. "
                 f"Received: y_pred of shape {tuple(y_pred.shape)}"
             )
         sounds = [_channels_before_steps(each) for each in (y_true, y_pred)]
@@ -104,7 +104,7 @@ class SpectralLoss(SampleLoss):
 
 
 def _channels_before_steps(sounds: Tensor) -> Tensor:
-    """`[batch, channels, steps]`"""
+    """Returns sounds as `[batch, channels, steps]`."""
     if len(sounds.shape) == 2:
         return ops.expand_dims(sounds, 1)
     return sounds if spectrogram.channels_first() else ops.swapaxes(sounds, 1, 2)

@@ -1,4 +1,4 @@
-"""What an autoencoder with codes in between is: its parts, and what they do without training."""
+"""Base class of the autoencoders: their parts, how they are built, and their functional models."""
 
 import contextlib
 import functools
@@ -22,13 +22,13 @@ PARTS = ("encoder", "quantizer", "decoder", "preprocessing")
 
 
 class CodeAutoencoder(keras.Model):
-    """An encoder, a quantizer and a decoder. A subclass, `VQVAE`, has their `call` and their training."""
+    """An encoder, a quantizer and a decoder. Its subclass `VQVAE` adds `call` and training."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Builds models of the class once their constructor has returned, where the encoder knows its input.
+        """Lets the constructor of a subclass build the model when it returns, if the encoder's input shape is known.
 
-        Not within the constructor of this class: Keras locks a model that is built, and what a subclass adds after
-        `super().__init__()` would be refused.
+        The constructor of this class cannot do so. Keras locks a model once it is built, so a subclass could not add
+        layers after `super().__init__()`.
         """
         super().__init_subclass__(**kwargs)
         init = cls.__init__
@@ -36,11 +36,11 @@ class CodeAutoencoder(keras.Model):
         @functools.wraps(init)
         def init_and_build(self: CodeAutoencoder, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
-            # The constructor of a base class runs within that of the model's own class.
+            # Constructors of base classes run within this one. Only the outermost one builds.
             if type(self).__init__ is init_and_build:
                 self._build_if_known()
 
-        # Keras reads the arguments of the constructor by `inspect`, in part without regard to `functools.wraps`.
+        # Keras reads the constructor's arguments with `inspect`, and in some places ignores `functools.wraps`.
         vars(init_and_build)["__signature__"] = inspect.signature(init)
         setattr(cls, "__init__", init_and_build)  # noqa: B010
 
@@ -52,17 +52,18 @@ class CodeAutoencoder(keras.Model):
         preprocessing: keras.Layer | None = None,
         **kwargs: Any,
     ):
-        # Not an argument: `get_config` puts the shapes here that the layers of a subclass were built for.
+        # Not a public argument: `get_config` saves the shapes here for which a subclass's layers were built.
         saved_builds = kwargs.pop("added_builds", [])
         super().__init__(**kwargs)
         parts = {"encoder": encoder, "quantizer": quantizer, "decoder": decoder, "preprocessing": preprocessing}
         for name, part in parts.items():
             kind = Quantizer if name == "quantizer" else keras.Layer
             if not isinstance(part, kind) and (name != "preprocessing" or part is not None):
-                raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={part!r}")
+                expected = "quantizer, such as `VectorQuantizer`" if kind is Quantizer else "Keras layer or model"
+                raise ValueError(f"`{name}` must be a {expected}. Received: {name}={part!r}")
         self.encoder, self.quantizer, self.decoder, self.preprocessing = encoder, quantizer, decoder, preprocessing
         self.data_scale = scale_layer(encoder, dtype=self.dtype_policy)
-        # Within a namespace Keras does not see them. Tracked, they would be layers of this model.
+        # In a namespace, so that Keras does not track them as layers of this model.
         self._parts = types.SimpleNamespace(
             drop_masked=ReplaceMasked(-1),
             tokenizer=None,
@@ -77,7 +78,7 @@ class CodeAutoencoder(keras.Model):
         # A subclass that forgets `super().__init__()` has no encoder: Keras says so at its first call.
         if hasattr(self, "encoder") and not self.built and (inputs := self._known_inputs()) is not None:
             self.build(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
-            # Keras exports no model that was never called. A subclass's `call` may take other inputs than the encoder.
+            # `export` needs a model that was called. This fails if a subclass's `call` takes other inputs.
             with contextlib.suppress(Exception):
                 self(inputs)
             self._build_as_saved()
@@ -87,7 +88,7 @@ class CodeAutoencoder(keras.Model):
             return
         inputs = self._known_inputs()
         if inputs is None:
-            # Batches of any size: the first one, by which Keras builds, need not have that of the others.
+            # Keras builds with the shape of the first batch. Later batches may have another size.
             inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), input_shape)
         encoded = inputs if self.preprocessing is None else self.preprocessing(inputs)
         self._parts.scales = isinstance(encoded, keras.KerasTensor) and keras.backend.is_float_dtype(encoded.dtype)
@@ -99,19 +100,19 @@ class CodeAutoencoder(keras.Model):
         self._parts.tokenizer = keras.Model(inputs, frozen(inputs), name="tokenizer")
         reconstructions = self._scaled(self.decoder(self.quantizer.decode(codes)), reverse=True)
         self._parts.detokenizer = keras.Model(codes, reconstructions, name="detokenizer")
-        # Keras exports no model that was never called.
+        # `export` needs models that were called.
         self._parts.tokenizer(inputs)
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
-        # Only then can the data's scale be that of both.
+        # Inputs and outputs can share one scale only if they have one shape.
         self._parts.reconstructs = self._parts.scales and len(outputs) == 1 and shapes_fit(encoded.shape, outputs[0])
         self._prepare_training(outputs, tuple(vectors.shape))
         self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, encoded, outputs))
-        # What is not finite is left out of k-means.
+        # k-means leaves NaN out.
         self._parts.vectors = keras.Model(inputs, ReplaceMasked(float("nan"))(vectors), name="vectors")
         # A subclass that overrides `build` builds its layers itself, after this.
         if type(self).build is CodeAutoencoder.build and not all(layer.built for layer in self._flatten_layers(False)):
-            # Builds those that `call` uses, unless it takes other inputs than the encoder: then its first call does.
+            # Builds the layers that `call` uses. This fails if `call` takes other inputs: its first call builds them.
             with contextlib.suppress(Exception):
                 self.compute_output_spec(inputs)
 
@@ -120,13 +121,13 @@ class CodeAutoencoder(keras.Model):
         return self.data_scale(x, reverse=reverse) if self._parts.scales and not keras.tree.is_nested(x) else x
 
     def _known_inputs(self) -> Any:
-        """New symbolic inputs like those that the first layer knows, or `None`."""
+        """Symbolic inputs for the first layer, or `None` if its input shape is unknown."""
         first = self.encoder if self.preprocessing is None else self.preprocessing
         if getattr(first, "inputs", None):
             return inputs_like(first)
         if first is self.encoder or len(getattr(self.encoder, "inputs", None) or ()) != 1:
             return None
-        # Preprocessing that keeps any size has the inputs of the encoder.
+        # Preprocessing that keeps every size takes inputs of the encoder's shape.
         shape = self.encoder.inputs[0].shape
         sizes = (None,) * (len(shape) - 1)
         probe = first(keras.Input(batch_shape=(*sizes, shape[-1])))
@@ -149,7 +150,7 @@ class CodeAutoencoder(keras.Model):
         return [layer for layer in self.layers if layer not in own]
 
     def _build_as_saved(self) -> None:
-        """Builds the added layers that `call` does not use for the shapes that a file tells of."""
+        """Builds the added layers that `call` does not use, for the shapes in the saved configuration."""
         for layer, config in zip(self._added_layers(), self._parts.saved_builds, strict=False):
             if config and not layer.built:
                 layer.build_from_config(config)
@@ -158,34 +159,35 @@ class CodeAutoencoder(keras.Model):
     def tokenizer(self) -> keras.Model:
         """The functional model from inputs to codes, over this model's layers. It exists once the model is built.
 
-        It follows this model's weights, and always runs in inference: a model that holds it changes no weight and no
-        statistic of it, and gets no loss from it, whatever `training` is. Its weights are not among the `weights` of
-        that model, but are saved with it.
+        It shares this model's weights and always runs in inference mode. A model that contains it does not train it:
+        its weights and statistics do not change, and it adds no losses. Its weights are not among the `weights` of that
+        model, but are saved with it.
         """
         return self._built_parts().tokenizer
 
     @property
     def detokenizer(self) -> keras.Model:
-        """The functional model from codes to reconstructions, over this model's layers. It exists once it is built."""
+        """The functional model from codes to reconstructions, over this model's layers, once the model is built."""
         return self._built_parts().detokenizer
 
     def _built_parts(self) -> types.SimpleNamespace:
         if self._parts.tokenizer is None:
             raise ValueError(
-                "`VQVAE` must be built: call it, or take an encoder that knows its input shape. Received: built=False"
+                "`VQVAE` must be built: call it on a batch, or give it an encoder whose input shape is known. "
+                "Received: built=False"
             )
         return self._parts
 
     def _parts_for(self, x: Data) -> types.SimpleNamespace:
-        """The parts, built by the first samples of `x` if the model never saw any."""
+        """Returns the parts. Builds the model with the first samples of `x` if it is not built."""
         if self._parts.tokenizer is None and not isinstance(x, Iterator):
             predict(self, x, steps=1, verbose=0)
         return self._built_parts()
 
     def get_config(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in PARTS}
-        # The shapes that added layers were built for: Keras builds only what is part of the configuration, or what
-        # `call` uses, before it loads weights.
+        # The shapes for which added layers were built. Before it loads weights, Keras builds only the layers of the
+        # configuration and those that `call` uses.
         builds = [layer.get_build_config() if layer.built else None for layer in self._added_layers()]
         return {
             **super().get_config(),
@@ -204,11 +206,11 @@ class CodeAutoencoder(keras.Model):
 
 
 def shapes_fit(a: Sizes, b: Sizes) -> bool:
-    """Whether two shapes are equal as far as they are known."""
+    """Whether two shapes are equal, where `None` matches any size."""
     return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
 
 
 def inputs_like(encoder: keras.Model) -> Any:
-    """New symbolic inputs like those of a model that knows its own."""
+    """New symbolic inputs with the shapes, dtypes and names of a model's inputs."""
     inputs = encoder.inputs[0] if isinstance(encoder, keras.Sequential) else encoder.input
     return keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), inputs)

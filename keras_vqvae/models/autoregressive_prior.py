@@ -1,4 +1,4 @@
-"""The prior that draws one code after another."""
+"""The prior that draws codes one after another."""
 
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from keras_vqvae.models.prior import Prior
 from keras_vqvae.types import Tensor
 
 _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
-"""Of a loop: all codes, the input of the next step, and caches."""
+"""The state of a sampling loop: all codes, the input of the next step, and the caches."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -21,13 +21,14 @@ class AutoregressivePrior(Prior):
 
     The order is that of `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
     trains it, or `fit(codes, labels)` with `num_classes`. `loss` is the exact negative log-likelihood in nats per code,
-    and `perplexity` is its exponential. Called on codes or on `(codes, labels)`, it returns the logits of each code.
+    and `perplexity` is its exponential; callbacks that monitor it need `mode="min"`. Called on codes or on
+    `(codes, labels)`, it returns the logits of each code.
 
     `generate(known=...)` keeps known codes and draws the others. Each is drawn given only the codes before it. Known
     codes after it are kept, but do not influence it: to fill a hole between known codes, use `MaskedPrior`.
 
-    If a position has several codes (`index_shape`), one Transformer goes over the positions, and a second one with half
-    as many blocks goes over the codes of each position.
+    If a position has several codes (`index_shape`), one Transformer processes the positions, and a second one with half
+    as many blocks processes the codes of each position.
 
     Arguments, inputs and outputs are those of `Prior`.
 
@@ -46,7 +47,7 @@ class AutoregressivePrior(Prior):
     Reference:
 
     - [van den Oord et al., 2017, section 3.3](https://arxiv.org/abs/1711.00937)
-    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes of a position
+    - [Lee et al., 2022, section 3.2](https://arxiv.org/abs/2203.01941), for several codes per position
     - [Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), for classifier-free guidance
     """
 
@@ -72,7 +73,7 @@ class AutoregressivePrior(Prior):
             codes: Integers `[n, *shape]`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`: the likelihood
                 without a class.
-            batch_size: How many samples to compute at a time. The values do not depend on it. Defaults to `128`.
+            batch_size: Samples per batch. The values do not depend on it. Defaults to `128`.
             verbose: As in `predict`. Defaults to `"auto"`.
 
         Returns:
@@ -101,22 +102,22 @@ class AutoregressivePrior(Prior):
         network, stages = self.transformer, self.transformer.num_codebooks
         caches, stage_caches = network.start_caches(ops.shape(labels)[0])
 
-        def draw_place(place: Tensor, state: _State) -> _State:
+        def draw_position(position: Tensor, state: _State) -> _State:
             codes, before, caches = state
-            x, caches = network.step_place(ops.tile(before, (copies, 1)), labels, caches, place)
+            x, caches = network.step_position(ops.tile(before, (copies, 1)), labels, caches, position)
 
             def draw_stage(stage: Tensor, state: _State) -> _State:
                 codes, so_far, caches = state
                 inputs = ops.where(stage == 0, x, ops.tile(so_far, (copies, 1)))
                 logits, caches = network.step_stage(inputs, caches, stage)
                 logits = sampling.restrict(sampling.guide(logits, guidance_scale), **restrictions)
-                position = place * stages + stage
-                given = ops.take(codes, position, axis=1)
-                drawn = ops.where(given < 0, sampling.draw(logits, ops.take(bits, position, axis=1)), given)
-                codes = ops.slice_update(codes, (0, position), ops.expand_dims(drawn, 1))
+                column = position * stages + stage
+                given = ops.take(codes, column, axis=1)
+                drawn = ops.where(given < 0, sampling.draw(logits, ops.take(bits, column, axis=1)), given)
+                codes = ops.slice_update(codes, (0, column), ops.expand_dims(drawn, 1))
                 return codes, so_far + network.embed(drawn, stage), caches
 
             codes, so_far, _ = ops.fori_loop(0, stages, draw_stage, (codes, ops.zeros_like(before), stage_caches))
             return codes, so_far, caches
 
-        return ops.fori_loop(0, network.num_positions, draw_place, (known, network.start(known[:, 0]), caches))[0]
+        return ops.fori_loop(0, network.num_positions, draw_position, (known, network.start(known[:, 0]), caches))[0]

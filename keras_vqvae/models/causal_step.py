@@ -1,4 +1,4 @@
-"""One step of a causal model: its layers on a part of a sequence, with what they remember of the parts before."""
+"""One step of a causal model: its layers applied to a part of a sequence, with states for the earlier parts."""
 
 import dataclasses
 import functools
@@ -17,19 +17,19 @@ POINTWISE = (
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
     *(layers.Dense, layers.Rescaling, layers.Concatenate, layers.LayerNormalization, layers.BatchNormalization),
 )
-"""Layers that make a step of the sequence from the same step of their inputs, if their axis is that of channels."""
+"""Layers whose output at a step depends only on their inputs at that step, if they act along the channel axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A tensor of a step, `[batch, steps, channels]`, and which part it is of the tensor of the whole sequence.
+    """A tensor within the step model, and where it lies in the tensor of the whole sequence.
 
     Args:
-        tensor: The tensor.
-        lead: How many steps it has that came before this part.
-        tail: How many steps it has that belong to the next part, and are not complete.
-        rate: How many steps of it there are for each step of the input.
-        first: From the number of a step to that of the first step of the input that it depends on.
+        tensor: The tensor, `[batch, steps, channels]`.
+        lead: Number of its steps that belong to the part before.
+        tail: Number of its steps that belong to the part after, and are still incomplete.
+        rate: Number of its steps per step of the input.
+        first: A function from the index of one of its steps to the index of the first input step that it depends on.
     """
 
     tensor: Tensor
@@ -42,13 +42,14 @@ class Span:
 class CausalStep:
     """Applies a causal model to a part of a sequence.
 
-    A causal model remembers only what its paddings at the start stand for: in the first part they are zeros, and later
-    the last steps of the part before. So its step is the model with `ZeroPadding1D((n, 0))` replaced by `n` steps that
-    are an input of the step, and its new ones an output. All weights are shared.
+    A causal model pads sequences at the start only. In a later part, the last steps of the part before take the place
+    of the zeros, and nothing else has to be remembered. So the step is the model with each `ZeroPadding1D((n, 0))`
+    replaced by a state of `n` steps. The state is an input of the step, and the new state is an output. All weights are
+    shared.
 
     Args:
-        name: That of the argument of `VQVAE` which `model` is.
-        model: A functional model, a `Sequential` one or a layer, that is built.
+        name: `"encoder"` or `"decoder"`: the argument of `VQVAE` that `model` is.
+        model: A built functional model, `Sequential` model or layer.
         inputs: Symbolic `[batch, steps, channels]`.
 
     Raises:
@@ -60,20 +61,21 @@ class CausalStep:
         self._inputs = inputs
         self._units = [1]
         self.states: dict[str, Tensor] = {}
-        """What is remembered of the parts before: zeros at the start."""
+        """Symbolic inputs for the states, by name. At the start of a sequence, states are zeros."""
         self.new_states: dict[str, Tensor] = {}
+        """Symbolic outputs: the states after this part, by the same names."""
         self.end_padding = 0
-        """How many zeros the model adds at the end of the sequence."""
+        """Number of zeros that the model appends to the sequence."""
         span = self._apply(model, Span(inputs))
         self.outputs: Tensor = span.tensor
         self.unit = math.lcm(*self._units)
-        """Parts must have a multiple of so many steps."""
+        """The number of steps of a part must be a multiple of this."""
         self.made = int(span.rate * self.unit)
-        """How many steps of the output a unit makes."""
+        """Number of output steps per `unit` of input steps."""
         self.receptive_field = self.unit - span.first(0)
-        """How many steps of the input a step of the output depends on."""
+        """Number of input steps that an output step depends on."""
         if span.lead or span.tail:
-            self._refuse(model, "its output has steps that a causal model would crop")
+            self._refuse(model, "its output has extra steps, which `Cropping1D` must remove")
 
     def _apply(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if type(layer) is keras.Sequential:
@@ -82,11 +84,11 @@ class CausalStep:
                 span = self._apply(each, span)
             return span
         if isinstance(layer, keras.Model) and type(layer).__name__ == "Functional":
-            # Keras has no public way to run a model's graph by other functions than its layers.
+            # Keras has no public way to run a model's graph with functions in place of its layers.
             return layer._run_through_graph(args, lambda part: functools.partial(self._apply, part))
         spans = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Span)]
         if len({(span.lead, span.tail, span.rate) for span in spans}) != 1:
-            self._refuse(layer, "its inputs have other numbers of steps")
+            self._refuse(layer, "its inputs differ in their number of steps")
         span = spans[0]
         if type(layer) is layers.ZeroPadding1D:
             result = self._padded(layer, span)
@@ -103,22 +105,22 @@ class CausalStep:
             first = functools.cache(lambda step: min(each.first(step) for each in spans))
             result = dataclasses.replace(span, tensor=layer(*args, **kwargs), first=first)
         else:
-            self._refuse(layer, "it is not among those that are known to be causal")
+            self._refuse(layer, "it is not one of the layers that are known to be causal")
         self._units.append(result.rate.denominator)
         return result
 
     def _refuse(self, layer: Any, reason: str) -> NoReturn:
         raise ValueError(
-            f"`{self._name}` must be causal for a stream, as `build_conv_{self._name}(..., causal=True)` makes it. "
-            f"The layer `{layer.name}` cannot be part of it: {reason}. "
+            f"`{self._name}` must be causal for a stream, like those that `build_conv_{self._name}(..., causal=True)` "
+            f"builds. The layer `{layer.name}` is not allowed: {reason}. "
             f"Received: {self._name} with a layer {type(layer).__name__}"
         )
 
     def _remember(self, span: Span, steps: int) -> Span:
-        """Puts the last steps of the part before in front of this one."""
+        """Prepends the last `steps` steps of the part before, which become a state."""
         if not steps:
             return span
-        # At least float32, which every backend's arrays can be made of.
+        # At least float32, because some backends cannot make NumPy arrays of smaller dtypes.
         dtype = keras.backend.result_type(span.tensor.dtype, "float32")
         name = f"state_{len(self.states)}"
         state = keras.Input((steps, span.tensor.shape[-1]), dtype=dtype, name=name)
@@ -130,15 +132,15 @@ class CausalStep:
     def _padded(self, layer: layers.ZeroPadding1D, span: Span) -> Span:
         start, end = layer.padding
         if span.lead or span.tail:
-            self._refuse(layer, "it pads again what is padded")
+            self._refuse(layer, "it pads a sequence that is already padded")
         if end and span.tensor is not self._inputs:
-            self._refuse(layer, "it pads at the end of something else than the input")
+            self._refuse(layer, "only the input can be padded at its end")
         self.end_padding = max(self.end_padding, end)
         return self._remember(span, start)
 
     def _cropped(self, layer: layers.Cropping1D, span: Span) -> Span:
         if tuple(layer.cropping) != (span.lead, span.tail):
-            self._refuse(layer, f"it must crop {(span.lead, span.tail)} steps, those of other parts")
+            self._refuse(layer, f"it must be Cropping1D({(span.lead, span.tail)})")
         tensor = layer(span.tensor) if any(layer.cropping) else span.tensor
         return dataclasses.replace(span, tensor=tensor, lead=0, tail=0)
 
@@ -157,7 +159,7 @@ class CausalStep:
             )
         tensor = layer(span.tensor)
         return Span(
-            # Such a layer pads again.
+            # A layer with `padding="causal"` pads again.
             tensor[:, width - 1 :] if own and width > 1 else tensor,
             rate=span.rate / stride,
             first=functools.cache(lambda step: span.first((step + 1) * stride - width)),
@@ -183,11 +185,11 @@ class CausalStep:
 
 
 def _cast(tensor: Tensor, dtype: str) -> Tensor:
-    # An operation that does nothing would still cost its time in every step.
+    # Skipped if it would do nothing, because every operation costs time in every step.
     return tensor if tensor.dtype == dtype else ops.cast(tensor, dtype)
 
 
 def _axes(layer: keras.Layer) -> list[int]:
-    """The axes that a layer names, such as those of a normalization."""
+    """The `axis` of a layer, such as a normalization, as a list."""
     axis = getattr(layer, "axis", -1)
     return list(axis) if isinstance(axis, list | tuple) else [axis]

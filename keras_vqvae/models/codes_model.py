@@ -1,6 +1,7 @@
-"""What models over codes do in `fit` and `evaluate`."""
+"""Training and evaluation of the priors."""
 
 import inspect
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,17 +22,18 @@ class Perplexity(keras.metrics.Mean):
 
 
 class CodesModel(CodesInputs):
-    """Training of a distribution over codes `[*shape]`, with `num_classes` classes of samples or none.
+    """Base class of the priors that trains and evaluates them.
 
-    A step of `fit` or `evaluate` replaces the batch by `(inputs, codes, weights)`, so that `call`, `compute_loss` and
-    `compute_metrics` are those of a Keras classifier: `inputs` are what `call` takes, `codes` are the targets, and
-    `y_pred` are the logits.
+    Each step of `fit` and `evaluate` replaces the batch by `(inputs, codes, weights)`. Then `call`, `compute_loss` and
+    `compute_metrics` work as in a Keras classifier: `call` takes `inputs`, the targets are `codes`, and `y_pred` are
+    the logits.
 
-    A subclass has these attributes, a `transformer` with a `seed_generator`, and `logits` and `corrupt` as in `Prior`.
+    A subclass has the arguments of `Prior` as attributes, a `transformer` with a `seed_generator`, and `logits` and
+    `corrupt` as described in `Prior`.
     """
 
     takes_masked: bool = False
-    """Whether `call` takes the code `num_embeddings`, which marks a code to fill in."""
+    """Whether `call` accepts the code `num_embeddings`, which marks a code to fill in."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -53,10 +55,13 @@ class CodesModel(CodesInputs):
         return super().test_step(*backend.with_batch(self, args, lambda batch: self._prepare(batch, training=False)))
 
     def _prepare(self, batch: Any, training: bool) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
-        """Returns `(inputs, codes, weights)` for a batch of `fit`, in which the classes are the targets."""
+        """Turns a batch `(codes, labels, sample_weight)` into `(inputs, codes, weights)`."""
         codes, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         if not holds_classes(labels) and training and self.num_classes:
-            raise ValueError(f"`fit` needs labels of {self.num_classes} classes. Received: y=None")
+            raise ValueError(
+                f"`y` must be given: this prior has `num_classes={self.num_classes}`, so `fit` needs labels. "
+                "Received: y=None"
+            )
         self._require_labels("y", labels)
         codes = self._check_codes(codes)
         labels = self._check_labels(labels, ops.shape(codes)[0])
@@ -81,19 +86,18 @@ class CodesModel(CodesInputs):
     ) -> Tensor:
         """Returns the mean nats per code, plus the losses that layers add.
 
-        As with Keras's own losses (`reduction="sum_over_batch_size"`), weights multiply the nats of each code, and the
-        sum is divided by the number of codes, not by the sum of the weights. `perplexity` is divided by the sum of the
-        weights, as Keras's metrics are: it is that of the codes that count.
+        Sample weights multiply the nats of each code. As in Keras, the loss is the sum divided by the number of codes
+        (`reduction="sum_over_batch_size"`), and metrics such as `perplexity` divide by the sum of the weights instead.
         """
         nats = ops.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
         self._perplexity.update_state(nats, sample_weight=sample_weight)
         loss = ops.mean(nats if sample_weight is None else nats * sample_weight) + sum(self.losses)
-        # TensorFlow sums gradients over replicas.
+        # Divided by the number of replicas, because TensorFlow sums their gradients.
         return loss / backend.replicas_in_turns()
 
     def compute_metrics(self, x: Data, y: Data, y_pred: Tensor, sample_weight: Tensor | None = None) -> dict[str, Any]:
         if y is None or tuple(y.shape[1:]) != tuple(y_pred.shape[1:-1]):
-            # Keras builds the metrics from the shapes of a batch as `fit` takes it, where `x` are the codes.
+            # Keras builds the metrics with the shapes of a batch of `fit`, in which `x` are the codes.
             y = x
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
@@ -105,9 +109,10 @@ class CodesModel(CodesInputs):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`, without a loss: a prior is trained by the nats of its codes.
+        """Configures training as `keras.Model.compile` does, without a loss: the loss of a prior is its nats per code.
 
-        `metrics` and `weighted_metrics` compare the codes with the logits, as `"sparse_categorical_accuracy"` does.
+        `metrics` and `weighted_metrics` must compare integer codes with logits, as `"sparse_categorical_accuracy"`
+        does.
 
         Raises:
             ValueError: If `loss` or `loss_weights` is given.
@@ -115,27 +120,58 @@ class CodesModel(CodesInputs):
         for name, value in {"loss": loss, "loss_weights": loss_weights}.items():
             if value is not None:
                 raise ValueError(
-                    f"`{name}` must be None: the loss of a prior is its nats per code. To train by another loss, "
-                    f"override `compute_loss`. Received: {name}={value!r}"
+                    f"`{name}` must be None: the loss of a prior is its nats per code. To use another loss, override "
+                    f"`compute_loss`. Received: {name}={value!r}"
                 )
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        # Keras leaves this to every model with a `compile` of its own. Files of earlier versions may name a loss, which
+        # Keras requires this of a model that overrides `compile`. Files of earlier versions may contain a loss, which
         # had no effect.
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**{**config, "loss": None, "loss_weights": None})
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`: `x` are codes `[samples, *shape]`, `y` their classes `[samples]`, if there are any.
+    def export(
+        self,
+        filepath: str | pathlib.Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        *,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Exports a program that computes the logits, as `keras.Model.export` does.
 
-        `sample_weight` weighs samples, `[samples]`, or codes: any first axes of `[samples, *shape]`. A data set gives
-        it as `(codes, labels, weights)`; without classes, `labels` have shape `[samples, 0]`.
+        Its inputs are int32 codes `[batch_size, *shape]`, or a tuple of codes and int32 classes `[batch_size]` if the
+        prior has `num_classes`.
+
+        Args:
+            filepath: As in `keras.Model.export`.
+            format: As in `keras.Model.export`. Defaults to `"tf_saved_model"`.
+            verbose: As in `keras.Model.export`. Defaults to `None`.
+            input_signature: As in `keras.Model.export`. Defaults to `None`, the inputs above.
+            batch_size: Batch size of the program. On PyTorch, ONNX needs an integer, because Keras cannot export its
+                `LayerNormalization` without. Defaults to `None`, any size.
+            **kwargs: Further arguments of `keras.Model.export`.
+        """
+        if input_signature is None:
+            codes = keras.InputSpec(shape=(batch_size, *self.shape), dtype="int32")
+            labels = keras.InputSpec(shape=(batch_size,), dtype="int32")
+            input_signature = [(codes, labels) if self.num_classes else codes]
+        super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+
+    def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on codes `x` `[samples, *shape]` and their classes `y` `[samples]`.
+
+        Without `num_classes`, leave `y` out. `sample_weight` has one weight for each sample, `[samples]`, or any of the
+        first axes of `[samples, *shape]`. A data set yields `(codes, labels, weights)`; without classes, the labels
+        have shape `[samples, 0]`.
 
         Raises:
-            ValueError: If codes, classes or weights do not fit the model.
+            ValueError: If codes, labels or weights have a wrong shape or are out of range.
         """
         bound = self._bind(super().fit, x, y, *args, **kwargs)
         given = bound.arguments
@@ -145,22 +181,22 @@ class CodesModel(CodesInputs):
             )
         if given.get("class_weight") is not None and not self.num_classes:
             raise ValueError(
-                "`class_weight` needs a prior with `num_classes`. "
+                "`class_weight` needs a prior that was made with `num_classes`. "
                 f"Received: class_weight={given['class_weight']!r}, num_classes=None"
             )
         return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`: `loss` is in nats per code. Without `y`, codes are evaluated without a class.
+        """Evaluates codes as `keras.Model.evaluate` does. `loss` is in nats per code. `y` are classes, or `None`.
 
         Raises:
-            ValueError: If codes, classes or weights do not fit the model.
+            ValueError: If codes, labels or weights have a wrong shape or are out of range.
         """
         bound = self._bind(super().evaluate, x, y, *args, **kwargs)
         return super().evaluate(*bound.args, **bound.kwargs)
 
     def _bind(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        """The arguments of Keras's `fit` or `evaluate`, checked; the model is built."""
+        """Returns the checked arguments of Keras's `fit` or `evaluate`. Builds the model if needed."""
         bound = inspect.signature(method).bind(*args, **kwargs)
         given = bound.arguments
         _, given["y"], _ = self._check_arrays(given["x"], given["y"], given.get("sample_weight"))
@@ -169,7 +205,7 @@ class CodesModel(CodesInputs):
         return bound
 
     def _check_arrays(self, codes: Data, labels: Data, sample_weight: Data) -> tuple[Data, Data, Data]:
-        # A compiled step cannot see values. Data sets of other kinds come batch by batch.
+        # Only arrays are checked here, because a compiled step cannot check values. Other data come batch by batch.
         if isinstance(codes, np.ndarray) or ops.is_tensor(codes):
             self._check_codes(codes)
             if labels is not None:
@@ -177,7 +213,7 @@ class CodesModel(CodesInputs):
             if sample_weight is not None:
                 self._check_sample_weight(sample_weight, codes)
                 if labels is None:
-                    # Keras drops the weights of data without targets. These hold no class.
+                    # Keras drops the weights of data without targets, so these are targets that hold no classes.
                     labels = np.empty((len(codes), 0), "int32")
         return codes, labels, sample_weight
 

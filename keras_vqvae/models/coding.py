@@ -1,4 +1,4 @@
-"""From data to codes and back, by batches, without training."""
+"""`encode`, `decode`, `adapt` and `sample` of an autoencoder, in batches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from keras_vqvae.types import Data, Tensor
 
 
 class Coding(CodeAutoencoder):
-    """Encodes, decodes and samples; and fills a codebook by data."""
+    """Adds `encode`, `adapt`, `decode` and `sample` to an autoencoder."""
 
     def encode(self, x: Data, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
         """Returns the codes of inputs, in batches and with a progress bar, as `predict` does.
@@ -44,22 +44,23 @@ class Coding(CodeAutoencoder):
         seed: int | None = None,
         **keywords: Any,
     ) -> None:
-        """Fills the quantizer's codebook by k-means of a random sample of the encoder's outputs.
+        """Initializes the quantizer's codebook with k-means on a random sample of the encoder's outputs.
 
-        Memory does not grow with the size of the data. Of arrays, only as many samples are read as are needed.
+        Memory does not grow with the size of the data. If `x` is an array, only as many of its samples are read as are
+        needed.
 
         Args:
-            x: Inputs of the encoder: arrays, or any source of batches that `fit` takes, whose targets are ignored.
-            batch_size: Samples of a batch, for arrays. Defaults to `None`, 32.
-            steps: Number of batches to read. Defaults to `None`, all. A source without an end needs it.
+            x: Inputs of the encoder: arrays, or any source of batches that `fit` takes. Targets are ignored.
+            batch_size: Samples per batch, if `x` is an array. Defaults to `None`, 32 samples.
+            steps: Number of batches to read. Required if `x` is an infinite source. Defaults to `None`, all batches.
             max_vectors: Number of vectors in the sample. Defaults to `None`, 256 for each code.
             verbose: As in `predict`. Defaults to `"auto"`.
-            seed: Integer, of the sample and of k-means. Defaults to `None`, which draws the sample from NumPy's state,
-                that of `keras.utils.set_random_seed`, and gives k-means the layer's own seed.
+            seed: Integer for the random sample and for k-means. Defaults to `None`: the sample depends on NumPy's
+                global seed, which `keras.utils.set_random_seed` sets, and k-means on the layer's `seed`.
             **keywords: Further arguments of the quantizer's `adapt`, such as `epochs`.
 
         Raises:
-            ValueError: If `x` is empty, or has no end and `steps` is not given.
+            ValueError: If `x` is empty, or is infinite and `steps` is not given.
         """
         x = settle_scale(self, x)
         vectors = sources.sampled_vectors(
@@ -76,11 +77,11 @@ class Coding(CodeAutoencoder):
         self.quantizer.adapt(vectors, verbose=verbose, seed=seed, **keywords)
 
     def _vectors_of(self, x: Data, **keywords: Any) -> np.ndarray:
-        """The encoder's outputs, NaN where they are masked."""
+        """The encoder's outputs, with NaN at masked positions."""
         return predict(self._parts_for(x).vectors, x, **keywords)
 
     def _vectors_per_sample(self, x: Data) -> int:
-        """How many vectors a sample has, as far as sizes are known. A generator would lose its first batch."""
+        """Number of vectors per sample, from the sizes that are known; 1 for a generator, which can be read once."""
         sizes = () if isinstance(x, Iterator) else self._parts_for(x).vectors.output_shape[1:-1]
         return math.prod(size or 1 for size in sizes)
 
@@ -97,14 +98,15 @@ class Coding(CodeAutoencoder):
             codes: Integers, as `encode` returns them.
             batch_size: As in `predict`. Defaults to `None`, 32 samples.
             verbose: As in `predict`. Defaults to `"auto"`.
-            size: The size that the data had before `encode`, if the encoder takes any and has strides: an integer, or
-                one for each axis of any size. Codes do not tell it. Defaults to `None`, full multiples of the stride.
+            size: Size of the data before `encode`, to which reconstructions are cropped. Only for an encoder with
+                strides that takes inputs of any size. An integer, or one for each axis whose size is `None`. Defaults
+                to `None`: sizes are multiples of the stride.
 
         Returns:
             An array of the decoder's outputs.
 
         Raises:
-            ValueError: If a code lies outside the codebook, or `size` is larger than what the codes give.
+            ValueError: If a code is out of range, or `size` is larger than the decoded codes.
         """
         codes = ops.convert_to_numpy(self.quantizer.check_indices("codes", ops.convert_to_numpy(codes)))
         outputs = predict(self.detokenizer, codes, batch_size=batch_size, verbose=verbose)
@@ -119,12 +121,12 @@ class Coding(CodeAutoencoder):
         verbose: str | int = "auto",
         **keywords: Any,
     ) -> np.ndarray:
-        """Draws new data: codes from `prior`, decoded.
+        """Generates new samples: draws codes from a prior and decodes them.
 
         Args:
-            prior: A prior of codes as this model's `encode` returns them.
-            num_samples: Number of samples.
-            labels: Their classes, integers `[n]`, or one for all. Defaults to `None`, any.
+            prior: A prior that was trained on this model's codes, as `encode` returns them.
+            num_samples: Number of samples, `n`.
+            labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
             verbose: As in `predict`. Defaults to `"auto"`.
             **keywords: Arguments of the prior's `generate`, such as `temperature`, `guidance_scale` and `seed`.
 
@@ -132,22 +134,22 @@ class Coding(CodeAutoencoder):
             An array of the decoder's outputs.
 
         Raises:
-            ValueError: If `prior` draws codes of another number or shape.
+            ValueError: If the codes of `prior` differ from this model's in number or shape.
         """
         if not isinstance(prior, Prior):
-            raise ValueError(f"`prior` must be a Prior. Received: prior={prior!r}")
+            raise ValueError(f"`prior` must be a prior, such as `MaskedPrior`. Received: prior={prior!r}")
         own = self.quantizer.num_embeddings, *self.tokenizer.output_shape[1:]
         sizes = self.quantizer.codebook_sizes
         repeats = max(len(sizes) // len(prior.codebook_sizes), 1)
         if len(set(sizes)) > 1 and prior.codebook_sizes * repeats != sizes:
             raise ValueError(
-                "`prior` must have the quantizer's `codebook_sizes` as its `num_embeddings`. "
-                f"Received: prior of {list(prior.codebook_sizes)} codes, quantizer of {list(sizes)}"
+                "`prior` must have the quantizer's codebook sizes. Make it with `from_model`. "
+                f"Received: prior with codebook_sizes={prior.codebook_sizes}, quantizer with codebook_sizes={sizes}"
             )
         of_prior = prior.num_embeddings, *prior.shape
         if len(own) != len(of_prior) or any(a not in (None, b) for a, b in zip(own, of_prior, strict=True)):
             raise ValueError(
-                f"`prior` must be one of {own[0]} codes of shape {own[1:]}. "
-                f"Received: prior of {of_prior[0]} codes of shape {of_prior[1:]}"
+                f"`prior` must have the model's `num_embeddings={own[0]}` and `shape={own[1:]}`. Make it with "
+                f"`from_model`. Received: prior with num_embeddings={of_prior[0]}, shape={of_prior[1:]}"
             )
         return self.decode(prior.generate(num_samples, labels, verbose=verbose, **keywords), verbose=verbose)

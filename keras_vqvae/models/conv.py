@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders, for series and sound, images, and videos."""
+"""Convolutional encoders and decoders for time series, sounds, images and videos."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ from keras_vqvae import validation
 from keras_vqvae.types import Tensor
 
 RANKS = (1, 2, 3)
-"""Of grids that Keras has convolutions for."""
+"""Numbers of axes for which Keras has convolutions."""
 
 
 def _channels_first() -> bool:
@@ -19,40 +19,41 @@ def _channels_first() -> bool:
 def check_grid(
     name: str, shape: Sequence[int | None], filters: Iterable[int]
 ) -> tuple[tuple[int | None, ...], int, tuple[int, ...]]:
-    """Returns the grid's sizes, the channels and `filters`, one for each halving of the sizes."""
+    """Returns the sizes and the channels of a sample's shape, and `filters` as a tuple."""
     filters = validation.positive_ints("filters", filters)
     if not filters:
-        raise ValueError("`filters` must have an entry for each halving of the size. Received: filters=()")
+        raise ValueError("`filters` must have at least one entry. Each entry halves the size. Received: filters=()")
     if not isinstance(shape, list | tuple) or len(shape) - 1 not in RANKS:
         raise ValueError(
-            f"`{name}` must be that of one sample: one to three axes and the channels. Received: {name}={shape!r}"
+            f"`{name}` must be the shape of one sample without the batch: one to three sizes, and the channels. "
+            f"Received: {name}={shape if isinstance(shape, int | list | tuple) else type(shape).__name__}"
         )
-    channels = validation.positive_int(name, shape[0 if _channels_first() else -1])
-    sizes = tuple(shape[1:] if _channels_first() else shape[:-1])
-    for size in sizes:
+    channel_axis = 0 if _channels_first() else len(shape) - 1
+    channels = validation.positive_int(f"{name}[{channel_axis}]", shape[channel_axis])
+    for axis, size in enumerate(shape):
         if size is not None:
-            validation.positive_int(name, size)
-    return sizes, channels, filters
+            validation.positive_int(f"{name}[{axis}]", size)
+    return (*shape[:channel_axis], *shape[channel_axis + 1 :]), channels, filters
 
 
 def _checked(
     name: str, shape: Sequence[int | None], filters: Iterable[int], num_residual_blocks: int, causal: bool
 ) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
-    """Returns the grid's sizes, the channels, and the next two arguments, all of which must fit each other."""
+    """Checks arguments. Returns the sizes and the channels of a sample's shape, `filters` and `num_residual_blocks`."""
     sizes, channels, filters = check_grid(name, shape, filters)
     if validation.boolean("causal", causal) and (len(sizes) > 1 or _channels_first()):
         raise ValueError(
-            f"`causal` needs one axis, and channels last: `{name}` must be (steps, channels). "
+            f"`causal=True` needs sequences with channels last: `{name}` must be (steps, channels). "
             f"Received: causal=True, {name}={tuple(shape)}, image_data_format={keras.config.image_data_format()!r}"
         )
     return sizes, channels, filters, validation.non_negative_int("num_residual_blocks", num_residual_blocks)
 
 
 class _Convolutions:
-    """Makes convolutions of one kind: of as many axes as the grid has, causal or not.
+    """Makes convolutions over grids of `rank` axes, causal or not.
 
-    A causal one pads at the start alone. All that it knows of the past is what is padded, so that a stream has to
-    remember nothing else (see `CausalStep`).
+    Causal convolutions pad sequences at the start only, with a separate padding layer. A stream replaces this padding
+    by the last steps of the part before (see `CausalStep`).
     """
 
     def __init__(self, rank: int, causal: bool):
@@ -60,19 +61,19 @@ class _Convolutions:
         self._padding = "valid" if causal else "same"
 
     def conv(self, x: Tensor, filters: int, width: int, name: str, strides: int = 1) -> Tensor:
-        """An output sees the inputs up to the end of its stride."""
+        """A convolution. If causal, an output depends on the inputs up to the end of its stride."""
         if self.causal and width > strides:
             x = layers.ZeroPadding1D((width - strides, 0), name=f"{name}_pad")(x)
         kind = getattr(layers, f"Conv{self.rank}D")
         return kind(filters, width, strides=strides, padding=self._padding, name=name)(x)
 
     def upsample(self, x: Tensor, filters: int, name: str) -> Tensor:
-        """Doubles every size: width 4, stride 2."""
+        """A transposed convolution of width 4 and stride 2, which doubles every size."""
         if self.causal:
             x = layers.ZeroPadding1D((1, 0), name=f"{name}_pad")(x)
         kind = getattr(layers, f"Conv{self.rank}DTranspose")
         x = kind(filters, 4, strides=2, padding=self._padding, name=name)(x)
-        # The padding became two outputs, and the last two lack an input that comes later.
+        # Drops two outputs of the padding, and the last two, which also depend on the next input.
         return layers.Cropping1D((2, 2), name=f"{name}_crop")(x) if self.causal else x
 
     def residual_blocks(self, x: Tensor, filters: int, count: int, prefix: str) -> Tensor:
@@ -94,31 +95,32 @@ def build_conv_encoder(
     name: str = "encoder",
     causal: bool = False,
 ) -> keras.Model:
-    """Builds a convolutional encoder: the paper's, for grids of one to three axes.
+    """Builds the convolutional encoder of the VQ-VAE paper, for inputs with one to three axes.
 
-    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size of the grid; residual
-    blocks and a convolution of width 1 to `embedding_dim` follow.
+    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size. Residual blocks and a
+    convolution of width 1 to `embedding_dim` follow.
 
-    The strides multiply to `stride = 2 ** len(filters)`. A size that `stride` does not divide is padded with zeros, as
-    `padding="same"` does, and the size of the grid is rounded up.
+    Together the strides are `stride = 2 ** len(filters)`. A size that is not a multiple of `stride` is padded with
+    zeros, as with `padding="same"`, so the size of the output is rounded up.
 
     Args:
-        input_shape: That of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
-            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any.
-        embedding_dim: Size of an output vector, which is linear. Defaults to `64`.
+        input_shape: Shape of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
+            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any size.
+        embedding_dim: Size of the output vectors. The last layer is linear. Defaults to `64`.
         filters: Channels after each halving. Defaults to `(64, 128)`.
-        num_residual_blocks: How many residual blocks, of the last of `filters`. Defaults to `2`.
-        name: Of the model. Defaults to `"encoder"`.
+        num_residual_blocks: Number of residual blocks. They have as many channels as the last of `filters`. Defaults to
+            `2`.
+        name: Name of the model. Defaults to `"encoder"`.
         causal: Whether vector `t` depends only on the samples before `(t + 1) * stride`, so that a stream can be
-            encoded as it comes: see `VQVAE.encode_stream`. All zeros are then padded at the start, except those that
-            complete the last `stride` samples. For one axis only. Defaults to `False`.
+            encoded as it arrives: see `VQVAE.encode_stream`. Zeros are then padded at the start only, except those that
+            complete the last `stride` samples. For sequences only. Defaults to `False`.
 
     Returns:
-        A functional model `input` -> `[batch, *ceil(sizes / stride), embedding_dim]`. In its outputs the channels are
-        always last, as quantizers want them.
+        A functional model from `input` to `[batch, *ceil(sizes / stride), embedding_dim]`. The channels of its outputs
+        are always last, as quantizers expect them.
 
     Raises:
-        ValueError: If `filters` is empty, a size is not positive, or `causal` is set for more than one axis or for
+        ValueError: If `filters` is empty, a size is not positive, or `causal` is set for more than one axis or with
             channels first.
 
     Example:
@@ -137,7 +139,7 @@ def build_conv_encoder(
     convolutions = _Convolutions(rank, causal)
     inputs = x = keras.Input(tuple(input_shape), name="input")
     if causal:
-        # Completes the last vector. Convolutions without padding drop what is more than that.
+        # Completes the last vector. Convolutions without padding drop any surplus.
         x = layers.ZeroPadding1D((0, 2 ** len(filters) - 1), name="encoder_end_pad")(x)
     for i, size in enumerate(filters):
         if i:
@@ -159,28 +161,29 @@ def build_conv_decoder(
     name: str = "decoder",
     causal: bool = False,
 ) -> keras.Model:
-    """Builds the mirror image of `build_conv_encoder` of the same arguments.
+    """Builds the decoder that mirrors `build_conv_encoder` with the same arguments.
 
-    A convolution of width 3, residual blocks, and for each entry of `filters`, the last first, a transposed convolution
-    of width 4 and stride 2, which doubles every size of the grid. If `2 ** len(filters)` does not divide a size, the
-    output is cropped at its end. If the size is `None`, the output has full multiples; `VQVAE` crops it to the size of
+    It has a convolution of width 3, residual blocks, and for each entry of `filters`, in reverse order, a transposed
+    convolution of width 4 and stride 2, which doubles every size. A size that is not a multiple of `2 ** len(filters)`
+    is cropped at its end. If the size is `None`, the output's size is a multiple, and `VQVAE` crops it to the size of
     its input.
 
     Args:
-        output_shape: That of a sample, as the encoder's `input_shape`.
+        output_shape: Shape of a sample: the encoder's `input_shape`.
         embedding_dim: Size of a code. Defaults to `64`.
         filters: Channels before each doubling, in the encoder's order. Defaults to `(64, 128)`.
-        num_residual_blocks: How many residual blocks, of the last of `filters`. Defaults to `2`.
-        name: Of the model. Defaults to `"decoder"`.
-        causal: Whether the samples of vector `t` depend only on the vectors up to `t`: see `VQVAE.decode_stream`. For
-            one axis only. Defaults to `False`.
+        num_residual_blocks: Number of residual blocks. They have as many channels as the last of `filters`. Defaults to
+            `2`.
+        name: Name of the model. Defaults to `"decoder"`.
+        causal: Whether the samples that vector `t` decodes to depend only on the vectors up to `t`: see
+            `VQVAE.decode_stream`. For sequences only. Defaults to `False`.
 
     Returns:
         A functional model from `quantized`, `[batch, *ceil(sizes / 2 ** len(filters)), embedding_dim]` with channels
-        last, to `[batch, *output_shape]`, which is linear.
+        last, to `[batch, *output_shape]`. The last layer is linear.
 
     Raises:
-        ValueError: If `filters` is empty, a size is not positive, or `causal` is set for more than one axis or for
+        ValueError: If `filters` is empty, a size is not positive, or `causal` is set for more than one axis or with
             channels first.
 
     Example:

@@ -1,4 +1,4 @@
-"""Reconstructions of the input's size, where a decoder makes multiples of the strides."""
+"""Crops reconstructions to the size of the input, if a decoder outputs multiples of its stride."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -11,46 +11,46 @@ from keras_vqvae import validation
 from keras_vqvae.types import Sizes, Tensor
 
 PROBES = (1009, 1013, 1019)
-"""Prime sizes, one for each axis, which no stride divides."""
+"""Sizes to try on each axis: primes, so they are multiples of no stride."""
 
 
 class Cropping:
-    """Crops outputs of a decoder at their ends, on the axes where they are the input rounded up to a stride.
+    """Crops outputs of a decoder at the end of axes whose size is the input's, rounded up to a multiple of a stride.
 
-    Keras's layers with strides drop masks, so there is no mask to crop.
+    There are no masks to crop, because Keras's layers with strides drop them.
 
     Args:
-        axes: The axes of each output, as `padded_axes` finds them.
+        axes: The axes to crop for each output, as `padded_axes` returns them.
     """
 
     def __init__(self, axes: Sequence[tuple[int, ...]] = ()):
         self.axes = axes if any(axes) else ()
 
     def check(self, name: str, inputs: Any) -> None:
-        """Raises a `ValueError` for inputs that are arrays with nothing to encode on such an axis."""
+        """Raises a `ValueError` if inputs have size 0 along an axis that may be cropped."""
         shape = getattr(inputs, "shape", ())
         if any(size == 0 and any(axis in axes for axes in self.axes) for axis, size in enumerate(shape)):
-            raise ValueError(f"`{name}` must have a size of 1 or more. Received: {name} of shape {tuple(shape)}")
+            raise ValueError(f"`{name}` must not be empty along any axis. Received: {name} of shape {tuple(shape)}")
 
     def to_inputs(self, outputs: Any, inputs: Any) -> Any:
-        """Crops outputs to the size of the encoder's inputs."""
+        """Crops outputs to the size of the inputs."""
         return self._crop(outputs, ops.shape(inputs)) if self.axes else outputs
 
     def to_size(self, outputs: Any, size: int | Sequence[int]) -> Any:
-        """Crops arrays to a size, an integer or one for each axis that can be cropped."""
+        """Crops outputs to `size`: an integer, or one integer for each axis that can be cropped."""
         axes = max(self.axes, key=len, default=())
         if not axes:
             raise ValueError(
-                "`size` must be None, unless the encoder and the decoder have strides and take sizes of None. "
+                "`size` must be None for this model: its encoder and decoder have fixed sizes or no strides. "
                 f"Received: size={size!r}"
             )
         sizes = validation.positive_ints("size", size if hasattr(size, "__iter__") else [size] * len(axes))
         if len(sizes) != len(axes):
-            raise ValueError(f"`size` must be an integer, or {len(axes)} of them. Received: size={size!r}")
+            raise ValueError(f"`size` must be an integer or a sequence of length {len(axes)}. Received: size={size!r}")
         full = next(o.shape for o, own in zip(keras.tree.flatten(outputs), self.axes, strict=True) if own == axes)
         if any(each > full[axis] for axis, each in zip(axes, sizes, strict=True)):
             most = tuple(full[axis] for axis in axes)
-            raise ValueError(f"`size` must be at most {most}, which the codes give. Received: size={size!r}")
+            raise ValueError(f"`size` must be at most {most}, the size of the decoded codes. Received: size={size!r}")
         return self._crop(outputs, dict(zip(axes, sizes, strict=True)))
 
     def _crop(self, outputs: Any, sizes: Sizes | Mapping[int, int]) -> Any:
@@ -65,15 +65,15 @@ class Cropping:
 def padded_axes(
     encoder: keras.Layer, decoder: keras.Layer, inputs: Any, output_shapes: Sequence[Sizes]
 ) -> list[tuple[int, ...]]:
-    """Returns, for each output of the decoder, the axes whose size is the input's, rounded up to a stride.
+    """Returns, for each output of the decoder, the axes whose size is the input's, rounded up to a stride's multiple.
 
-    They are found by trying a size that no stride divides, and then the size that comes out, which must come out
-    again. A decoder that makes more steps than the encoder took fails the second time.
+    To find them, it tries a size that is a multiple of no stride, and then the size of that output, which must stay the
+    same. The second trial fails for a decoder whose stride is larger than the encoder's.
 
     Args:
-        encoder: An encoder that is built.
-        decoder: A decoder that is built.
-        inputs: The encoder's symbolic inputs. Only sizes of `None` are tried, and only of a single input.
+        encoder: A built encoder.
+        decoder: A built decoder.
+        inputs: Symbolic inputs of the encoder. Only axes of size `None` are tried, and only if there is one input.
         output_shapes: Shapes of the decoder's outputs.
     """
     none: list[tuple[int, ...]] = [()] * len(output_shapes)
@@ -92,7 +92,7 @@ def padded_axes(
         return [tuple(output.shape) for output in keras.tree.flatten(decoder.compute_output_spec(vectors))]
 
     probe = dict(zip(unknown, PROBES, strict=False))
-    # Layers that take no such size have no stride that one could know of.
+    # If a layer refuses these sizes, nothing is known about its stride, and nothing is cropped.
     with contextlib.suppress(Exception):
         found = []
         for axes, shape, number in zip(outputs, made(probe), range(len(outputs)), strict=True):

@@ -1,4 +1,4 @@
-"""Discriminators, which tell data from reconstructions: of patches, and of spectrograms."""
+"""Discriminators, which tell data from reconstructions by their patches or their spectrograms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,24 +20,25 @@ def build_conv_discriminator(
     kernel_constraint: FromKeras = SPECTRAL_NORM,
     name: str = "discriminator",
 ) -> keras.Model:
-    """Builds a convolutional discriminator of patches, for grids of one to three axes.
+    """Builds a convolutional discriminator of patches, for inputs with one to three axes.
 
-    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size of the grid, and a leaky
-    ReLU of slope 0.2. A convolution of width 3 to one channel follows. Each logit judges a patch of
-    `5 * 2 ** len(filters) - 2` elements along each axis: 18 for two filters, 38 for three.
+    Each entry of `filters` is a convolution of width 4 and stride 2, which halves every size, and a leaky ReLU of slope
+    0.2. A convolution of width 3 to one channel follows. Each logit judges a patch of `5 * 2 ** len(filters) - 2`
+    elements along each axis: 18 for two filters, 38 for three.
 
-    Kernels begin orthogonal, and keep a spectral norm of 1 by default.
+    Kernels are initialized orthogonally. By default, they keep a spectral norm of 1.
 
     Args:
-        input_shape: That of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
-            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any.
+        input_shape: Shape of a sample, in the order of `keras.config.image_data_format()`: `(steps, channels)`,
+            `(height, width, channels)` or `(frames, height, width, channels)`. A size may be `None`, for any size.
         filters: Channels after each halving. Defaults to `(64, 128)`.
         kernel_constraint: Constraint of every kernel. Defaults to `SpectralNorm()`.
-        name: Of the model. Defaults to `"discriminator"`.
+        name: Name of the model. Defaults to `"discriminator"`.
 
     Returns:
-        A functional model `input` -> `[batch, *ceil(sizes / 2 ** len(filters)), 1]`. In its outputs the channels are
-        always last. They are logits: linear, larger for data than for reconstructions once it is trained so.
+        A functional model from `input` to `{"logits": logits, "features": features}`, as `VQGAN` takes it. The logits
+        have the shape `[batch, *ceil(sizes / 2 ** len(filters)), 1]`, with channels last. A trained discriminator gives
+        larger logits to data than to reconstructions. The features are the outputs of each leaky ReLU, a list.
 
     Raises:
         ValueError: If `filters` is empty, or a size is not positive.
@@ -45,8 +46,9 @@ def build_conv_discriminator(
     Example:
 
     >>> discriminator = build_conv_discriminator((28, 28, 1), filters=(32, 64))
-    >>> discriminator.output_shape
-    (None, 7, 7, 1)
+    >>> outputs = discriminator(np.zeros((2, 28, 28, 1)))
+    >>> tuple(outputs["logits"].shape), len(outputs["features"])
+    ((2, 7, 7, 1), 2)
 
     References:
 
@@ -59,14 +61,16 @@ def build_conv_discriminator(
     kind = getattr(layers, f"Conv{rank}D")
     kernels = {"padding": "same", "kernel_initializer": "orthogonal", "kernel_constraint": constraint}
     inputs = x = keras.Input(tuple(input_shape), name="input")
+    features = []
     for i, size in enumerate(filters):
         x = kind(size, 4, strides=2, name=f"discriminator_conv_{i}", **kernels)(x)
         x = layers.LeakyReLU(0.2, name=f"discriminator_act_{i}")(x)
+        features.append(x)
     x = kind(1, 3, name="discriminator_logits", **kernels)(x)
     if spectrogram.channels_first():
         # `[batch, 1, *grid]` -> `[batch, *grid, 1]`
         x = layers.Permute((*range(2, rank + 2), 1), name="discriminator_channels_last")(x)
-    return keras.Model(inputs, x, name=name)
+    return keras.Model(inputs, {"logits": x, "features": features}, name=name)
 
 
 def build_spectrogram_discriminator(
@@ -78,29 +82,32 @@ def build_spectrogram_discriminator(
 ) -> keras.Model:
     """Builds a discriminator of sounds, which judges patches of their spectrograms at several resolutions.
 
-    For each window the logarithms of the magnitudes of a short-time Fourier transform, as in `SpectralLoss`, are the
-    image that a `build_conv_discriminator` of its own judges: of time, frequency and channels. Magnitudes below 1e-3,
-    in units of the data, are silence. Train on data of standard deviation 1, or close to it.
+    For each window size, a model of `build_conv_discriminator` judges an image of time, frequency and channels: the log
+    magnitudes of a short-time Fourier transform, as in `SpectralLoss`. Magnitudes below 1e-3, in units of the data,
+    count as silence. Train on data with a standard deviation close to 1.
 
     Args:
-        input_shape: That of a sound, `(steps, channels)`, or `(channels, steps)` if
-            `keras.config.image_data_format()` is `"channels_first"`. `steps` may be `None`, for any.
-        window_sizes: Sizes of the windows, in steps: multiples of 4. Defaults to `(1024, 256, 64)`.
+        input_shape: Shape of a sound, `(steps, channels)`, or `(channels, steps)` if
+            `keras.config.image_data_format()` is `"channels_first"`. `steps` may be `None`, for any length.
+        window_sizes: Sizes of the windows in steps, multiples of 4. Defaults to `(1024, 256, 64)`.
         filters: Channels of each discriminator, as in `build_conv_discriminator`. Defaults to `(32, 64)`.
         kernel_constraint: Constraint of every kernel. Defaults to `SpectralNorm()`.
-        name: Of the model. Defaults to `"spectrogram_discriminator"`.
+        name: Name of the model. Defaults to `"spectrogram_discriminator"`.
 
     Returns:
-        A functional model from `input` to a list of logits `[batch, time, frequency, 1]`, one for each window.
+        A functional model from `input` to `{"logits": logits, "features": features}`, as `VQGAN` takes it. The logits
+        are a list of tensors `[batch, time, frequency, 1]`, one for each window size. The features are the outputs of
+        each leaky ReLU of all discriminators, a list.
 
     Raises:
-        ValueError: If `input_shape` is not that of a sound, or it is shorter than the largest window.
+        ValueError: If `input_shape` is not the shape of a sound, or has fewer steps than the largest window.
 
     Example:
 
     >>> discriminator = build_spectrogram_discriminator((4096, 1), window_sizes=(512, 128))
-    >>> discriminator.output_shape
-    [(None, 9, 65, 1), (None, 33, 17, 1)]
+    >>> outputs = discriminator(np.zeros((2, 4096, 1)))
+    >>> [tuple(logits.shape) for logits in outputs["logits"]], len(outputs["features"])
+    ([(2, 9, 65, 1), (2, 33, 17, 1)], 4)
 
     Reference:
 
@@ -109,15 +116,17 @@ def build_spectrogram_discriminator(
     sizes, _, filters = check_grid("input_shape", input_shape, filters)
     if len(sizes) != 1:
         raise ValueError(
-            "`input_shape` must be that of a sound, one axis of steps and the channels. "
+            "`input_shape` must be the shape of a sound: the number of steps, and the channels. "
             f"Received: input_shape={tuple(input_shape)}"
         )
     windows = spectrogram.window_sizes("window_sizes", window_sizes)
     spectrogram.check_steps("input_shape", tuple(input_shape), sizes[0], windows)
     inputs = keras.Input(tuple(input_shape), name="input")
-    outputs = []
+    logits, features = [], []
     for i, window in enumerate(windows):
         image = LogSpectrogram(window, name=f"spectrogram_{i}")(inputs)
         part = build_conv_discriminator(image.shape[1:], filters, kernel_constraint, name=f"discriminator_{i}")
-        outputs.append(part(image))
-    return keras.Model(inputs, outputs, name=name)
+        outputs = part(image)
+        logits.append(outputs["logits"])
+        features += outputs["features"]
+    return keras.Model(inputs, {"logits": logits, "features": features}, name=name)

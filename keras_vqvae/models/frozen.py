@@ -1,4 +1,4 @@
-"""The tokenizer of a model, which another model may hold without training it."""
+"""The frozen tokenizer of a model, which another model can contain without training it."""
 
 import types
 from typing import Any
@@ -12,17 +12,17 @@ from keras_vqvae.types import Tensor
 
 
 class FrozenVariable(keras.Variable):
-    """The value of another variable, under an identity of its own: never trainable, and never assigned.
+    """A read-only view of another variable that is never trainable.
 
-    Whether a variable is trainable is a property of the variable, so that a layer cannot be trained in one model and
-    frozen in another one. This one stands for it in the other one.
+    Keras stores `trainable` in the variable, so the same variable cannot be trained in one model and frozen in another.
+    The other model gets this view instead.
     """
 
     def __init__(self, source: keras.Variable):
-        # Not `super().__init__`, which would allocate a value.
+        # Without `super().__init__`, which would allocate a value.
         self.__dict__.update({name: value for name, value in vars(source).items() if name != "_value"})
         self.source = source
-        # Read as it is: the layer that it belongs to casts it by its own policy.
+        # Without autocast: the layer that owns the source casts it by its own policy.
         self._autocast = False
 
     @property
@@ -39,7 +39,7 @@ class FrozenVariable(keras.Variable):
 
     @_value.setter
     def _value(self, value: Tensor) -> None:
-        # Keras's JAX trainer drops the values of variables during an epoch, and assigns them afterwards.
+        # Ignored: Keras's JAX trainer clears the values of variables during an epoch, and assigns them afterwards.
         pass
 
     def _direct_assign(self, value: Tensor) -> None:
@@ -48,35 +48,35 @@ class FrozenVariable(keras.Variable):
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class FrozenTokenizer(keras.layers.Layer):
-    """Maps inputs to indices, by an encoder and a quantizer of another model that may go on training.
+    """Maps inputs to indices with the encoder and the quantizer of another model, without training them.
 
-    Whatever `training` is, it runs them in inference, changes no state and adds no loss, and it has no trainable
-    weights. It follows its encoder and quantizer when they are trained elsewhere.
+    It always runs in inference mode, whatever `training` is. It has no trainable weights, changes no state and adds no
+    losses. If the other model is trained, it uses the new weights.
     """
 
     def __init__(self, encoder: keras.Layer, quantizer: Quantizer, **kwargs: Any):
-        # The inputs are left as they are: the encoder casts them by its own policy.
+        # Inputs are not cast here: the encoder casts them by its own policy.
         super().__init__(**{**kwargs, "autocast": False})
         self.supports_masking = True
-        # Within a namespace Keras does not see them: their weights would be trained, their losses added.
+        # In a namespace, so that Keras does not track them: it would train their weights and add their losses.
         self._parts = types.SimpleNamespace(
             encoder=encoder, quantizer=quantizer, drop_masked=ReplaceMasked(-1), variables={}
         )
 
-    # Keras saves and loads the layers that it finds among the attributes.
+    # Properties, because Keras saves and loads the layers that it finds among the attributes.
     @property
     def encoder(self) -> keras.Layer:
-        """The encoder, shared with the other model."""
+        """The encoder, shared with the model that the tokenizer comes from."""
         return self._parts.encoder
 
     @property
     def quantizer(self) -> Quantizer:
-        """The quantizer, shared with the other model."""
+        """The quantizer, shared with the model that the tokenizer comes from."""
         return self._parts.quantizer
 
     @property
     def variables(self) -> list[FrozenVariable]:
-        """A frozen variable for each one of the encoder and the quantizer, so that trainers and exports find them."""
+        """A frozen view of each variable of the encoder and the quantizer, for trainers and exports."""
         found, known = {}, self._parts.variables
         for variable in (*self.encoder.variables, *self.quantizer.variables):
             found[id(variable)] = known[id(variable)] if id(variable) in known else FrozenVariable(variable)
@@ -85,17 +85,17 @@ class FrozenTokenizer(keras.layers.Layer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         values = [(variable.source, variable.value) for variable in self.variables]
-        # In a scope of its own Keras keeps updates and losses from the layers. Both are dropped.
+        # The scope keeps updates and losses away from the layers. Both are dropped.
         with keras.StatelessScope(initialize_variables=False) as scope:
             for value in values:
                 scope.add_update(value)
             vectors = self.encoder(inputs, training=False)
             _, indices = self.quantizer(vectors, training=False, return_indices=True)
-            # Keras hands the last layer's `training` to the layers that follow. They must get that of this call.
+            # Keras passes this layer's `training` on to the layers that follow, so it must be that of the outer call.
             return self._parts.drop_masked(indices, training=training)
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> None:
-        # The indices have the mask that the encoder made.
+        # The encoder's mask is already attached to the indices.
         return None
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> keras.KerasTensor:

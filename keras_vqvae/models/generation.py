@@ -1,4 +1,4 @@
-"""New samples from a distribution over codes: drawn in batches, compiled where the backend compiles."""
+"""`generate` of the priors: codes are drawn in batches, by a compiled program on JAX and TensorFlow."""
 
 import functools
 from typing import Any
@@ -10,30 +10,30 @@ from keras import ops
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.models import sampling
-from keras_vqvae.models.codes_inputs import holds_classes
+from keras_vqvae.models.codes_inputs import described, holds_classes
 from keras_vqvae.models.codes_model import CodesModel
 from keras_vqvae.models.local_predict import predict_in_equal_batches
 from keras_vqvae.types import Tensor
 
 
 def program_key(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Equal for options that one compiled program serves: floats are its inputs, the others are part of it."""
+    """A key that is equal for options of the same compiled program: floats are inputs, other values are constants."""
     return tuple((name, float if isinstance(value, float) else value) for name, value in options.items())
 
 
 class Sampler(keras.Model):
-    """Draws what a prior's `sample_codes` does with these options, by `predict`: compiled, with a progress bar."""
+    """A model whose `predict` runs a prior's `sample_codes` with given options, compiled and with a progress bar."""
 
     def __init__(self, prior: keras.Model, options: dict[str, Any]):
         super().__init__(dtype=prior.dtype_policy, name="sampler")
         self.prior = prior
         floats = {name for name, value in options.items() if isinstance(value, float)}
-        # Weights, because another value of a weight needs no other program.
+        # Weights, because a new value of a weight needs no new program.
         self.floats = {
             name: self.add_weight((), "zeros", "float32", autocast=False, trainable=False, name=name)
             for name in sorted(floats)
         }
-        # Within a function Keras does not make a tracked dict of them.
+        # In a `partial`, so that Keras does not track the options.
         self._sample = functools.partial(
             prior.sample_codes, **{name: value for name, value in options.items() if name not in floats}
         )
@@ -55,13 +55,13 @@ class Sampler(keras.Model):
         batch_size: int,
         verbose: str | int,
     ) -> np.ndarray:
-        """Codes `[n, L]`, of which `known` are given where they are not -1."""
+        """Returns codes `[n, L]`: `known`, with a drawn code in place of each -1."""
         for name, weight in self.floats.items():
             weight.assign(options[name])
         generator = np.random.default_rng(seed)
 
         def batch_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            # Of one stream, so that a sample does not depend on the size of the batch.
+            # From one stream for all batches, so that samples do not depend on the batch size.
             bits = generator.integers(2**sampling.RANDOM_BITS, size=(len(rows), *bits_shape), dtype="int32")
             return known[rows], labels[rows], bits
 
@@ -76,10 +76,10 @@ def paired(labels: Tensor, none: int | None, guidance_scale: Tensor | None) -> t
 
 
 class CodesGenerator(CodesModel):
-    """Draws codes by a subclass's `sample_codes`. See `Prior` for what a subclass defines."""
+    """Base class of the priors that adds `generate`. `Prior` says which methods a subclass defines."""
 
     generate_options: tuple[str, ...] = ()
-    """Names of the further arguments of `generate`, which `bits_shape` and `sample_codes` take."""
+    """Names of additional arguments of `generate`, which are passed to `bits_shape` and `sample_codes`."""
 
     def bits_shape(self, **options: Any) -> tuple[int, ...]:
         raise NotImplementedError
@@ -104,28 +104,28 @@ class CodesGenerator(CodesModel):
     ) -> np.ndarray:
         """Draws the codes of new samples, or the unknown codes of given samples.
 
-        On JAX and TensorFlow the draws are compiled once, for any `temperature`, `top_p` and `guidance_scale`. Another
-        program is compiled for each `top_k` and batch size, and with `None` in place of a `top_p` or `guidance_scale`.
-        In a sweep pass `1.0` in place of `None`.
+        On JAX and TensorFlow, one compiled program serves all values of `temperature`, `top_p` and `guidance_scale`.
+        Each `top_k` and batch size needs its own program, and so does `None` for `top_p` or `guidance_scale`. To
+        compare many values, pass `1.0` instead of `None`.
 
         Args:
             num_samples: Number of samples, `n`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
-            known: Codes to keep, integers `[n, *shape]` with -1 where a code is drawn. `MaskedPrior` draws a code given
-                all known codes. `AutoregressivePrior` draws it given only the codes before it: known codes after it
-                are kept, but do not influence it. Defaults to `None`, all codes are drawn.
+            known: Codes to keep, integers `[n, *shape]`, with -1 for each code to draw. `MaskedPrior` draws a code
+                given all known codes. `AutoregressivePrior` draws it given only the codes before it: known codes after
+                it are kept, but do not influence it. Defaults to `None`: all codes are drawn.
             temperature: Divides the logits. Values below 1 make likely codes likelier. Defaults to `1.0`.
             top_k: Sample only from the `top_k` most likely codes. Defaults to `None`, all.
             top_p: Nucleus sampling: sample from the smallest set of codes whose total probability is at least `top_p`.
                 Defaults to `None`, all.
-            guidance_scale: Scale `s` of classifier-free guidance, at twice the cost: logits are `u + s * (c - u)`, with
-                `u` the logits without the class and `c` those with it. It needs `labels`, and a prior with
-                `label_dropout` above 0. Defaults to `None`, as 1.
-            seed: Integer; equal seeds draw equal codes, whatever the batch size, and up to the rounding of logits on
-                every backend. Defaults to `None`, drawn from NumPy's state, which `keras.utils.set_random_seed` sets.
-            batch_size: How many samples to draw at a time. Defaults to `128`.
+            guidance_scale: Scale `s` of classifier-free guidance, at twice the cost. Logits are `u + s * (c - u)`, for
+                logits `c` with the class and `u` without it. It needs `labels`, and a prior with `label_dropout` above
+                0. Defaults to `None`, which equals 1.
+            seed: Integer. Equal seeds draw equal codes for every batch size, and on every backend up to the rounding of
+                logits. Defaults to `None`: a seed from NumPy's global state, which `keras.utils.set_random_seed` sets.
+            batch_size: Samples per batch. Defaults to `128`.
             verbose: As in `predict`. Defaults to `"auto"`.
-            **options: Further arguments that a subclass names in `generate_options`.
+            **options: Additional arguments of a subclass, named in its `generate_options`.
 
         Returns:
             An int32 array `[n, *shape]`.
@@ -138,14 +138,15 @@ class CodesGenerator(CodesModel):
         batch_size = validation.positive_int("batch_size", batch_size)
         for name in options.keys() - set(self.generate_options):
             raise ValueError(
-                f"`{type(self).__name__}.generate` has no argument `{name}`. Received: {name}={options[name]!r}"
+                f"`{name}` is not an argument of `{type(self).__name__}.generate`. "
+                f"Received: {described(name, options[name])}"
             )
         options |= sampling.check(self.num_embeddings, temperature, top_k, top_p)
         self._require_labels("labels", labels)
         options["guidance_scale"] = self._check_guidance(guidance_scale, labels)
         labels = ops.convert_to_numpy(self._check_labels(labels, num_samples))
         known = self._check_known(known, num_samples)
-        # NumPy's own state is what `keras.utils.set_random_seed` sets.
+        # From NumPy's global state, which `keras.utils.set_random_seed` sets.
         seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
         shape = self.bits_shape(**options)
         if not self.built:
@@ -162,7 +163,7 @@ class CodesGenerator(CodesModel):
         if self.num_classes is None or not self.label_dropout or not holds_classes(labels):
             raise ValueError(
                 "`guidance_scale` needs `labels`, and a prior with `num_classes` and a `label_dropout` above 0. "
-                f"Received: guidance_scale={guidance_scale!r}, labels={labels!r}, num_classes={self.num_classes!r}, "
-                f"label_dropout={self.label_dropout!r}"
+                f"Received: guidance_scale={guidance_scale!r}, {described('labels', labels)}, "
+                f"num_classes={self.num_classes!r}, label_dropout={self.label_dropout!r}"
             )
         return validation.non_negative("guidance_scale", guidance_scale)

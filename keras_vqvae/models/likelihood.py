@@ -1,4 +1,4 @@
-"""Log-probabilities of given codes, in batches."""
+"""Log-probabilities of given codes under a prior, in batches."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_vqvae.types import Tensor
 
 
 class Scorer(keras.Model):
-    """The log-probabilities of codes `[batch, *shape]` by a prior's logits, as a model for `predict`."""
+    """A model whose `predict` returns the log-probabilities of codes `[batch, *shape]` under a prior."""
 
     def __init__(self, prior: keras.Model):
         super().__init__(dtype=prior.dtype_policy, name="scorer")
@@ -23,7 +23,7 @@ class Scorer(keras.Model):
 
 
 def check(prior: keras.Model, codes: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns int32 codes `[n, *shape]` and classes `[n]`, which must fit the prior."""
+    """Returns int32 codes `[n, *shape]` and classes `[n]`, checked for a prior."""
     codes = ops.convert_to_numpy(prior._check_codes(codes))
     prior._require_labels("labels", labels)
     return codes, ops.convert_to_numpy(prior._check_labels(labels, len(codes)))
@@ -32,7 +32,7 @@ def check(prior: keras.Model, codes: Tensor, labels: Tensor | None) -> tuple[np.
 def log_probabilities(
     prior: keras.Model, given: np.ndarray, codes: np.ndarray, labels: np.ndarray, batch_size: int, verbose: str | int
 ) -> np.ndarray:
-    """The log-probability of each of `codes` `[n, *shape]`, float32, where the prior is called on `given`."""
+    """Returns float32 log-probabilities of `codes` `[n, *shape]` under the logits that a prior returns for `given`."""
     batch_size = validation.positive_int("batch_size", batch_size)
     if not len(codes):
         return np.zeros(codes.shape, "float32")

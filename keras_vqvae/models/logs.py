@@ -1,4 +1,4 @@
-"""The logs of an epoch. Several share a metric, because each metric costs a dozen operations in every step."""
+"""Metrics for the logs of an epoch. Several logs share one, because each metric costs a dozen operations per step."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ class Averages(keras.metrics.Metric):
     """Means of several numbers over an epoch.
 
     Args:
-        numbers: Their names, which are those of the logs.
-        name: Of the metric, which is in no log.
+        numbers: Names of the numbers, under which they are logged.
+        name: Name of the metric, which does not appear in the logs.
     """
 
     def __init__(self, numbers: Sequence[str], name: str):
@@ -25,7 +25,7 @@ class Averages(keras.metrics.Metric):
         self.weight = self.add_variable((), "zeros", "float32", name="weight")
 
     def update_state(self, values: dict[str, Tensor], weight: Tensor) -> None:
-        """Takes in numbers by their names, those of a batch of a weight. Those that are missing count as 0."""
+        """Adds the numbers of a batch, by name, with the weight of the batch. Missing numbers count as 0."""
         missing = ops.zeros(())
         numbers = ops.stack([ops.cast(values.get(name, missing), "float32") for name in self.numbers])
         weight = weight if isinstance(weight, int) else ops.cast(weight, "float32")
@@ -38,12 +38,12 @@ class Averages(keras.metrics.Metric):
 
 
 class ExplainedVariance(keras.metrics.Metric):
-    """The fraction of the targets' variance that reconstructions explain: 1 minus error / variance, over an epoch.
+    """The fraction of the targets' variance that reconstructions explain over an epoch: `1 - error / variance`.
 
-    1 is perfect. 0 is what the mean of the targets would have, element by element: codes that carry nothing.
+    1 is a perfect reconstruction. A constant output, the mean of the targets, has 0.
 
     Args:
-        shapes: Shapes of the outputs, as of `RunningMoments`.
+        shapes: Shapes of the decoder's outputs, `[None, ...]`.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int | None]], name: str = "explained_variance"):
@@ -52,15 +52,15 @@ class ExplainedVariance(keras.metrics.Metric):
         self.error = Averages(("error",), name="error")
 
     def _add_zeros(self, shape: Sequence[int], name: str) -> keras.Variable:
-        # Equal in all replicas.
+        # Every replica holds the same value.
         return self.add_variable(shape, "zeros", "float32", aggregation="mean", name=name)
 
     def update_state(self, batch: Sequence[Moments], error: Tensor, count: Tensor) -> None:
-        """Takes in a batch: the moments of the targets of all replicas, and the error of `count` targets."""
+        """Adds a batch: the moments of the targets in all replicas, and the mean error of `count` targets."""
         self.moments.update(batch)
         self.error.update_state({"error": error}, count)
 
     def result(self) -> Tensor:
         variance, error = total_variance(self.moments.values()), self.error.result()["error"]
-        # Of equal targets nothing is explained. If the error is no number, neither is this.
+        # 0 if all targets are equal, and NaN if the error is NaN.
         return ops.where(variance > 0, 1.0 - error / variance, 0.0 * error)

@@ -1,4 +1,4 @@
-"""The prior that draws many codes at a time, in a few steps."""
+"""The prior that draws many codes at once, in a few steps."""
 
 import math
 from typing import Any
@@ -17,15 +17,15 @@ from keras_vqvae.types import Tensor
 class MaskedPrior(Prior):
     """MaskGIT: a Transformer that fills in codes, many at a time, the most certain ones first.
 
-    `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training a random number of a sample's codes,
-    from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats per
-    code. On average over masks it is an upper bound on the negative log-likelihood of drawing the codes one by one in a
-    random order. `perplexity` is its exponential.
+    `fit(codes)` trains it, or `fit(codes, labels)` with `num_classes`. In training, a random number of a sample's
+    codes, from one to all, is masked and predicted from the others. `loss` is the mean over the masked codes, in nats
+    per code. Its average over masks is an upper bound on the negative log-likelihood if codes are drawn one by one in a
+    random order. `perplexity` is its exponential; callbacks that monitor it need `mode="min"`.
 
     Called on codes or on `(codes, labels)`, it returns the logits of each code. The code `num_embeddings` marks a code
     to fill in.
 
-    `generate(known=...)` fills in the codes around known ones, and looks at all of them.
+    `generate(known=...)` keeps known codes and draws the others given all of them.
 
     Arguments, inputs and outputs are those of `Prior`.
 
@@ -55,13 +55,13 @@ class MaskedPrior(Prior):
     def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         seed = self.transformer.seed_generator
         samples = ops.shape(codes)[0]
-        # Counts spread evenly over the batch, each as likely as the others: less noise than independent draws.
-        places = ops.cumsum(ops.ones((samples,), "float32")) / ops.cast(samples, "float32")
-        shares = (places + keras.random.uniform((), seed=seed)) % 1.0
-        counts = ops.expand_dims(ops.minimum(ops.floor(shares * self.length) + 1.0, self.length), 1)
+        # Numbers of masked codes are uniform from 1 to `length`, and spread evenly over the batch, to reduce noise.
+        offsets = ops.cumsum(ops.ones((samples,), "float32")) / ops.cast(samples, "float32")
+        fractions = (offsets + keras.random.uniform((), seed=seed)) % 1.0
+        counts = ops.expand_dims(ops.minimum(ops.floor(fractions * self.length) + 1.0, self.length), 1)
         ranks = ops.argsort(ops.argsort(keras.random.uniform(ops.shape(codes), seed=seed)))
         masked = ops.cast(ranks, "float32") < counts
-        # With these weights the mean over all codes is the mean over the masked ones.
+        # With these weights, the mean over all codes equals the mean over the masked ones.
         return ops.where(masked, self.num_embeddings, codes), ops.where(masked, self.length / counts, 0.0)
 
     def generate(
@@ -73,15 +73,15 @@ class MaskedPrior(Prior):
         choice_temperature: float = 4.5,
         **keywords: Any,
     ) -> np.ndarray:
-        """Draws the codes of new samples.
+        """Draws the codes of new samples, or the unknown codes of given samples.
 
-        Each step draws all codes that are still masked, and keeps the most likely ones: after `t` of `T` steps, all but
-        a fraction of `cos(pi / 2 * t / T)`.
+        Each step draws all codes that are still masked, and keeps the most likely ones. After `t` of `T` steps, a
+        fraction of `cos(pi / 2 * t / T)` is still masked.
 
         Args:
             num_samples: Number of samples, `n`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`, any class.
-            num_steps: Number of steps, at most one for each code. Defaults to `12`.
+            num_steps: Number of steps, reduced to the number of a sample's codes if it is larger. Defaults to `12`.
             choice_temperature: Randomness in choosing which codes to keep at each step. 0 keeps the most likely ones;
                 larger values add Gumbel noise, annealed to zero by the last step. Defaults to `4.5`.
             **keywords: Arguments of `Prior.generate`, such as `known`, `temperature` and `seed`.
@@ -119,26 +119,27 @@ class MaskedPrior(Prior):
         batch_size: int = 128,
         verbose: str | int = "auto",
     ) -> np.ndarray:
-        """Returns the log-probability of each code, drawn in a random order in `num_steps` steps, in nats.
+        """Returns the log-probability of each code in nats, if codes are drawn in a random order in `num_steps` steps.
 
-        `seed` draws one order for all samples and cuts it into `num_steps` groups of equal size. A group's codes are
-        predicted together, given the groups before. The sum over a sample's codes is the exact log-likelihood of the
-        sample if it is drawn in this order and these groups.
+        `seed` determines one order for all samples, which is split into `num_steps` groups of equal size. The codes of
+        a group are predicted together, given the groups before. The sum over a sample's codes is the exact
+        log-likelihood of the sample if it is drawn in this order and these groups.
 
-        With one code in each step (`num_steps` of at least the number of codes) the mean over seeds is a lower bound on
-        the log-likelihood, the same bound that `loss` estimates. Fewer steps take less time and, on average, give lower
-        values, because codes that are predicted together do not depend on each other.
+        If each step has one code (`num_steps` is at least the number of codes), the mean over seeds is a lower bound on
+        the log-likelihood, the same bound that `loss` estimates. Fewer steps take less time, but give lower values on
+        average, because codes that are predicted together do not depend on each other.
 
-        Values are comparable between samples and between calls with equal `num_steps` and `seed`. For a score that
+        Values are comparable between samples, and between calls with equal `num_steps` and `seed`. For a score that
         depends less on the order, average over several seeds.
 
         Args:
             codes: Integers `[n, *shape]`.
             labels: Class of each sample, integers `[n]`, or one class for all. Defaults to `None`: the likelihood
                 without a class.
-            num_steps: Number of steps, at most one for each code. Each takes one pass over all codes. Defaults to `12`.
-            seed: Integer from which the order is drawn. Defaults to `0`.
-            batch_size: How many samples to compute at a time. The values do not depend on it. Defaults to `128`.
+            num_steps: Number of steps, reduced to the number of a sample's codes if it is larger. Each step is one pass
+                of the network over all codes. Defaults to `12`.
+            seed: Integer that determines the order. Defaults to `0`.
+            batch_size: Samples per batch. The values do not depend on it. Defaults to `128`.
             verbose: As in `predict`, for each step. Defaults to `"auto"`.
 
         Returns:
@@ -190,12 +191,12 @@ class MaskedPrior(Prior):
             logits = self.logits(ops.tile(codes, (copies, 1)), labels, training=False)
             logits = sampling.restrict(sampling.guide(logits, guidance_scale), **restrictions)
             drawn = sampling.draw(logits, numbers[:, 0])
-            sureness = -ops.sparse_categorical_crossentropy(drawn, logits, from_logits=True)
-            # Gumbel noise, less and less of it.
+            confidence = -ops.sparse_categorical_crossentropy(drawn, logits, from_logits=True)
+            # Gumbel noise, annealed to zero by the last step.
             noise = -ops.log(-ops.log(sampling.uniforms(numbers[:, 1])))
-            sureness = sureness + choice_temperature * (1.0 - done) * noise
-            ranks = ops.argsort(ops.argsort(ops.where(masked, sureness, math.inf)))
-            # A little more, because a cosine of exactly a half comes out below it.
+            confidence = confidence + choice_temperature * (1.0 - done) * noise
+            ranks = ops.argsort(ops.argsort(ops.where(masked, confidence, math.inf)))
+            # Plus 1e-3, because rounding can bring a cosine of exactly 1/2 below it.
             remaining = ops.floor((self.length - given) * ops.cos(math.pi / 2 * done) + 1e-3)
             stays_masked = ops.cast(ranks, "float32") < remaining
             return ops.where(stays_masked, self.num_embeddings, ops.where(masked, drawn, codes))

@@ -1,4 +1,4 @@
-"""Encoders and decoders of dense layers, for inputs that are vectors."""
+"""Encoders and decoders with dense layers, for inputs that are vectors."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -28,12 +28,13 @@ def build_encoder(
 
     Args:
         input_size: Size of an input vector.
-        embedding_dim: Size of the output, which is linear. Defaults to `64`.
-        encoder_sizes: Sizes of the hidden layers; empty makes the encoder linear. Defaults to `(256, 128)`.
+        embedding_dim: Size of the output vectors. The last layer is linear. Defaults to `64`.
+        encoder_sizes: Sizes of the hidden layers. Without any, the encoder is linear. Defaults to `(256, 128)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
 
     Returns:
-        A functional model: input `input`, layers `encoder_dense_i`, `encoder_act_i` and `encoder_to_embedding`.
+        A functional model with the input `input` and the layers `encoder_dense_i`, `encoder_act_i` and
+        `encoder_to_embedding`.
 
     Example:
 
@@ -60,15 +61,16 @@ def build_decoder(
     """Builds a decoder, `[batch, embedding_dim]` -> `[batch, output_size]`.
 
     Args:
-        input_size: Size of the vectors that the encoder was given, the same as `output_size`. One of the two is
-            required; if both are there, `output_size` wins.
-        output_size: Size of the output, which is linear.
+        input_size: Size of the encoder's input vectors, used if `output_size` is not given. One of the two is required.
+            Defaults to `None`.
+        output_size: Size of the output vectors. The last layer is linear. Defaults to `None`, `input_size`.
         embedding_dim: Size of a code. Defaults to `64`.
-        decoder_sizes: Sizes of the hidden layers; empty makes the decoder linear. Defaults to `(128, 256)`.
+        decoder_sizes: Sizes of the hidden layers. Without any, the decoder is linear. Defaults to `(128, 256)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
 
     Returns:
-        A functional model: input `quantized`, layers `decoder_dense_i`, `decoder_act_i` and `decoder_output`.
+        A functional model with the input `quantized` and the layers `decoder_dense_i`, `decoder_act_i` and
+        `decoder_output`.
 
     Example:
 
@@ -78,7 +80,7 @@ def build_decoder(
     """
     if input_size is None and output_size is None:
         raise ValueError(
-            "One of `input_size` and `output_size` is required. Received: input_size=None, output_size=None"
+            "Either `input_size` or `output_size` must be given. Received: input_size=None, output_size=None"
         )
     if input_size is not None:
         input_size = validation.positive_int("input_size", input_size)
@@ -104,14 +106,13 @@ def build(
     Args:
         input_size: Size of an input vector.
         embedding_dim: Size of a code. Defaults to `64`.
-        num_embeddings: Size of the codebook that the two are meant for; checked, and otherwise unused. Defaults to
-            `512`.
+        num_embeddings: Number of codes of the quantizer. It is checked, but has no effect. Defaults to `512`.
         encoder_sizes: Sizes of the encoder's hidden layers. Defaults to `(256, 128)`.
         decoder_sizes: Sizes of the decoder's hidden layers. Defaults to `(128, 256)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
 
     Returns:
-        `(encoder, decoder)`, two functional models: see `build_encoder` and `build_decoder`.
+        `(encoder, decoder)`, the functional models of `build_encoder` and `build_decoder`.
 
     Example:
 

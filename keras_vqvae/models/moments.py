@@ -1,4 +1,4 @@
-"""Mean and variance of the targets: what a loss that does not depend on their scale is divided by."""
+"""Mean and variance of the targets, by which a loss is divided so that it does not depend on their scale."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 
 class Moments(NamedTuple):
-    """Of the arrays of one output: how many, their mean, and the mean of the variances of its elements."""
+    """The number of targets of one output, their mean, and the average over elements of their variance."""
 
     count: Tensor
     mean: Tensor
@@ -24,14 +24,14 @@ class Moments(NamedTuple):
 
 
 def moments_of(x: Tensor, shape: Sequence[int | None]) -> Moments:
-    """The moments of a batch `[batch, ...]`, over the axes whose size in `shape` is not known."""
+    """The moments of a batch `[batch, ...]` over the axes whose size in `shape` is `None`."""
     axes = [axis for axis, size in enumerate(shape) if axis == 0 or size is None]
     x = ops.cast(x, "float32")
     count = math.prod(ops.shape(x)[axis] for axis in axes)
     count = backend.constants((count,), x)[0] if isinstance(count, int) else ops.cast(count, "float32")
-    # No sample has the mean 0.
+    # An empty batch has mean 0.
     divisor = backend.at_least(count, 1.0)
-    # Relative to one of the arrays, so that equal ones have a variance of exactly 0. It is a sum, as there may be none.
+    # Subtracts the first target, so that equal targets have a variance of exactly 0. The sum allows an empty batch.
     one = ops.sum(x[tuple(slice(1 if axis in axes else None) for axis in range(len(shape)))], axes, keepdims=True)
     x = x - one
     mean = ops.sum(x, axes, keepdims=True) / divisor
@@ -39,12 +39,12 @@ def moments_of(x: Tensor, shape: Sequence[int | None]) -> Moments:
 
 
 def squared_error(pairs: Pairs) -> Tensor:
-    """The mean squared error of pairs of targets and outputs, summed over the outputs."""
+    """The mean squared error of each output, summed over the outputs."""
     return sum(ops.mean(ops.square(ops.cast(y, "float32") - ops.cast(y_pred, "float32"))) for y, y_pred in pairs)
 
 
 def over_replicas(own: Moments) -> Moments:
-    """The moments of the batches of all replicas, given this replica's."""
+    """The moments of the targets in all replicas, given the moments in this one."""
     count = backend.sum_over_replicas(own.count)
     if count is own.count:
         return own
@@ -55,20 +55,20 @@ def over_replicas(own: Moments) -> Moments:
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets together, without the difference of two large numbers (Chan et al., 1979)."""
+    """The moments of the union of two sets, without cancellation (Chan et al., 1979)."""
     count = a.count + b.count
-    share = b.count / backend.at_least(count, 1.0)
+    fraction = b.count / backend.at_least(count, 1.0)
     step = b.mean - a.mean
-    variance = a.variance + share * (b.variance - a.variance + (1.0 - share) * ops.mean(ops.square(step)))
-    return Moments(count, a.mean + share * step, variance)
+    variance = a.variance + fraction * (b.variance - a.variance + (1.0 - fraction) * ops.mean(ops.square(step)))
+    return Moments(count, a.mean + fraction * step, variance)
 
 
 class RunningMoments:
-    """Weights that hold the moments of each output over all batches so far.
+    """Weights with the moments of each output's targets over all batches so far.
 
     Args:
-        shapes: Shape of each output, `[None, ...]`. Means are over the axes whose size is `None`.
-        add_weight: Makes a weight of a shape, with a name.
+        shapes: Shape of each output, `[None, ...]`. Means are over the axes of size `None`.
+        add_weight: A function that makes a weight, given its shape and its name.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int | None]], add_weight: Callable[..., keras.Variable]):
@@ -83,7 +83,7 @@ class RunningMoments:
         return [Moments(*map(ops.convert_to_tensor, weights)) for weights in self._weights]
 
     def update(self, batch: Sequence[Moments]) -> None:
-        """Takes in a batch, unless its moments are no numbers, which would stay for ever."""
+        """Adds a batch, unless its moments are not finite: NaN would stay in the weights for ever."""
         for weights, old, new in zip(self._weights, self.values(), batch, strict=True):
             finite = new.variance < math.inf
             for weight, value in zip(weights, merged(old, new), strict=True):
@@ -95,10 +95,10 @@ class RunningMoments:
 
     @property
     def readable(self) -> bool:
-        """Whether the weights have values: those of a step on JAX have none outside of its scope."""
+        """Whether the weights have values. On JAX, they have none outside the scope of a training step."""
         return backend.has_value(self._weights[0].count)
 
 
 def total_variance(moments: Sequence[Moments]) -> Tensor:
-    """The sum of the outputs' variances."""
+    """The sum of the variances of all outputs."""
     return functools.reduce(operator.add, (each.variance for each in moments))

@@ -1,4 +1,4 @@
-"""What priors over codes share."""
+"""Base class of the priors over codes."""
 
 import math
 import types
@@ -19,56 +19,57 @@ LABEL_DROPOUT = 0.1
 
 
 class Prior(CodesGenerator):
-    """Base class of the priors: a distribution over the codes of a sample that is trained by `fit` and drawn from.
+    """Base class of the priors: distributions over the codes of a sample.
 
-    `from_model` makes a prior over the codes of a `VQVAE`. `generate` draws codes, and `log_likelihood` scores given
-    codes.
+    `from_model` makes a prior over the codes of a `VQVAE`. `fit` trains it, `generate` draws codes, and
+    `log_likelihood` scores given codes. `export` exports the logits.
 
     A subclass defines, for codes `[batch, L]` in the order of `codes.reshape(samples, -1)` and classes `[batch]`:
 
     - `logits(codes, labels, training)`: the logits of each code, `[batch, L, K]`;
     - `sample_codes(known, labels, bits, **options)`: the codes `known` `[batch, L]`, with a drawn code in place of each
-      -1. `bits` are random integers `[batch, *bits_shape]`, as `sampling.draw` takes them. `options` are `temperature`,
-      `top_k`, `top_p`, `guidance_scale` and the arguments named in `generate_options`. Floats arrive as scalar tensors,
-      so that one compiled program serves all their values;
-    - `bits_shape(**options)`: the shape of the random integers that a sample needs;
-    - optionally `log_likelihood`, as the other priors do;
-    - optionally `corrupt(codes)`: what the network sees in training and evaluation instead of `codes`, and the weights
-      of the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
+      -1. `bits` are random integers `[batch, *bits_shape]` for `sampling.draw`. `options` are `temperature`, `top_k`,
+      `top_p`, `guidance_scale` and the arguments named in `generate_options`. Floats arrive as scalar tensors, so that
+      one compiled program serves all their values;
+    - `bits_shape(**options)`: the shape of the random integers for one sample;
+    - optionally `log_likelihood`;
+    - optionally `corrupt(codes)`: the input of the network in training and evaluation, `[batch, L]`, and the weights of
+      the codes' losses, `[batch, L]` or `None`. Returns `(codes, None)` by default.
 
     A subclass may add layers, metrics and weights after `super().__init__()`, as with any Keras model. If it has a
     constructor of its own, it is built at its first use: a call, `fit`, `generate`, or `build((None, *shape))`.
 
     Args:
-        num_embeddings: Number of codes, `K`, an integer; or a sequence of one integer for each codebook, such as the
-            `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
-        shape: Shape of the codes of one sample, `codes.shape[1:]` of what `VQVAE.encode` returns.
+        num_embeddings: Number of codes `K`, an integer. Or a sequence with the number of codes of each codebook, such
+            as the `codebook_sizes` of a residual whose stages differ. `K` is then the largest of them.
+        shape: Shape of the codes of one sample: `codes.shape[1:]` for `codes` that `VQVAE.encode` returns.
         num_classes: Number of classes of samples. Defaults to `None`, no classes.
-        index_shape: The quantizer's `index_shape`: the last axes of `shape`, if a position has several codes, each of a
-            codebook of its own. Defaults to `()`, one codebook.
+        index_shape: The quantizer's `index_shape`. If a position has several codes, each from its own codebook, these
+            are the last axes of `shape`. Defaults to `()`, one codebook.
         num_layers: Number of Transformer blocks. Defaults to `4`.
         num_heads: Number of attention heads of each block. Defaults to `4`.
         hidden_dim: Width of the blocks, a multiple of `num_heads`. Defaults to `128`.
         dropout: Dropout rate of the blocks. Defaults to `0.1`.
         label_dropout: Fraction of the samples that `fit` trains without their class, at least 0 and below 1. Guidance
-            and draws without a class need it. With 0 they are errors, and `generate`, `evaluate` and `log_likelihood`
-            need labels. Other values than the default need `num_classes`. Defaults to `0.1`.
-        seed: Integer from which training draws dropout, masks, and the samples without their class. Defaults to `None`,
-            a random seed.
+            and draws without a class need it. With 0, `generate`, `evaluate` and `log_likelihood` need labels. Values
+            other than the default need `num_classes`. Defaults to `0.1`.
+        seed: Integer seed of the random numbers of training: dropout, masks and label dropout. Defaults to `None`, a
+            random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Input shape:
-        Integers `[batch, *shape]`, or a tuple of those and of classes, integers `[batch]`.
+        Codes, integers `[batch, *shape]`, or a tuple of codes and classes, integers `[batch]`.
 
     Output shape:
-        `[batch, *shape, num_embeddings]`, in float32.
+        Logits `[batch, *shape, num_embeddings]`, in float32.
 
     Raises:
-        ValueError: If a size is not a positive integer, sizes do not fit each other, or a rate is out of range.
+        ValueError: If a size is not a positive integer, `index_shape` is not the end of `shape`, `hidden_dim` is not a
+            multiple of `num_heads`, or a rate is out of range.
     """
 
     transformer_class: type[CodeTransformer] = CodeTransformer
-    """Class of the network."""
+    """Class of the network from codes to logits."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Prior(CodesGenerator):
         self.num_embeddings = max(self.codebook_sizes)
         if self.shape[max(0, len(self.shape) - len(self.index_shape)) :] != self.index_shape:
             raise ValueError(
-                f"The last axes of `shape` must be `index_shape`. Received: shape={shape}, index_shape={index_shape}"
+                f"`shape` must end in `index_shape`. Received: shape={self.shape}, index_shape={self.index_shape}"
             )
         self.num_classes = None if num_classes is None else validation.positive_int("num_classes", num_classes)
         self.num_layers = validation.positive_int("num_layers", num_layers)
@@ -99,7 +100,8 @@ class Prior(CodesGenerator):
         self.hidden_dim = validation.positive_int("hidden_dim", hidden_dim)
         if self.hidden_dim % self.num_heads:
             raise ValueError(
-                f"`num_heads` must divide `hidden_dim`. Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+                "`hidden_dim` must be divisible by `num_heads`. "
+                f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
             )
         self.dropout = validation.fraction("dropout", dropout)
         self.label_dropout = self._check_label_dropout(label_dropout)
@@ -117,15 +119,15 @@ class Prior(CodesGenerator):
             dtype=self.dtype_policy,
             name="transformer",
         )
-        # Within a namespace Keras does not see them. Tracked, they would be layers of this model, as it is of them.
+        # In a namespace, so that Keras does not track them as layers of this model, which is a layer of theirs.
         self._parts = types.SimpleNamespace(samplers={}, scorer=None)
-        # Keras locks a model once it is built. A constructor of a subclass may still have to add layers to it.
+        # Not for a subclass with a constructor: Keras locks a built model, and the constructor may still add layers.
         if type(self).__init__ is Prior.__init__:
             self.build((None, *self.shape))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.transformer.build((None, self.length))
-        # Keras builds the layers of a model by a symbolic call, unless the model has a `build` of its own.
+        # Builds the layers of a subclass by a symbolic call, as Keras does for models without a `build`.
         if type(self).build is Prior.build and not all(layer.built for layer in self.layers):
             codes = keras.Input(self.shape, dtype="int32")
             self.compute_output_spec((codes, keras.Input((), dtype="int32")) if self.num_classes else codes)
@@ -139,18 +141,17 @@ class Prior(CodesGenerator):
         shape: Iterable[int] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Returns a new prior over the codes of a `VQVAE`: `num_embeddings`, `shape` and `index_shape` are the model's.
+        """Returns a new prior for a `VQVAE`, with the `num_embeddings`, `shape` and `index_shape` of its codes.
 
         Args:
             model: A built `VQVAE`.
             num_classes: Number of classes of samples. Defaults to `None`, no classes.
-            shape: Shape of the codes of one sample, `codes.shape[1:]`. Only a model for inputs of any size needs it.
-                Defaults to `None`, the shape of the model's codes.
+            shape: Shape of the codes of one sample, `codes.shape[1:]`. Required only if the model takes inputs of any
+                size. Defaults to `None`, the shape of the model's codes.
             **kwargs: The other arguments of the prior, such as `num_layers` and `seed`.
 
         Raises:
-            ValueError: If `model` is not a built `VQVAE`, `shape` does not fit its codes, or it is needed and not
-                given.
+            ValueError: If `model` is not a built `VQVAE`, or `shape` is missing or differs from the model's codes.
 
         Example:
 
@@ -167,11 +168,11 @@ class Prior(CodesGenerator):
         sizes = own if shape is None else validation.positive_ints("shape", shape)
         if None in sizes:
             raise ValueError(
-                "The model takes inputs of any size. Pass `shape`, the shape of the codes of one sample: "
-                f"`codes.shape[1:]`. Received: shape=None, model with codes of shape {own}"
+                "`shape` must be given, because the model takes inputs of any size. Pass the shape of the codes of one "
+                f"sample: `codes.shape[1:]`. Received: shape=None, model with codes of shape {own}"
             )
         if len(sizes) != len(own) or any(axis not in (None, size) for axis, size in zip(own, sizes, strict=True)):
-            raise ValueError(f"`shape` must be that of the model's codes, {own}. Received: shape={shape!r}")
+            raise ValueError(f"`shape` must match the shape of the model's codes, {own}. Received: shape={sizes}")
         # Scales share the codebooks of one quantizer.
         num_codebooks = math.prod(quantizer.index_shape)
         return cls(
@@ -182,10 +183,13 @@ class Prior(CodesGenerator):
         rate = validation.fraction("label_dropout", label_dropout)
         if rate == 1:
             raise ValueError(
-                f"`label_dropout` must be below 1: no sample would have its class. Received: label_dropout={rate}"
+                f"`label_dropout` must be below 1, or no class would ever be seen. Received: label_dropout={rate}"
             )
         if self.num_classes is None and rate != LABEL_DROPOUT:
-            raise ValueError(f"`label_dropout` needs a prior with `num_classes`. Received: label_dropout={rate}")
+            raise ValueError(
+                f"`label_dropout` has an effect only with `num_classes`. "
+                f"Received: label_dropout={rate}, num_classes=None"
+            )
         return rate
 
     def log_likelihood(

@@ -1,4 +1,4 @@
-"""The weight of a reconstruction's error, by which it is balanced with the losses of a quantizer."""
+"""The weight of the reconstruction error, which balances it with the losses of the quantizer."""
 
 import functools
 import operator
@@ -13,21 +13,25 @@ from keras_vqvae.models.targets import aligned_targets
 from keras_vqvae.types import Sizes, Tensor
 
 WEIGHT = 0.125
-"""Of the error of a sample, in units of the variance, per element of its latents: `docs/studies/loss-balance.md`."""
+"""Weight of the squared error summed over a sample, in units of the variance and per element of the latents.
+
+Measured in `docs/studies/loss-balance.md`.
+"""
 MIN_RATIO = 1e-12
-"""Variances below this fraction of the mean square are rounding of a constant."""
+"""A variance below this fraction of the mean square is rounding error: the targets are constant."""
 
 
 class Reconstruction:
     """Compares the outputs of a decoder with their targets.
 
-    The losses of a quantizer are means over the elements of the latents. So the error of a sample is divided by their
-    number, too, and by the variance of the targets, which makes it independent of their scale and size.
+    The losses of a quantizer are means over the elements of the latents. Therefore the squared error of a sample is
+    also divided by the number of these elements. It is divided by the variance of the targets as well, so that it does
+    not depend on the scale of the data.
 
     Args:
         output_shapes: Shape of each output of the decoder, `[None, ...]`.
         latent_shape: Shape of the decoder's inputs, `[None, ..., D]`.
-        add_weight: Makes a weight of a shape, with a name.
+        add_weight: A function that makes a weight, given its shape and its name.
     """
 
     def __init__(self, output_shapes: Sequence[Sizes], latent_shape: Sizes, add_weight: Callable[..., keras.Variable]):
@@ -35,11 +39,11 @@ class Reconstruction:
         self.targets = RunningMoments(output_shapes, add_weight)
 
     def pairs(self, targets: Any, y_pred: Any) -> list[tuple[Tensor, Tensor]] | None:
-        """Each output with its target in the same shape; `None` if these are not outputs of the decoder."""
+        """Pairs of targets and outputs of the same shape, or `None` if `y_pred` are not the decoder's outputs."""
         return aligned_targets(targets, y_pred, self.output_shapes)
 
     def moments(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Moments]:
-        """The moments of the batch's targets."""
+        """The moments of the targets of a batch."""
         return [moments_of(target, shape) for (target, _), shape in zip(pairs, self.output_shapes, strict=False)]
 
     def weight(
@@ -49,16 +53,17 @@ class Reconstruction:
         latents: Sizes | None,
         training: bool,
     ) -> Tensor:
-        """What the mean squared error is multiplied by.
+        """The number by which the mean squared error is multiplied: `factor` divided by the variance of the targets.
 
-        The variance is that of the targets of training so far, these included, or in evaluation of the batch, if there
-        was no training. Where all targets are equal it is their mean square.
+        The variance is taken over all targets of training so far. Before any training, evaluation takes the variance of
+        the batch. If all targets are equal, their mean square takes the place of the variance.
 
         Args:
             pairs: Targets and outputs.
-            batch: The moments of the targets, which are in those so far if `training`.
-            latents: Shape of the latents of this batch, or `None`: sizes that vary are then left out.
-            training: Whether this is a step of training.
+            batch: The moments of the targets. In training, they have already been added to the moments so far.
+            latents: Shape of the latents of this batch, or `None`: only the fixed sizes of the latents are then
+                counted.
+            training: Whether this is a training step.
         """
         variance = total_variance(batch)
         if self.targets.readable:
@@ -70,12 +75,12 @@ class Reconstruction:
         return self.factor(pairs, latents) / variance
 
     def factor(self, pairs: Sequence[tuple[Tensor, Tensor]], latents: Sizes | None) -> Tensor | float:
-        """What the mean squared error in units of the variance is multiplied by; arguments as of `weight`."""
+        """The weight of the mean squared error in units of the variance. Arguments as in `weight`."""
         outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
         return WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)
 
 
 def _elements(shape: Sizes) -> Tensor:
-    """How many elements a sample has, as far as its sizes are known."""
+    """The number of elements of a sample: the product of its known sizes."""
     sizes = (size if isinstance(size, int) else ops.cast(size, "float32") for size in shape[1:] if size is not None)
     return functools.reduce(operator.mul, sizes, 1)

@@ -1,4 +1,4 @@
-"""Data of a scale that no network can be trained at, such as 0.001 or 1,000."""
+"""Scales data that networks cannot be trained with as they are, such as data around 0.001 or 1,000."""
 
 import math
 import weakref
@@ -13,28 +13,28 @@ from keras_vqvae.models.sources import first_batches, to_numpy
 from keras_vqvae.types import Data, Tensor
 
 TRAINABLE = (1 / 16, 1.5)
-"""Data whose root mean square lies between these are taken as they are, as [0, 1], [-1, 1] or standardized data.
+"""Data whose root mean square lies in this range are not scaled: data in [0, 1] or [-1, 1], or standardized data.
 
-A step of Adam changes a weight by about 0.001. Outputs far below 1/16 are lost in such steps, and weights reach outputs
-far above 1.5 only after thousands of them.
+A step of Adam changes a weight by about 0.001. This is too coarse for outputs far below 1/16, and outputs far above 1.5
+take thousands of steps.
 """
 BROUGHT_TO = 0.1
-"""The root mean square of other data within the model, up to a factor of the square root of 2."""
+"""Root mean square to which other data are scaled, within a factor of sqrt(2)."""
 MAX_EXPONENT = 100
-"""Of the scale. The squares of data beyond it are no float32."""
+"""Largest absolute exponent of the scale. Squares of larger data overflow in float32."""
 MIN_LATENT, MAX_OUTPUT = 0.001, 0.4
-"""Outside of these, networks that are given data of 0.1 scale them by operations."""
+"""For data of RMS 0.1: smallest RMS of the latents, and largest RMS of the outputs, of networks that do not rescale."""
 TRAINED = ("bias", "beta", "moving_mean")
-"""Weights that are zero until they are trained."""
+"""Names of weights that are zero until they are trained."""
 SAMPLES, NUMBERS = 1024, 2**22
-"""How many samples of arrays are measured at most, of how many numbers."""
+"""Largest number of samples of an array that are measured, and of their elements."""
 TRIED = 32
-"""How many samples the networks are tried with."""
+"""Number of samples with which the networks are tried."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class DataScale(keras.layers.Layer):
-    """Divides data by a number, which is a power of two so that nothing is rounded, or multiplies them by it."""
+    """Divides data by a scale, or multiplies them by it. The scale is a power of 2, so that nothing is rounded."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "autocast": False})
@@ -46,12 +46,12 @@ class DataScale(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         weight = {"shape": (), "trainable": False, "dtype": "float32", "autocast": False}
         self.scale = self.add_weight(initializer="ones", name="scale", **weight)
-        # Whether the scale is settled: it does not change once training has begun.
+        # 1 once the scale is settled. It does not change after training has begun.
         self.settled = self.add_weight(initializer="zeros", name="settled", **weight)
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        # A float16 does not hold every scale.
+        # In float32, because float16 cannot hold every scale.
         inputs = ops.cast(inputs, "float32")
         outputs = inputs * self.scale if reverse else inputs / self.scale
         return ops.cast(outputs, dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype)
@@ -69,7 +69,7 @@ _SCALES: weakref.WeakKeyDictionary[keras.Layer, DataScale] = weakref.WeakKeyDict
 
 
 def scale_layer(encoder: keras.Layer, **kwargs: Any) -> DataScale:
-    """Returns the layer that belongs to an encoder, so that it follows the encoder into another `VQVAE`."""
+    """Returns the scale of an encoder. It is stored by encoder, so that another `VQVAE` with this encoder shares it."""
     if encoder not in _SCALES:
         _SCALES[encoder] = DataScale(name="data_scale", **kwargs)
         _SCALES[encoder].build()
@@ -77,15 +77,15 @@ def scale_layer(encoder: keras.Layer, **kwargs: Any) -> DataScale:
 
 
 def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
-    """Measures the scale of the data that a `VQVAE` is first trained with.
+    """Measures the scale of a model's first training data, and sets the model's scale once.
 
     Args:
-        model: The model. Only one that reconstructs its inputs divides them by a scale.
+        model: A `VQVAE`. Its inputs are scaled only if it reconstructs them.
         x: Inputs, or a source of batches.
         y: Targets. Defaults to `None`, the inputs.
 
     Returns:
-        `x`, from which nothing is missing if it is a generator.
+        `x`, or an equivalent generator if `x` is one, because its first batch has been read.
     """
     if x is None or ops.convert_to_numpy(model.data_scale.settled):
         return x
@@ -100,7 +100,7 @@ def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
         encoded = inputs if model.preprocessing is None else to_numpy(model.preprocessing(inputs, training=False))
         measured = scale_of(encoded) if _same(encoded, targets) else 1.0
         if measured is None:
-            # Silence tells nothing.
+            # Data that are all 0 have no scale.
             return x
         if measured != 1.0 and _can_be_scaled(model, inputs, encoded[:TRIED], measured):
             found = measured
@@ -109,10 +109,9 @@ def settle_scale(model: Any, x: Data, y: Data = None) -> Data:
 
 
 def scale_of(x: np.ndarray) -> float | None:
-    """Returns the number that data should be divided by, 1 in most cases; `None` if they are all 0 or not finite.
+    """Returns the number by which data should be divided, usually 1, or `None` if no element is finite and nonzero.
 
-    Zeros do not count, so that sparse data in [0, 1] are taken as they are. Nor does the thousandth of the data that is
-    the largest.
+    Zeros are ignored, so that sparse data in [0, 1] are not scaled. The largest 0.1% of the elements are clipped.
     """
     sizes = np.abs(x[np.isfinite(x) & (x != 0)].astype("float64"))
     if not len(sizes):
@@ -123,9 +122,9 @@ def scale_of(x: np.ndarray) -> float | None:
 
 
 def _first_samples(x: Data, y: Data) -> tuple[tuple[Any, Any], Data]:
-    """Returns inputs and targets as arrays, `None` if there are none, and `x`.
+    """Returns `((inputs, targets), x)`: some samples as arrays, or `None` if there are none, and the complete source.
 
-    Of arrays it takes samples at equal distances, and of other sources the first batch.
+    The samples are evenly spaced if `x` is an array. Otherwise they are the first batch.
     """
     leaves = keras.tree.flatten(x)
     if all(hasattr(leaf, "shape") for leaf in leaves):
@@ -136,7 +135,7 @@ def _first_samples(x: Data, y: Data) -> tuple[tuple[Any, Any], Data]:
     batches = list(first_batches(x, 1))
     if isinstance(x, Iterator):
         x = _again(batches, x)
-    # Those of a distributed data set are no arrays.
+    # Batches of a distributed data set are not arrays.
     if not batches or not all(hasattr(leaf, "__array__") for leaf in keras.tree.flatten(batches[0])):
         return (None, None), x
     inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(batches[0])
@@ -152,22 +151,22 @@ def _arrays(x: Any, rows: slice = slice(None)) -> Any:
 
 
 def _again(batches: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    # Keras takes generators only, not other iterators.
+    # A generator, because Keras does not accept other iterators.
     yield from batches
     yield from rest
 
 
 def _same(x: np.ndarray, y: Any) -> bool:
-    """Whether targets are the inputs."""
+    """Whether the targets equal the inputs."""
     return y is None or (not keras.tree.is_nested(y) and x.shape == y.shape and np.array_equal(x, y, equal_nan=True))
 
 
 def _can_be_scaled(model: Any, inputs: Any, encoded: np.ndarray, scale: float) -> bool:
-    """Whether the networks are new, and nothing but the scale would change the data."""
+    """Whether the networks are untrained, and do not scale data themselves."""
     own = [layer for part in (model.encoder, model.decoder) for layer in part._flatten_layers()]
     if any(map(_is_bound_to_a_scale, own)):
         return False
-    # The `call` of a subclass may change them, or not call the encoder by `autoencode`.
+    # A subclass's `call` may change the inputs, or call the encoder without `autoencode`.
     given = model.encoded_inputs(keras.tree.map_structure(lambda leaf: leaf[:TRIED], inputs))
     if len(given) != 1 or not np.allclose(given[0], encoded, rtol=0.01, equal_nan=True):
         return False
@@ -178,7 +177,7 @@ def _can_be_scaled(model: Any, inputs: Any, encoded: np.ndarray, scale: float) -
 
 
 def _is_bound_to_a_scale(layer: keras.Layer) -> bool:
-    """Whether a layer is made for data of one scale, or has been trained with them."""
+    """Whether a layer expects data of a particular scale, or has been trained."""
     if isinstance(layer, layers.Rescaling | layers.Normalization):
         return True
     if isinstance(layer, layers.Masking):

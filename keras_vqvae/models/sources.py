@@ -1,4 +1,4 @@
-"""A random sample of the encoder's outputs, of data in any form, in bounded memory."""
+"""A random sample of an encoder's outputs for data in any form, in bounded memory."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +11,14 @@ from keras_vqvae import validation
 from keras_vqvae.types import Data
 
 PER_SAMPLE = 16
-"""Vectors of a sample that are counted on, where there are more: those of one sample are alike."""
+"""Largest average number of vectors per sample. Vectors of one sample are similar, so more samples are read."""
 
 
 class Reservoir:
-    """A uniform random sample of up to `size` rows, in their order, of rows that come batch by batch.
+    """A uniform random sample of up to `size` rows, in their order, from rows that arrive in batches.
 
-    Every row draws a number, and those of the smallest numbers stay. So the sample does not depend on how the rows are
-    divided into batches.
+    Each row gets a random number, and the rows with the smallest numbers are kept. So the sample does not depend on how
+    the rows are divided into batches.
     """
 
     def __init__(self, size: int, seed: int):
@@ -33,7 +33,7 @@ class Reservoir:
         chosen = numbers <= self._largest
         self._parts.append((numbers[chosen], rows[chosen]))
         self.held += int(chosen.sum())
-        # Seldom, because it copies all rows.
+        # Only when the rows have doubled, because it copies them.
         if self.held > 2 * self.size:
             self._shrink()
 
@@ -60,21 +60,22 @@ def sampled_vectors(
     seed: int,
     verbose: str | int,
 ) -> np.ndarray:
-    """Returns random vectors of the encoder's outputs, `[N, D]`, those of whole grids `[N, *grid, D]`.
+    """Returns a random sample of the encoder's outputs: vectors `[N, D]`, or whole grids `[N, *grid, D]`.
 
     Args:
-        encode: From inputs, `batch_size` and `verbose` to vectors `[n, ..., D]`, NaN where they do not count.
+        encode: A function from inputs, `batch_size` and `verbose` to vectors `[n, ..., D]`, with NaN for vectors to
+            ignore.
         x: Inputs: arrays, or a source of batches.
-        max_vectors: Number of vectors.
-        per_sample: How many vectors a sample has, or 1 if that is not known.
-        whole_samples: Whether whole grids are chosen.
-        batch_size: Samples of a batch, for arrays.
-        steps: How many batches are read, or `None` for all.
-        seed: Integer, of the draws.
+        max_vectors: Largest number of vectors.
+        per_sample: Number of vectors of a sample, or 1 if it is not known.
+        whole_samples: Whether to choose whole grids.
+        batch_size: Samples per batch, if `x` is an array.
+        steps: Number of batches to read, or `None` for all.
+        seed: Integer for the random choices.
         verbose: As in `predict`.
 
     Raises:
-        ValueError: If `x` is empty, or has no end and `steps` is not given.
+        ValueError: If `x` is empty, or is infinite and `steps` is not given.
     """
     max_vectors = validation.positive_int("max_vectors", max_vectors)
     batch_size = validation.positive_int("batch_size", batch_size)
@@ -92,7 +93,7 @@ def sampled_vectors(
             shape = shape or vectors.shape[1:]
             if vectors.shape[1:] != shape:
                 raise ValueError(
-                    "`x` must have grids of one size for a quantizer of whole grids, such as crops. "
+                    "`x` must give grids of one size to a quantizer of whole grids. Crop the samples to one size. "
                     f"Received: batches with grids of {shape[:-1]} and {vectors.shape[1:-1]} vectors"
                 )
         else:
@@ -101,26 +102,32 @@ def sampled_vectors(
         reservoir.add(vectors)
         progress.update(number)
     if not reservoir.held:
-        raise ValueError(f"`x` must contain at least one vector that is not masked, and finite. Received: x={x!r}")
+        raise ValueError(
+            "`x` must give at least one vector that is finite and not masked. Check that `x` is not empty, and that "
+            f"the encoder's outputs are finite. Received: x of type {type(x).__name__} in {number} batches"
+        )
     progress.update(number, finalize=True)
     return reservoir.rows()
 
 
 def batches(x: Data, needed: int, batch_size: int, steps: int | None, seed: int) -> Iterator[Any]:
-    """Yields inputs, as NumPy arrays: the batches of a data set, or of arrays a random choice of `needed` samples."""
+    """Yields inputs as NumPy arrays: all batches of a data set, or a random choice of `needed` samples of arrays."""
     leaves = keras.tree.flatten(x)
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
         for batch in first_batches(x, steps):
             yield keras.tree.map_structure(to_numpy, keras.utils.unpack_x_y_sample_weight(batch)[0])
         return
-    # Tensors and tables cannot be indexed by arrays.
+    # Tensors and tables become arrays, which can be indexed by arrays.
     x = keras.tree.map_structure(lambda leaf: leaf if isinstance(leaf, np.ndarray) else to_numpy(leaf), x)
     if len({len(leaf) for leaf in leaves}) > 1:
-        raise ValueError(f"`x` must have arrays of one length. Received: lengths {[len(leaf) for leaf in leaves]}")
+        raise ValueError(
+            "`x` must have arrays with the same number of samples. "
+            f"Received: arrays of {', '.join(str(len(leaf)) for leaf in leaves)} samples"
+        )
     chosen = np.arange(len(leaves[0]) if steps is None else min(len(leaves[0]), steps * batch_size))
     if needed < len(chosen):
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, needed, replace=False))
-    # Several batches in one call of `predict`, which takes longer to begin than most batches take.
+    # 64 batches per call of `predict`, because the start of a call takes longer than most batches.
     for start in range(0, len(chosen), 64 * batch_size):
         rows = chosen[start : start + 64 * batch_size]
         yield keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], x)
@@ -132,17 +139,20 @@ def first_batches(x: Any, steps: int | None) -> Iterator[Any]:
         endless, numbers = x.num_batches is None, range(x.num_batches or 0)
         found: Iterable[Any] = (x[number] for number in (itertools.count() if endless else numbers))
     else:
-        # This is TensorFlow's number for a data set that repeats.
+        # TensorFlow reports a cardinality of -1 for a data set that repeats for ever.
         endless, found = hasattr(x, "cardinality") and int(x.cardinality()) == -1, x
     if endless and steps is None:
-        raise ValueError(f"`steps` must be given for a source without an end. Received: steps=None, x={x!r}")
+        raise ValueError(
+            "`steps` must be given if `x` is infinite: the number of batches to read. "
+            f"Received: steps=None, x of type {type(x).__name__}"
+        )
     return itertools.islice(found, steps)
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """An array of a tensor or a table."""
+    """Converts a tensor or a table to an array."""
     if hasattr(x, "detach"):
-        # Tensors of PyTorch may have a gradient, lie on another device, or be bfloat16, which NumPy does not have.
+        # PyTorch tensors may have a gradient, be on another device, or be bfloat16, which NumPy lacks.
         x = x.detach().cpu()
         x = x.float() if x.is_floating_point() and x.element_size() < 4 else x
     return np.asarray(x)

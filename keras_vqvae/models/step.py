@@ -1,4 +1,4 @@
-"""What a step of training or evaluation notes until its end, when the logs are taken."""
+"""Records of a training or evaluation step, from which its logs are computed at the end of the step."""
 
 import contextlib
 import threading
@@ -18,34 +18,34 @@ QUANTIZER_LOSSES = (
     "quantizer_loss",
     *("commitment_loss", "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss"),
 )
-"""The sum of a quantizer's losses, and its parts. Those of other names are in the sum only."""
+"""Names of the logs: the sum of a quantizer's losses, and its parts. Losses with other names are only in the sum."""
 
 
 class Pass(NamedTuple):
-    """What a call of `autoencode` leaves for the logs: on JAX metrics cannot be updated within `call`."""
+    """Results of one call of `autoencode`, kept for the logs: on JAX, `call` cannot update metrics."""
 
     indices: Tensor
     latent_shape: Sizes
     losses: dict[str, Tensor]
-    """`quantizer_loss`, of all calls in the step so far, and its parts, of this call."""
+    """`quantizer_loss`, summed over all calls in the step so far, and its parts for this call."""
     records: Sequence[Record]
 
 
 class Step(threading.local):
-    """The calls of `autoencode` in the step that runs. TensorFlow's replicas are threads with a step of their own."""
+    """The calls of `autoencode` in the current step. It is thread-local, as TensorFlow runs replicas in threads."""
 
     passes: list[Pass] | None = None
     inputs: list[Any]
-    """What the encoder was given, in each call of `autoencode`."""
+    """Inputs of the encoder, before scaling, in each call of `autoencode`."""
     reconstructions: list[Tensor]
-    """The losses of the reconstruction."""
+    """Losses of the reconstructions, without the quantizer's."""
     targets: list[tuple[list[Moments], Tensor, Tensor]]
-    """The moments of the targets in all replicas, the squared error, and the number of own targets."""
+    """Moments of the targets in all replicas, squared error, and number of targets in this replica."""
     hides_losses: bool = False
 
 
 class RecordedSteps(Coding):
-    """Steps of `fit` and `evaluate` that note the calls of `autoencode`."""
+    """Records the calls of `autoencode` in each step of `fit` and `evaluate`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._step = Step()
@@ -64,14 +64,14 @@ class RecordedSteps(Coding):
                 self._step.inputs = []
 
     def encoded_inputs(self, x: Any) -> list[np.ndarray]:
-        """What the encoder is given in each call of `autoencode`, but for the scale, when the model is called."""
+        """Calls the model. Returns the encoder's inputs, before scaling, in each call of `autoencode`."""
         with self._recording([]):
             self(x, training=False)
             return [ops.convert_to_numpy(ops.cast(each, "float32")) for each in self._step.inputs]
 
     @contextlib.contextmanager
     def _quantizing(self) -> Iterator[list[Record]]:
-        """Collects the records of the quantizer's calls, and applies their updates, or leaves it to `_compute_loss`."""
+        """Collects the records of the quantizer's calls. Applies their updates, unless `_compute_loss` does so."""
         with self.quantizer.deferred_updates() as records:
             yield records
         if not self._updates_later():
@@ -79,7 +79,7 @@ class RecordedSteps(Coding):
                 apply_updates(record)
 
     def _updates_later(self) -> bool:
-        # An update lets the other replicas take their turn, which must find no loss of this one.
+        # On TensorFlow, an update lets other replicas run, so this replica's losses must be consumed before it.
         return self._step.passes is not None and backend.replicas_in_turns() > 1
 
     def _quantizer_losses(self, records: Sequence[Record]) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class RecordedSteps(Coding):
         return losses
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        # What a symbolic call within a step computes has no value in that step.
+        # Not recorded: the tensors of a symbolic call have no values in the step.
         with self._recording(None):
             return super().compute_output_spec(*args, **kwargs)
 

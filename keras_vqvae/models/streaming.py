@@ -1,4 +1,4 @@
-"""Streams: `encode` and `decode` of sequences that come in parts."""
+"""Streams: encoding and decoding of sequences that arrive in parts."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from keras_vqvae.models.local_predict import predict_on_batch
 from keras_vqvae.types import Tensor
 
 MAX_BLOCK = 256
-"""How many units a step takes at once, at most: what bounds its memory."""
+"""Largest number of units that a step processes at once. It limits the memory of a step."""
 MAX_SIZES = 8
-"""How many numbers of units a step takes before it keeps to those: some backends compile a program for each."""
+"""Largest number of different input sizes. Some backends compile a program for each size."""
 
 
 @dataclasses.dataclass
@@ -25,11 +25,11 @@ class StreamStep:
     """A step of a stream.
 
     Args:
-        model: A functional model from a dict of `source` and states to a dict of `target` and states.
-        causal: What it is made of.
-        source: `"samples"` or `"codes"`.
-        target: The other one.
-        sizes: The numbers of units that it was run with, and one.
+        model: A functional model from a dict of `source` and states to a dict of `target` and new states.
+        causal: The causal encoder or decoder of the step.
+        source: Name of the input, `"samples"` or `"codes"`.
+        target: Name of the output, `"codes"` or `"samples"`.
+        sizes: The sizes, in units, with which the step has been run, and 1.
     """
 
     model: keras.Model
@@ -39,7 +39,7 @@ class StreamStep:
     sizes: set[int] = dataclasses.field(default_factory=lambda: {1})
 
     def stream(self, chunks: Iterable[Tensor], checked: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the outputs that each chunk completes, and at last those that zeros at the end complete."""
+        """Yields the outputs that each chunk completes, and finally those that zeros at the end complete."""
         states: dict[str, np.ndarray] = {}
         rest: np.ndarray | None = None
         for given in chunks:
@@ -50,8 +50,8 @@ class StreamStep:
                 rest = chunk[:, :0]
             elif len(chunk) != len(rest):
                 raise ValueError(
-                    f"`chunks` must all have as many sequences as the first, {len(rest)}. "
-                    f"Received: chunk of shape {chunk.shape}"
+                    "`chunks` must all have the batch size of the first one. "
+                    f"Received: first chunk of {len(rest)} sequences, chunk of shape {chunk.shape}"
                 )
             outputs, rest = self._run(np.concatenate([rest, chunk], axis=1), states)
             yield outputs
@@ -60,7 +60,7 @@ class StreamStep:
             yield self._run(np.concatenate([rest, zeros], axis=1), states)[0]
 
     def _run(self, inputs: np.ndarray, states: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the outputs of all whole units, and the inputs that are left over. Updates the states."""
+        """Returns the outputs of all complete units, and the remaining inputs. Updates the states."""
         made, unit = self.model.output[self.target], self.causal.unit
         outputs, done = [np.zeros((len(inputs), 0, *made.shape[2:]), made.dtype)], 0
         while units := (inputs.shape[1] - done) // unit:
@@ -72,7 +72,7 @@ class StreamStep:
         return np.concatenate(outputs, axis=1), inputs[:, done:]
 
     def _block(self, units: int) -> int:
-        """How many of the units that are there to take at once: all, or as many as at another time."""
+        """Number of units to process next: all available ones, or fewer, to limit the number of different sizes."""
         units = min(units, MAX_BLOCK)
         if len(self.sizes) < MAX_SIZES:
             self.sizes.add(units)
@@ -80,25 +80,24 @@ class StreamStep:
 
 
 class CodeStreaming(CodeAutoencoder):
-    """Streams of a model whose encoder and decoder are causal, as `build_conv_encoder(..., causal=True)` is."""
+    """Adds `encode_stream` and `decode_stream`, for a causal encoder and decoder."""
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[np.ndarray]:
-        """Encodes sequences that come in chunks: what is yielded, joined, is `encode` of the chunks, joined.
+        """Encodes sequences that arrive in chunks. The concatenated results equal `encode` of the concatenated chunks.
 
-        A chunk may have any number of steps, also 0. Between two chunks a stream keeps less than `latency` samples and
-        the last few steps of each layer. The indices equal those of `encode` unless two codes are equally near within
-        rounding.
+        A chunk may have any number of steps, including 0. Between chunks, a stream keeps fewer than `latency` samples
+        and the last few steps of each layer. Rounding can change an index only where two codes are equally near.
 
         Args:
             chunks: An iterable of arrays `[batch, steps, channels]`, such as a generator.
 
         Returns:
-            An iterator over int32 arrays `[batch, indices, ...]`: for each chunk the indices that it completes, none or
-            more, and at the end the index of samples that are left over, followed by zeros as in `encode`.
+            An iterator over int32 arrays `[batch, indices, ...]`: for each chunk, the indices that it completes, if
+            any. Samples that remain at the end are padded with zeros, as in `encode`, and give one more array.
 
         Raises:
-            ValueError: If a layer of the encoder is not causal, the quantizer does not quantize each vector by itself,
-                or a chunk has another shape.
+            ValueError: If a layer of the encoder is not causal, the quantizer quantizes whole grids, or a chunk has a
+                wrong shape.
 
         Example:
 
@@ -126,9 +125,9 @@ class CodeStreaming(CodeAutoencoder):
         return step.stream(chunks, checked)
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[np.ndarray]:
-        """Decodes indices that come in chunks: what is yielded, joined, is `decode` of the chunks, joined.
+        """Decodes indices that arrive in chunks. The concatenated results equal `decode` of the concatenated chunks.
 
-        Each index is decoded at once. See `encode_stream`.
+        Each index is decoded as soon as it arrives. See `encode_stream`.
 
         Args:
             chunks: An iterable of arrays of indices, as `encode_stream` yields them.
@@ -137,8 +136,8 @@ class CodeStreaming(CodeAutoencoder):
             An iterator over arrays `[batch, steps, channels]`, one for each chunk.
 
         Raises:
-            ValueError: If a layer of the decoder is not causal, the quantizer does not quantize each vector by itself,
-                or a chunk has another shape or an index outside the codebook.
+            ValueError: If a layer of the decoder is not causal, the quantizer quantizes whole grids, a chunk has a
+                wrong shape, or an index is out of range.
         """
         step = self._stream_step("decoder")
         _check_iterable(chunks)
@@ -155,27 +154,28 @@ class CodeStreaming(CodeAutoencoder):
 
     @property
     def latency(self) -> int:
-        """How many samples of a stream make an index. Its reconstruction is there once they are: nothing else waits."""
+        """Number of samples per index of a stream. This is the only delay: an index can be decoded at once."""
         return self._stream_step("encoder").causal.unit
 
     @property
     def receptive_field(self) -> int:
-        """On how many samples of the input a sample of the reconstruction depends at most."""
+        """Largest number of input samples that a sample of a stream's reconstruction depends on."""
         encoder, decoder = (self._stream_step(name).causal for name in ("encoder", "decoder"))
         return encoder.receptive_field + math.ceil((decoder.receptive_field - 1) * Fraction(encoder.unit, encoder.made))
 
     @property
     def tokenizer_step(self) -> keras.Model:
-        """A step of `encode_stream`, to be exported: a functional model over this model's layers.
+        """One step of `encode_stream` as a functional model over this model's layers, for `export`.
 
-        From a dict of `samples`, `[batch, steps, channels]` of a multiple of `latency` steps, and states `state_0`,
-        `state_1`, ... to a dict of `codes` and the new states, by the same names. At the start they are zeros.
+        Its inputs are a dict of `samples` `[batch, steps, channels]`, where `steps` is a multiple of `latency`, and of
+        states `state_0`, `state_1`, ... Its outputs are a dict of `codes` and the new states, by the same names. At the
+        start of a stream, states are zeros.
         """
         return self._stream_step("encoder").model
 
     @property
     def detokenizer_step(self) -> keras.Model:
-        """A step of `decode_stream`, to be exported: as `tokenizer_step`, from `codes` to `samples`."""
+        """One step of `decode_stream`, for `export`: like `tokenizer_step`, but from `codes` to `samples`."""
         return self._stream_step("decoder").model
 
     def _stream_step(self, name: str) -> StreamStep:
@@ -183,13 +183,14 @@ class CodeStreaming(CodeAutoencoder):
         if name not in parts.steps:
             if self.quantizer.quantizes_grids:
                 raise ValueError(
-                    "`quantizer` must quantize each vector by itself for a stream. "
+                    "`quantizer` must quantize single vectors for a stream, not whole grids. "
                     f"Received: quantizer={self.quantizer.__class__.__name__}"
                 )
             if name == "encoder" and self.preprocessing is not None:
                 raise ValueError(
-                    "A stream does not preprocess. Take `VQVAE(model.encoder, model.quantizer, model.decoder)`, and "
-                    f"preprocess the chunks yourself. Received: preprocessing={self.preprocessing.name}"
+                    "`preprocessing` is not supported in streams. Use `VQVAE(model.encoder, model.quantizer, "
+                    "model.decoder)`, and preprocess the chunks yourself. "
+                    f"Received: preprocessing={self.preprocessing.name}"
                 )
             parts.steps[name] = self._make_step(name)
         return parts.steps[name]
@@ -200,8 +201,8 @@ class CodeStreaming(CodeAutoencoder):
             if len(tensors) != 1 or len(tensors[0].shape) != 3:
                 shapes = [tuple(tensor.shape) for tensor in tensors]
                 raise ValueError(
-                    "A stream needs an encoder of one sequence [batch, steps, channels], and a decoder to one. "
-                    f"Received: {'encoder' if tensors is samples else 'decoder'} of {shapes}"
+                    "`encoder` must take one sequence [batch, steps, channels], and `decoder` must return one, for a "
+                    f"stream. Received: {'encoder inputs' if tensors is samples else 'decoder outputs'} of {shapes}"
                 )
         source, target = ("samples", "codes") if name == "encoder" else ("codes", "samples")
         if name == "encoder":
@@ -214,7 +215,7 @@ class CodeStreaming(CodeAutoencoder):
             output = self._scaled(causal.outputs, reverse=True)
         tensors = {source: inputs, **causal.states}
         model = keras.Model(tensors, {target: output, **causal.new_states}, name=f"{name}_step")
-        # Keras exports no model that was never called.
+        # `export` needs a model that was called.
         model(tensors)
         return StreamStep(model, causal, source, target)
 
@@ -222,5 +223,6 @@ class CodeStreaming(CodeAutoencoder):
 def _check_iterable(chunks: object) -> None:
     if hasattr(chunks, "shape"):
         raise ValueError(
-            f"`chunks` must be an iterable of arrays, such as `[x]`. Received: an array of shape {tuple(chunks.shape)}"
+            "`chunks` must be an iterable of arrays, such as the list `[x]` for one array `x`. "
+            f"Received: an array of shape {tuple(chunks.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Refuses targets that a loss would broadcast against the predictions, such as the labels of images."""
+"""Refuses targets that a loss would broadcast against the predictions, such as labels instead of images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,14 +18,14 @@ OF_CLASSES = (
     "Circle",
     "circle",
 )
-"""Keras losses whose targets are integers, in another shape than the predictions. They check the shapes themselves."""
+"""Keras losses whose targets are classes, of another shape than the predictions. They check shapes themselves."""
 
 AT_RANDOM = ("Rand", "AugMix", "CutMix", "MixUp")
-"""The names of Keras's layers for augmentation begin so."""
+"""Prefixes of the names of Keras's random augmentation layers."""
 
 
 def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
-    """Checks that the targets are `y_pred`'s shape, or another one that `loss` is made for.
+    """Checks that the targets have the shape of `y_pred`, or another shape that `loss` supports.
 
     Args:
         loss: The `loss` of `compile`, or `None`.
@@ -40,8 +40,8 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
         return
     if y is None and _structure(x) != _structure(y_pred):
         raise ValueError(
-            "`y` must be given if the model's inputs and outputs have different structures: an input cannot be the "
-            f"target of each output. Received: y=None, x={_structure(x)}, y_pred={_structure(y_pred)}"
+            "`y` must be given, because the inputs, which would be the targets, have another structure than the "
+            f"model's outputs. Received: y=None, x={_structure(x)}, y_pred={_structure(y_pred)}"
         )
     for each, target, prediction in _pairs(loss, x if y is None else y, y_pred):
         if _fits(each, target, prediction) or (_is_custom(each) and _fits_custom(x, target, prediction)):
@@ -49,26 +49,28 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
         received = f"y_pred of shape {tuple(prediction.shape)}"
         if y is None:
             raise ValueError(
-                "`x` must have the shape of the reconstruction if there is no `y`. "
-                f"Received: x of shape {tuple(target.shape)}, {received}"
+                "`x` must have the shape of the reconstruction if `y` is not given. Change the decoder, or pass "
+                f"targets `y`. Received: x of shape {tuple(target.shape)}, {received}"
             )
         raise ValueError(
-            "`y` must have the shape of the reconstruction. To leave labels out, call `fit(x)`, or map a data set of "
-            f"(x, y) with `ds.map(lambda x, y: x)`. Received: y of shape {tuple(target.shape)}, {received}"
+            "`y` must have the shape of the reconstruction. To train without labels, call `fit(x)`, or drop them "
+            "from a data set with `ds.map(lambda x, y: x)`. "
+            f"Received: y of shape {tuple(target.shape)}, {received}"
         )
 
 
 def targets_of(layer: keras.Layer, x: Data) -> Data:
-    """The inputs of a layer, as the targets of reconstructions of them.
+    """Returns the inputs of a layer, to be used as targets.
 
     Raises:
-        ValueError: If the layer itself changes them at random.
+        ValueError: If the layer augments them at random.
     """
     random = {type(each).__name__ for each in layer._flatten_layers() if type(each).__name__.startswith(AT_RANDOM)}
     if random:
         raise ValueError(
-            "`y` must be given where random layers change the inputs: without it, the inputs would be the targets. In "
-            f"`fit`, what `preprocessing` of `VQVAE` returns is also the target. Received: y=None, {sorted(random)}"
+            "`y` must be given, because random layers change the inputs: without `y`, the unchanged inputs would be "
+            "the targets. Or pass these layers to `VQVAE` as `preprocessing`, whose outputs are also the targets in "
+            f"`fit`. Received: y=None, layers {', '.join(sorted(random))}"
         )
     return x
 
@@ -76,7 +78,7 @@ def targets_of(layer: keras.Layer, x: Data) -> Data:
 def aligned_targets(
     targets: Any, y_pred: Any, shapes: Sequence[tuple[int | None, ...]]
 ) -> list[tuple[Tensor, Tensor]] | None:
-    """Returns each output of a decoder with its target in the same shape, or `None` if these are other outputs.
+    """Returns pairs of targets and outputs of the same shape, or `None` if `y_pred` are not a decoder's outputs.
 
     Args:
         targets: A tensor or a structure of tensors.
@@ -96,12 +98,12 @@ def aligned_targets(
 
 
 def _structure(tensors: Any) -> Any:
-    # A tuple and a list of tensors are the same to a loss.
+    # Losses do not distinguish tuples and lists.
     return keras.tree.map_structure(lambda _: "tensor", keras.tree.lists_to_tuples(tensors))
 
 
 def _pairs(loss: Any, target: Any, prediction: Any) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Yields each loss with its target and its prediction. What does not match is left to Keras, which says so."""
+    """Yields each loss with its target and its prediction. For structures that differ, Keras raises an error later."""
     if isinstance(prediction, dict):
         keys = sorted(prediction)
         if isinstance(loss, list | tuple):
@@ -121,17 +123,18 @@ def _pairs(loss: Any, target: Any, prediction: Any) -> Iterator[tuple[Any, Tenso
 
 
 def _fits(loss: Any, target: Tensor, prediction: Tensor) -> bool:
-    """Whether a loss of Keras, or one that is elementwise like most of them, takes such a target."""
+    """Whether a loss of Keras, or another elementwise loss, supports this target."""
     shape = tuple(prediction.shape)
     if loss in ("ce", "crossentropy"):
-        # Keras makes it binary, thus elementwise, for a last axis of size 1, and else categorical, which checks shapes.
+        # If the last axis has size 1, Keras uses the binary loss, which is elementwise. Otherwise it uses a categorical
+        # one, which checks shapes.
         return shape[-1] != 1 or _same_shape(tuple(target.shape), shape)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     return name in OF_CLASSES or _same_shape(tuple(target.shape), shape)
 
 
 def _same_shape(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
-    """Whether two shapes are equal, as far as is known, once Keras has dropped a last axis of size 1."""
+    """Whether two shapes are equal, if `None` is any size and either may have one more last axis, of size 1."""
     if len(a) == len(b) + 1 and a[-1] == 1:
         a = a[:-1]
     elif len(b) == len(a) + 1 and b[-1] == 1:
@@ -145,7 +148,7 @@ def _is_custom(loss: Any) -> bool:
 
 
 def _fits_custom(x: Data, target: Tensor, prediction: Tensor) -> bool:
-    """Whether a loss of the user's own may take such a target: data, integer classes, or what does not broadcast."""
+    """Whether a custom loss may support this target: it has the shape of `x`, holds classes, or cannot be broadcast."""
     shape, predicted = tuple(target.shape), tuple(prediction.shape)
     if not keras.tree.is_nested(x) and shape == tuple(x.shape):
         return True

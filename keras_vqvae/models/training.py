@@ -1,4 +1,4 @@
-"""Training of an autoencoder with codes in between: its loss and its logs."""
+"""Training of an autoencoder: its loss and its logs."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ RECONSTRUCTION_LOSS = "reconstruction_loss"
 
 
 class AutoencoderTraining(RecordedSteps):
-    """The loss and the logs of `fit` and `evaluate`."""
+    """Adds the loss and the logs of `fit` and `evaluate` to an autoencoder."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class AutoencoderTraining(RecordedSteps):
     ):
         super().__init__(encoder, quantizer, decoder, preprocessing, **kwargs)
         self._averages = Averages((RECONSTRUCTION_LOSS, *QUANTIZER_LOSSES), name="averages")
-        # The codes of a vast implicit codebook are not counted.
+        # Very large implicit codebooks have no counts.
         shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
         self._codebooks = (
             CodebookSummary(shape, quantizer.codebook_sizes) if math.prod(shape) <= MAX_COUNTED_CODES else None
@@ -57,21 +57,22 @@ class AutoencoderTraining(RecordedSteps):
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = NORMALIZED, **kwargs: Any
     ) -> None:
-        """As `keras.Model.compile`, with a default loss that does not depend on the scale of the data.
+        """Configures training as `keras.Model.compile` does. The default loss does not depend on the data's scale.
 
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.
-            loss: The loss of the reconstruction, in any form that Keras takes. Or `"normalized_mse"`, the default: 1/8
-                of a sample's sum of squared errors, divided by the variance of the targets and by the number of
-                elements of the latents. The quantizer's losses are means over these elements, too, so the balance
-                between them does not depend on the scale or the size of the data. The variance is that of the targets
-                of all training batches so far, about the mean of each of their elements.
+            loss: The loss of the reconstruction, in any form that Keras supports, or `"normalized_mse"`. The latter is
+                1/8 of the squared error summed over a sample, divided by the variance of the targets and by the number
+                of elements of the latents. The quantizer's losses are means over these elements, so the balance between
+                reconstruction and quantizer does not depend on the scale or the size of the data. The variance is taken
+                for each element over all training batches so far, and averaged over the elements. Defaults to
+                `"normalized_mse"`.
             **kwargs: Further arguments of `keras.Model.compile`.
         """
         self._normalizes = isinstance(loss, str) and loss == NORMALIZED
         super().compile(optimizer=optimizer, loss="mse" if self._normalizes else loss, **kwargs)
         if self._explained_variance is not None:
-            # It may be trained with other data now.
+            # The next training may use other data.
             self._parts.reconstruction.targets.reset()
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class AutoencoderTraining(RecordedSteps):
         return {**config, "loss": NORMALIZED} if config and self._normalizes else config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        # Keras leaves this to every model with a `compile` of its own.
+        # Keras requires this of a model that overrides `compile`.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
@@ -92,19 +93,21 @@ class AutoencoderTraining(RecordedSteps):
         sample_weight: Data = None,
         training: bool = True,
     ) -> Tensor:
-        """As `keras.Model.compute_loss`; without `y` the inputs `x`, preprocessed, are the targets.
+        """Computes the loss as `keras.Model.compute_loss` does. Without `y`, the preprocessed `x` are the targets.
 
         Raises:
-            ValueError: If a target has another shape than its prediction, and an elementwise loss would broadcast it.
+            ValueError: If a loss would broadcast a target, because its shape differs from that of the prediction.
         """
         targets, passes = self._targets(x, y, training), self._step.passes
         check_targets(self.loss, targets if y is None else x, y, y_pred)
         reconstruction = self._built_parts().reconstruction
         pairs = reconstruction.pairs(targets, y_pred)
-        # First, because an exchange lets other replicas run, and Keras keeps the losses of all of them in one list.
+        # Read before any all-reduce: it lets other replicas run, and Keras keeps the losses of all replicas in one
+        # list.
         added = total(self.losses)
         own = batch = reconstruction.moments(pairs or ())
-        # In inference a process may take fewer steps than the others; replicas take the same.
+        # Processes may evaluate different numbers of batches, so they exchange moments in training only. Replicas
+        # always do.
         if training or backend.replicas_in_turns() > 1:
             batch = [moments.over_replicas(each) for each in own]
         if self._normalizes and training and pairs and reconstruction.targets.readable:
@@ -113,16 +116,17 @@ class AutoencoderTraining(RecordedSteps):
             return super().compute_loss(x, targets, y_pred, sample_weight, training)
         if self._normalizes and pairs is None:
             raise ValueError(
-                "`loss` must be given to `compile` for outputs that are not the decoder's. Received: "
-                f"loss={NORMALIZED!r}, y_pred={keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
+                f"`loss` must be passed to `compile`, such as 'mse': {NORMALIZED!r} is only for the decoder's outputs. "
+                f"Received: loss={NORMALIZED!r}, "
+                f"y_pred of shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)}"
             )
         with self._without_losses():
             loss = super().compute_loss(x, targets, y_pred, sample_weight, training)
-        # Keras divides all losses by the number of replicas, as TensorFlow sums gradients over them.
+        # TensorFlow sums gradients over replicas, so Keras has divided the loss by their number. Logs undo this.
         replicas = backend.replicas_in_turns()
         if passes is not None:
             self._step.reconstructions.append(loss * replicas)
-            # What is masked counts in no loss, but in the moments.
+            # Not for masked outputs: masked positions are excluded from losses, but not from the moments.
             if pairs and not any(backend.mask_of(output) is not None for _, output in pairs):
                 plain = self._normalizes and sample_weight is None
                 error = loss * replicas if plain else moments.squared_error(pairs)
@@ -133,7 +137,7 @@ class AutoencoderTraining(RecordedSteps):
 
     @contextlib.contextmanager
     def _without_losses(self) -> Iterator[None]:
-        """Keras's `compute_loss` gives the loss of the outputs alone, which a difference of sums would hide."""
+        """Lets Keras's `compute_loss` return the loss of the outputs only, without `losses`."""
         self._step.hides_losses = True
         try:
             yield
@@ -152,7 +156,7 @@ class AutoencoderTraining(RecordedSteps):
         sample_weight: Data = None,
         training: bool = True,
     ) -> Tensor:
-        # Keras's steps call this one, and it calls `compute_loss`, which a subclass may override.
+        # Keras's steps call this method, which calls `compute_loss`. A subclass may override only the latter.
         loss = super()._compute_loss(x, y, y_pred, sample_weight, training)
         step = self._step
         if step.passes is None:
@@ -172,7 +176,7 @@ class AutoencoderTraining(RecordedSteps):
     def _log_averages(self, passes: Sequence[Pass], reconstructions: Sequence[Tensor], samples: Tensor) -> None:
         values = {RECONSTRUCTION_LOSS: total(reconstructions) / len(reconstructions)} if reconstructions else {}
         for each in passes:
-            # The first is of all calls already.
+            # `quantizer_loss` is already summed over the calls. Its parts are not.
             for name in (name for name in QUANTIZER_LOSSES if name in each.losses):
                 earlier = values.get(name, 0.0) if name != QUANTIZER_LOSSES[0] else 0.0
                 values[name] = each.losses[name] + earlier
@@ -185,7 +189,7 @@ class AutoencoderTraining(RecordedSteps):
         self._parts.logged.add(metric.name)
 
     def compute_metrics(self, x: Data, y: Data, y_pred: Any, sample_weight: Data = None) -> dict[str, Any]:
-        """As `keras.Model.compute_metrics`; without `y` the inputs `x`, preprocessed, are the targets."""
+        """Computes metrics as `keras.Model.compute_metrics` does. Without `y`, the preprocessed `x` are the targets."""
         return super().compute_metrics(x, self._targets(x, y), y_pred, sample_weight)
 
     def _targets(self, x: Data, y: Data, training: bool = False) -> Data:
@@ -196,15 +200,16 @@ class AutoencoderTraining(RecordedSteps):
         if self._step.passes is not None:
             if len(self._step.inputs) != 1:
                 raise ValueError(
-                    "`y` must be given where there is `preprocessing`, unless `call` calls `autoencode` just once: its "
-                    f"preprocessed inputs are then the target. Received: y=None, {len(self._step.inputs)} calls"
+                    "`y` must be given, because the model has `preprocessing`, and its `call` does not call "
+                    "`autoencode` exactly once. Only then are the preprocessed inputs the targets. "
+                    f"Received: y=None, {len(self._step.inputs)} calls of `autoencode`"
                 )
             return self._step.inputs[0]
-        # In a training loop of the user's, or to learn the shapes.
+        # Outside of Keras's steps: in a custom training loop, or to infer shapes.
         return self.preprocessing(targets_of(self.preprocessing, x) if training else x, training=False)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        # What a subclass's `call` or `compute_loss` never updates is left out.
+        # Leaves out metrics that a subclass's `call` or `compute_loss` never updates.
         logged, silent = self._parts.logged, set(self._averages.numbers) - self._parts.logged
         if self._codebooks is not None and self._codebooks.name not in logged:
             silent |= set(self._codebooks.result())

@@ -1,4 +1,4 @@
-"""The network of the priors: a Transformer over codes."""
+"""The Transformer of the priors."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from keras_vqvae.layers.seeded_layer import SeededLayer
 from keras_vqvae.types import Sizes, Tensor
 
 NEVER = -1e9
-"""The logit of what is never drawn. Not minus infinity, because guidance takes differences of logits."""
+"""Logit of a code that is never drawn. Not minus infinity, because guidance subtracts logits."""
 
 
 class TransformerBlock(keras.Layer):
-    """Attention and a perceptron of four times the width, each normalized before it and added to its input."""
+    """A pre-norm Transformer block: attention, then a perceptron with four times the width, both residual."""
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float, seed: int | None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -40,9 +40,9 @@ class TransformerBlock(keras.Layer):
         return self._add(x, ops.dot_product_attention(queries, keys, values, is_causal=causal), training)
 
     def step(self, x: Tensor, cache: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """The output at one position, `[batch, 1, H]`, given keys and values `[2, batch, L, heads, H / heads]` so far.
+        """Returns the output at one position, `[batch, 1, H]`, and the updated cache.
 
-        Returns it and the cache with this position's keys and values in it.
+        The cache has the keys and values of the positions so far, `[2, batch, L, heads, H / heads]`.
         """
         queries, keys, values = self._heads(x)
         cache = ops.slice_update(cache, (0, 0, position, 0, 0), ops.stack([keys, values]))
@@ -65,10 +65,10 @@ class TransformerBlock(keras.Layer):
 
 
 class CodeTransformer(SeededLayer):
-    """Maps codes to the logits of codes; every position attends to all.
+    """Maps codes to the logits of codes. Every position attends to all positions.
 
-    The code `num_embeddings` stands for none: one to be filled in, or the start of a sequence; the class `num_classes`
-    for no class. Position `i` is of the codebook `i % num_codebooks`, as the stages of a residual are.
+    The code `num_embeddings` means "no code": a code to fill in, or the start of a sequence. The class `num_classes`
+    means "no class". The code at position `i` belongs to the codebook `i % num_codebooks`, as in a residual.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class CodeTransformer(SeededLayer):
 
     @property
     def num_positions(self) -> int:
-        """How many positions its blocks go over."""
+        """Number of positions that the blocks process."""
         return self.length
 
     def seed_of(self, part: int) -> int | None:
-        """A seed for the dropout of the part with this number: parts with equal seeds would drop alike."""
+        """The dropout seed of part number `part`. Each part has its own, or all would drop the same elements."""
         return None if self.seed is None else self.seed + part
 
     def make_blocks(self, name: str, count: int, first: int) -> list[TransformerBlock]:
-        """Returns `count` blocks, the parts from number `first` on."""
+        """Returns `count` blocks, which are the parts number `first` and following."""
         sizes = self.hidden_dim, self.num_heads, self.dropout.rate
         return [
             TransformerBlock(*sizes, seed=self.seed_of(first + i), dtype=self.dtype_policy, name=f"{name}_{i}")
@@ -124,7 +124,7 @@ class CodeTransformer(SeededLayer):
         return self.add_weight((size, self.hidden_dim), keras.initializers.RandomNormal(stddev=0.02), name=name)
 
     def embed(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """Codes `[...]` of these codebooks -> `[..., H]`."""
+        """Returns the embeddings `[..., H]` of codes `[...]`, which belong to the given codebooks."""
         none = self.num_codebooks * self.num_embeddings
         rows = ops.where(codes == self.num_embeddings, none, codes + self.num_embeddings * codebooks)
         return backend.gather_rows(ops.convert_to_tensor(self.codes), rows)
@@ -135,7 +135,7 @@ class CodeTransformer(SeededLayer):
         return x + backend.gather_rows(ops.convert_to_tensor(self.positions), positions) + ops.expand_dims(classes, 1)
 
     def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
-        """Logits `[batch, L, K]`, in float32, of codes `[batch, L]` and classes `[batch]`."""
+        """Returns float32 logits `[batch, L, K]` for codes `[batch, L]` and classes `[batch]`."""
         positions = ops.arange(self.length)
         x = self.locate(self.embed(codes, positions % self.num_codebooks), positions, labels)
         x = self.dropout(x, training=training)
@@ -144,18 +144,18 @@ class CodeTransformer(SeededLayer):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The logits of the blocks' outputs for all codes in order: `[a, b, H]` -> float32 `[batch, L, K]`."""
+        """Turns outputs of the blocks, in the order of the codes, into float32 logits `[batch, L, K]`."""
         x = ops.reshape(self.norm(x), (-1, self.length // self.num_codebooks, self.num_codebooks, self.hidden_dim))
         logits = self.within_codebooks(ops.einsum("btqh,qhk->btqk", x, self.head) + self.bias, self.outside)
         return ops.reshape(logits, (-1, self.length, self.num_embeddings))
 
     @property
     def outside(self) -> np.ndarray | None:
-        """Booleans `[num_codebooks, num_embeddings]`: what is no code, if some codebooks are smaller than others."""
+        """Booleans `[num_codebooks, num_embeddings]`: True for codes that a codebook lacks. `None` if all have `K`."""
         sizes = np.array(self.codebook_sizes)[:, None]
         return np.arange(self.num_embeddings) >= sizes if len(set(self.codebook_sizes)) > 1 else None
 
     def within_codebooks(self, logits: Tensor, outside: Tensor | None) -> Tensor:
-        """The logits in float32, so low that it is never drawn for what is outside."""
+        """Returns float32 logits, with `NEVER` for the codes that `outside` marks."""
         logits = ops.cast(logits, "float32")
         return logits if outside is None else ops.where(outside, NEVER, logits)

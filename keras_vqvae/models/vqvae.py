@@ -16,41 +16,44 @@ from keras_vqvae.types import Data, Tensor
 class VQVAE(AutoencoderTraining, CodeStreaming):
     """An autoencoder whose latents are codes: `decoder(quantizer(encoder(x)))`.
 
-    `fit(x)` trains it to reconstruct `x`; `fit(x, y)` to predict `y`. Training and evaluation report:
+    `fit(x)` trains it to reconstruct `x`, and `fit(x, y)` to predict `y`. Training and evaluation report:
 
-    - `loss`, and its parts `reconstruction_loss`, before it is divided by anything, and `quantizer_loss`;
-    - the parts of `quantizer_loss` that the quantizer has, with their weights: `commitment_loss`, `codebook_loss`,
-      `entropy_loss`, `assignment_loss` of an `assignment_regularizer`, `kl_loss` of a `GumbelQuantizer`, and
-      `output_loss` of an `IndexBackpropagationQuantizer`;
-    - `explained_variance`: 1 for a perfect reconstruction, 0 for one that is as good as the mean of the data;
-    - `perplexity`, `codebook_usage` and `bits_per_index`, the use of the codebook over the epoch, and
-      `bits_per_sample`, what an entropy coder needs for all indices of a sample;
-    - `min_perplexity` and `min_codebook_usage`, those of the worst codebook, for a quantizer with several, one for each
-      stage, group or scale. Without `min_` they are means then.
+    - `loss`, and its parts `reconstruction_loss`, before normalization, and `quantizer_loss`;
+    - the parts of `quantizer_loss`, with their weights, as far as the quantizer has them: `commitment_loss`,
+      `codebook_loss`, `entropy_loss`, `assignment_loss` of an `assignment_regularizer`, `kl_loss` of a
+      `GumbelQuantizer`, and `output_loss` of an `IndexBackpropagationQuantizer`;
+    - `explained_variance`: 1 for a perfect reconstruction, 0 if it is no better than the mean of the data;
+    - `perplexity`, `codebook_usage` and `bits_per_index`, which measure how the codebook is used over the epoch, and
+      `bits_per_sample`, the size of a sample's indices after entropy coding;
+    - `min_perplexity` and `min_codebook_usage` of the worst codebook, if the quantizer has several codebooks, one for
+      each stage, group or scale. `perplexity` and the others are then means over the codebooks.
+
+    Keras knows the direction of `val_loss` only. Callbacks such as `EarlyStopping` and `ModelCheckpoint` need
+    `mode="min"` to monitor another loss, and `mode="max"` for `val_explained_variance` or `val_perplexity`.
 
     Data may have any scale. The default loss of `compile` does not depend on it. If the root mean square of the data is
-    below 1/16 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on the
-    encoder gets the inputs divided by it, and the decoder's outputs are multiplied by it. This happens only if the
-    inputs are also the targets. It does not happen if encoder or decoder are frozen, trained before, or scale the data
-    themselves, for example with a `Rescaling` or `Normalization` layer.
+    below 1/16 or above 1.5, the first `fit`, `train_on_batch` or `adapt` chooses a power of two. From then on, the
+    encoder's inputs are divided by it, and the decoder's outputs are multiplied by it. This happens only if the inputs
+    are also the targets, and not if encoder or decoder are frozen, already trained, or scale the data themselves, for
+    example with a `Rescaling` or `Normalization` layer.
 
-    The decoder may have several outputs, in a dict or a list; then `fit` needs `y` in this structure.
+    The decoder may have several outputs, in a dict or a list. Then `fit` needs `y` in this structure.
 
     `tokenizer`, from inputs to codes, and `detokenizer`, from codes to reconstructions, are functional models over the
-    same layers: to export, to nest in other models, to hand on. `encode` and `decode` run them by batches, and `sample`
-    decodes what a prior draws. A model that holds the tokenizer cannot train it. If encoder and decoder are causal,
-    `encode_stream` and `decode_stream` do the same for sequences that come in parts.
+    same layers, which you can export or use in other models. `encode` and `decode` run them in batches, and `sample`
+    decodes codes that a prior draws. A model that contains the tokenizer cannot train it. If encoder and decoder are
+    causal, `encode_stream` and `decode_stream` do the same for sequences that arrive in parts.
 
     A subclass adds layers, metrics and weights after `super().__init__()`, and overrides `call`, `compute_loss` and
-    `compute_metrics`, as that of any Keras model. `autoencode` gives it the latents and the indices of a call.
+    `compute_metrics`, as with any Keras model. `autoencode` gives it the latents and the indices of a call.
 
     Args:
-        encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`. If its input shape is known, the model
-            is built as soon as its constructor, and that of a subclass, has returned.
+        encoder: A Keras model or layer from inputs to vectors `[batch, ..., D]`. If its input shape is known, the
+            constructor also builds the model.
         quantizer: A quantizer, such as `VectorQuantizer`.
-        decoder: A Keras model or layer from those vectors to reconstructions.
-        preprocessing: A Keras layer or model that inputs go through first, such as `RandomFlip` or `Rescaling`. What it
-            returns is the encoder's input, and also the target of `fit(x)`. Defaults to `None`.
+        decoder: A Keras model or layer from vectors `[batch, ..., D]` to reconstructions.
+        preprocessing: A Keras layer or model that is applied to the inputs first, such as `RandomFlip` or `Rescaling`.
+            Its outputs are the encoder's inputs, and also the targets of `fit(x)`. Defaults to `None`.
         **kwargs: `name`, `dtype` and `trainable`, as for every model.
 
     Raises:
@@ -80,33 +83,35 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     """
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`; without `y` the inputs `x` are the targets."""
+        """Trains the model as `keras.Model.fit` does. Without `y`, the inputs `x` are the targets."""
         x = settle_scale(self, x, y)
         return super().fit(x, self._weighed(x, y, kwargs), *args, **kwargs)
 
     def train_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`; without `y` the inputs `x` are the targets."""
+        """Trains on one batch as `keras.Model.train_on_batch` does. Without `y`, the inputs `x` are the targets."""
         return super().train_on_batch(settle_scale(self, x, y), y, *args, **kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; without `y` the inputs `x` are the targets."""
+        """Evaluates the model as `keras.Model.evaluate` does. Without `y`, the inputs `x` are the targets."""
         return super().evaluate(x, self._weighed(x, y, kwargs), *args, **kwargs)
 
     def _weighed(self, x: Data, y: Data, keywords: dict[str, Any]) -> Data:
-        """The targets. Keras drops `sample_weight` where there are none, so the inputs are given twice then."""
+        """Returns the targets: `y`, or `x` if only `sample_weight` is given, as Keras drops weights without targets."""
         if y is not None or keywords.get("sample_weight") is None:
             return y
         if self.preprocessing is not None:
-            raise ValueError("`y` must be given with `sample_weight`, where there is `preprocessing`. Received: y=None")
+            raise ValueError(
+                "`y` must be given if `sample_weight` is, because this model has `preprocessing`. Received: y=None"
+            )
         return x
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Any:
         return self.autoencode(inputs, training=training)[0]
 
     def autoencode(self, inputs: Tensor, training: bool | None = None) -> tuple[Any, Tensor, Tensor]:
-        """Encodes, quantizes and decodes tensors: what `call` does, with what lies in between.
+        """Encodes, quantizes and decodes tensors, as `call` does, and also returns the latents and the indices.
 
-        A subclass calls it within its own `call`, so that a further head or loss needs no second pass:
+        A subclass uses it in its own `call`, so that an additional head or loss needs no second pass:
 
         ```python
         def call(self, inputs, training=None):
@@ -114,20 +119,20 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             return {"image": reconstruction, "label": self.head(latents)}
         ```
 
-        The metrics `quantizer_loss`, `perplexity` and `codebook_usage` are of these calls. They are not logged if a
-        `call` makes none.
+        The logs `quantizer_loss`, `perplexity` and `codebook_usage` are computed from its calls. A `call` that does not
+        use it does not log them.
 
         Args:
             inputs: Inputs of the encoder.
-            training: Whether to update statistics, as in `call`. Defaults to `None`, the mode of the outer layer.
+            training: Whether this is a training step, as in `call`. Defaults to `None`, the mode of the outer layer.
 
         Returns:
-            `(reconstruction, latents, indices)`: the decoder's outputs, cropped to the size of the inputs where they
-            are that size rounded up to a stride; the codes `[batch, ..., D]` that it decodes, with the encoder's
-            gradient; and their int32 indices, -1 at masked positions.
+            `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. If its size is that of the
+            inputs, rounded up to a multiple of the stride, it is cropped. The latents are the codes `[batch, ..., D]`
+            that were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
         """
         if self.preprocessing is not None:
-            # Keras's `Sequential` augments where `training` is `None`.
+            # A bool, because `Sequential` also augments if `training` is `None`.
             inputs = self.preprocessing(inputs, training=bool(training))
         if self._step.passes is not None:
             self._step.inputs.append(inputs)
