@@ -51,3 +51,12 @@ from keras_vqvae.semantic_ids import append_collision_index as append_collision_
 from keras_vqvae.semantic_ids import unique_fraction as unique_fraction
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> object:
+    # `plotting` is imported at its first use, because it needs matplotlib.
+    if name == "plotting":
+        import importlib
+
+        return importlib.import_module("keras_vqvae.plotting")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,22 +16,22 @@ class Rows(Operations):
     """Functions of rows, applied to one block after another."""
 
     def parts_of_rows(self, rows: int) -> int:
-        """Number of devices that `rows` rows are evenly sharded over, or 1 if they do not divide."""
+        """Number of devices over which `rows` rows are evenly sharded, or 1 if that is not possible."""
         return 1
 
     def spread_rows(self, x: Tensor) -> Tensor:
-        """Shards the rows of `x` over the devices if they divide."""
+        """Shards the rows of `x` over the devices, if their number is divisible by the number of devices."""
         return ops.convert_to_tensor(x)
 
     def split_rows(self, x: Tensor, block_rows: int) -> Tensor:
         """Splits `x` into blocks of up to `block_rows` rows per device: `[N, ...]` -> `[n, blocks, ...]`.
 
-        Neighbouring rows go to different blocks, and the rows of each device are padded with zeros. So each block is
-        sharded over all devices, and no device needs rows of another.
+        Neighboring rows go to different blocks, and the rows of each device are padded with zeros. Each block is then
+        sharded over all devices, and no device needs rows of another device.
         """
         rows, *rest = ops.shape(x)
         parts = 1
-        # `rows` is a tensor where a function is traced for any batch size.
+        # `rows` is a tensor if a function is traced for any batch size.
         if known := isinstance(rows, int):
             parts = self.parts_of_rows(rows)
             block_rows = max(min(block_rows, rows // parts), 1)
