@@ -53,9 +53,9 @@ class TorchBackend(Replicas):
         # -1 outside of a backward pass. PyTorch's own checkpoints read it, too.
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "A quantizer cannot run within `keras.remat`, or in a model made under `keras.RematScope`: it would run "
-                "again for its gradient and be updated twice. Make the model that contains the quantizer outside of the "
-                "scope, and only its other layers inside."
+                "A quantizer cannot run within `keras.remat`, or in a model made under `keras.RematScope`: it would be "
+                "updated twice, because it runs again for its gradient. Make the model that contains the quantizer "
+                "outside of the scope, and only its other layers inside."
             )
 
     def is_tracing(self) -> bool:

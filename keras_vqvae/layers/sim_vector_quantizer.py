@@ -75,5 +75,6 @@ class SimVectorQuantizer(VectorQuantizer):
         return self.project(backend.matmul(ops.convert_to_tensor(self.frozen), ops.convert_to_tensor(self.projection)))
 
     def set_codebook(self, values: Tensor) -> None:
-        self.frozen.assign(self._checked_codes(values))
+        values = self._checked_codes(values)
+        self.frozen.assign(values)
         self.projection.assign(ops.eye(self.embedding_dim, dtype="float32"))
