@@ -3,9 +3,9 @@
 This is the only package that knows which backend runs.
 
 **Search.** A product writes a block of scores, from which the search then reads the maximum. `BLOCK_SCORES` scores
-(4 MB) stay in a processor's cache in between. An accelerator needs larger blocks. To find a maximum is fast, and to
-find its index is slow. Therefore the search reads all scores once, for the maxima of groups of 64 codes, and then finds
-the index in the best group.
+(4 MB) stay in a processor's cache in between. An accelerator needs larger blocks. Finding a maximum is fast, and
+finding its index is slow. Therefore the search reads all scores once, for the maxima of groups of 64 codes, and then
+finds the index in the best group.
 
 **Statistics.** Sums by code use indices, never one-hot rows.
 

@@ -70,7 +70,7 @@ class JaxBackend(Backend):
         return not _codes_sharded() and super().in_groups(num_embeddings)
 
     def argmax(self, x: Tensor) -> Tensor:
-        # Not a maximum: XLA would merge it with the maxima of the groups, and read all scores again.
+        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
         return jax.lax.argmax(x, 1, "int32")
 
     def parts_of_rows(self, rows: int) -> int:
@@ -96,12 +96,12 @@ class JaxBackend(Backend):
         mesh = keras.distribution.distribution().device_mesh.backend_mesh
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def best_places(self, scores: Tensor, count: int) -> Tensor:
-        best_places = super().best_places
+    def best_indices(self, scores: Tensor, count: int) -> Tensor:
+        best_indices = super().best_indices
         if self.parts_of_rows(scores.shape[0]) == 1:
-            return best_places(scores, count)
+            return best_indices(scores, count)
         rows = PartitionSpec(keras.distribution.distribution().batch_dim_name)
-        return self._on_each_device(lambda part: best_places(part, count), (rows,), rows)(scores)
+        return self._on_each_device(lambda part: best_indices(part, count), (rows,), rows)(scores)
 
 
 def _codes_sharded() -> bool:

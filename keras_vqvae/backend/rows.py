@@ -35,22 +35,22 @@ class Rows(Operations):
         if known := isinstance(rows, int):
             parts = self.parts_of_rows(rows)
             block_rows = max(min(block_rows, rows // parts), 1)
-        share = rows // parts
-        blocks = (share + block_rows - 1) // block_rows
+        part_rows = rows // parts
+        blocks = (part_rows + block_rows - 1) // block_rows
         if known:
             # One block of zeros if there are no rows.
             blocks = max(blocks, 1)
-        if not known or share != blocks * block_rows:
-            x = ops.reshape(x, (parts, share, *rest))
-            x = ops.pad(x, [[0, 0], [0, blocks * block_rows - share], *([0, 0] for _ in rest)])
-        # `[parts, share, ...]` -> `[parts block_rows, blocks, ...]`
+        if not known or part_rows != blocks * block_rows:
+            x = ops.reshape(x, (parts, part_rows, *rest))
+            x = ops.pad(x, [[0, 0], [0, blocks * block_rows - part_rows], *([0, 0] for _ in rest)])
+        # `[parts, part_rows, ...]` -> `[parts block_rows, blocks, ...]`
         return ops.reshape(x, (parts * block_rows, blocks, *rest))
 
     def join_rows(self, x: Tensor, rows: int) -> Tensor:
         """Inverse of `split_rows` for blocks-first results; drops the padding: `[blocks, n, ...]` -> `[N, ...]`."""
         _, _, *rest = ops.shape(x)
         parts = self.parts_of_rows(rows) if isinstance(rows, int) else 1
-        # `[n, blocks, ...]` -> `[parts, share, ...]` -> `[N, ...]`
+        # `[n, blocks, ...]` -> `[parts, part_rows, ...]` -> `[N, ...]`
         x = ops.reshape(ops.swapaxes(x, 0, 1), (parts, -1, *rest))[:, : rows // parts]
         return ops.reshape(x, (-1, *rest))
 

@@ -21,7 +21,7 @@ class Search(Rows):
     GROUP_CODES = 64
     """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
     MAX_BLOCKS = 64
-    """Most blocks of codes in one program, which contains each of them. XLA takes ten times as long to compile 256."""
+    """Most blocks of codes in one program, which contains each of them. XLA takes 10 times as long to compile 256."""
 
     def block_scores(self, like: Tensor) -> int:
         """Scores per search block on the device of `like`."""
@@ -82,7 +82,7 @@ class Search(Rows):
         """
         return None
 
-    def best_places(self, scores: Tensor, count: int) -> Tensor:
+    def best_indices(self, scores: Tensor, count: int) -> Tensor:
         """Indices of the `count` highest scores in descending order: `[n, k]` -> int32 `[n, count]`."""
         return ops.cast(ops.top_k(scores, count)[1], "int32")
 

@@ -45,7 +45,7 @@ class TensorFlowBackend(Backend):
         return tf.while_loop(lambda block, *_: block < count, search, none)[1:]
 
     def argmax(self, x: Tensor) -> Tensor:
-        # Not a maximum: XLA would merge it with the maxima of the groups, and read all scores again.
+        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
         return tf.argmax(x, 1, "int32")
 
     def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class TensorFlowBackend(Backend):
         return tf.gather(x, indices, batch_dims=1)
 
     def gather_rows(self, x: Tensor, indices: Tensor) -> Tensor:
-        # The gradient of a gather is a list of rows, and in Keras 3.15 Adam is wrong where a row occurs twice in it.
+        # The gradient of a gather is a list of rows, and in Keras 3.15 Adam is wrong if a row occurs twice in it.
         # The gradient of a product is dense.
         return ops.take(x * 1.0, indices, axis=0)
 

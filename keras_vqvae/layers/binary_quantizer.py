@@ -16,8 +16,8 @@ class BinaryQuantizer(ImplicitQuantizer):
 
     The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector's assignment certain
     and the usage of all codes equal. The soft assignments `p` are a softmax of the negative squared distances divided
-    by `temperature`. For a given vector the bits are independent under `p`, so `H(p)` is the sum of their entropies. A
-    subclass computes `H(E[p])` in `mean_entropy`.
+    by `temperature`. For a given vector the bits are independent under `p`, so `H(p)` is the sum of the bits'
+    entropies. A subclass computes `H(E[p])` in `mean_entropy`.
 
     `LookupFreeQuantizer` describes the arguments.
     """

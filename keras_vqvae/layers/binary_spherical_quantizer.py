@@ -14,7 +14,7 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     """Scales vectors to unit norm and keeps the sign of each axis (BSQ). The elements of codes are `+-1 / sqrt(D)`.
 
     An entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, keeps the bits in use. `H(E[p])` is
-    computed for each bit. Their sum is an upper bound of the entropy over all codes, and takes `O(N D)` memory. The
+    the sum of the entropies of the bits, an upper bound of the entropy over all codes, and takes `O(N D)` memory. The
     first axis is the most significant bit of the index.
 
     BSQ is meant for codebooks of 2^14 codes and more. With 2^10 codes on Fashion-MNIST, its error was 1.7 times the

@@ -22,12 +22,12 @@ class CountedCodes(keras.Layer):
     num_embeddings: int
     """Number of codes of the codebook, or of the largest codebook if there are several."""
     index_shape: tuple[int, ...] = ()
-    """Shape of one vector's indices: `()`, with one axis added by each residual or group."""
+    """Shape of one vector's indices: `()`, or one axis for each residual or group that the index passes through."""
     has_codebook: bool = False
     """Whether codes are weights. Weights take more memory than counts, so any number of such codes is counted."""
     codebooks: tuple[int, ...] | None = None
-    """Number of the codebook, in the order of `codebook_shape`, for each index of a sample. `None` if each index has
-    its own codebook."""
+    """For each index of a sample, the number of its codebook, counted in the order of `codebook_shape`. `None` if each
+    index has its own codebook."""
     count_in_inference: bool = False
     """Whether codes are counted in inference, too. `CodebookMonitor` sets it during an evaluation."""
     code_counts: keras.Variable | None
@@ -38,7 +38,7 @@ class CountedCodes(keras.Layer):
 
     @property
     def codebook_shape(self) -> tuple[int, ...]:
-        """Shape of the array of codebooks, which are counted separately: `()` for a single codebook."""
+        """Leading axes of `code_counts`, with one entry for each codebook. `()` for a single codebook."""
         return self.index_shape
 
     @property

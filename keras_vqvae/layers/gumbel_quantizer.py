@@ -61,7 +61,7 @@ class GumbelQuantizer(CodebookQuantizer):
     - [Ramesh et al., 2021](https://arxiv.org/abs/2102.12092), the divergence
     """
 
-    # A code that is drawn at random is not the one of a beam.
+    # Codes are drawn at random in training, so a beam search cannot choose them.
     supports_beam_search = False
 
     def __init__(

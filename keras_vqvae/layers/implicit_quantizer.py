@@ -21,8 +21,8 @@ MAX_REFINEMENT = 1 << 60
 class ImplicitQuantizer(Quantizer):
     """Base class of quantizers that round each axis to one of a few levels. The levels are the digits of the index.
 
-    A subclass implements three methods. `bound(vectors)` bounds the vectors. `to_digits(vectors)` returns the number of
-    the level on each axis, whole numbers `[N, D]` in float32. `from_digits(digits)` returns the codes.
+    A subclass implements three methods. `bound(vectors)` bounds the vectors. `to_digits(vectors)` returns the level of
+    each element, counted from 0, as float32 `[N, D]`. `from_digits(digits)` returns the codes of such levels.
 
     Each stage of a residual divides the bins of the previous stage into equal parts, with a code at the center of each.
 

@@ -1,4 +1,4 @@
-"""Checks of what a quantizer gets from the layers before it, and of when its methods are called."""
+"""Checks of the inputs of a quantizer, and of calls before it is built."""
 
 from typing import TYPE_CHECKING, Any
 

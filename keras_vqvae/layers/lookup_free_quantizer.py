@@ -66,10 +66,9 @@ class LookupFreeQuantizer(BinaryQuantizer):
 
 
 def _strings(num_bits: int) -> np.ndarray:
-    """Marks the ones, then the zeros, of every string of bits of the first half, then of the second half of the bits.
+    """Returns all strings of the first half of the bits, then all strings of the second half, as columns `[2 D, n]`.
 
-    Returns:
-        An array of 0 and 1, `[2 D, strings]`.
+    A column has a 1 in row `i` if bit `i` of the string is 1, and a 1 in row `D + i` if it is 0. Other entries are 0.
     """
     half = num_bits // 2
     strings = np.zeros((2, num_bits, 2**half + 2 ** (num_bits - half)), "float32")

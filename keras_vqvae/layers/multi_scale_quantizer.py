@@ -23,13 +23,13 @@ from keras_vqvae.types import Sizes, Tensor
 class MultiScaleQuantizer(Quantizer):
     """Quantizes a grid of vectors coarse to fine: each scale quantizes the residual of the scales before it.
 
-    With `r_0 = z`, scale `i` averages `r_i` over the areas of its cells, and quantizes
-    the means to codes `q_i`. The residual is `r_(i + 1) = r_i - f_i(up(q_i))`. Here `up` interpolates to the full grid,
-    and `f_i` is the identity or, with `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the
-    `f_i(up(q_i))`. Each scale adds its own losses. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
+    With `r_0 = z`, scale `i` averages `r_i` over the areas of its cells, and quantizes the means to codes `q_i`. The
+    residual is `r_(i + 1) = r_i - f_i(up(q_i))`. Here `up` interpolates to the full grid, and `f_i` is the identity or,
+    with `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the `f_i(up(q_i))`. Each scale adds its own
+    losses. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
 
-    The gradient is that of this formula, with one exception: if the quantizers are straight-through, the last scale is
-    the full grid and there is no convolution, the gradient is copied once, as in `ResidualQuantizer`.
+    The gradient is that of this formula, with one exception. If the quantizers are straight-through, the last scale is
+    the full grid and there is no convolution, the encoder gets the gradient of the output exactly once.
 
     `scales` sets the sizes of the grids, for inputs of one size. `strides` sets the sizes of their cells, for inputs of
     any size. An area contains all elements that its cell touches, so areas overlap if a scale does not divide the grid.
@@ -58,10 +58,10 @@ class MultiScaleQuantizer(Quantizer):
 
     Output shape:
         `[batch, *grid, D]`. With `scales`, the indices are int32 `[batch, L]`, where `L` is the number of cells of all
-        scales. With `strides`, the indices are int32 `[batch, *coarsest, C]`. Here `coarsest` is the grid divided by
-        the first stride, rounded up, and `C` is the number of cells of all scales in a coarsest cell. Indices of
-        coarse scales come first. For strides `(4, 2, 1)` and 100 elements, the shape is `[batch, 25, 1 + 2 + 4]`. The
-        `index_shape` of the inner quantizer follows.
+        scales. With `strides`, they are int32 `[batch, *coarsest, C]`, where `coarsest` is the grid divided by the
+        first stride, rounded up, and `C` is the number of cells of all scales in a coarsest cell. For strides
+        `(4, 2, 1)` and 100 elements, the shape is `[batch, 25, 1 + 2 + 4]`. Indices of coarse scales come first. The
+        axes of the inner quantizer's `index_shape` follow.
 
         `decode` reads -1 as "no code". Set the indices of fine scales to -1 to decode the coarse scales only. With
         `strides`, `decode` returns whole coarsest cells, so its output is longer than inputs that the first stride does
@@ -115,8 +115,7 @@ class MultiScaleQuantizer(Quantizer):
         self.interpolation = resizing.check_interpolation(interpolation)
         self.quantizers = wrappers.copies(self, number, shared_codebook)
         for each in self.quantizers:
-            # Stage 0 for all: this layer bounds the vectors once. Codes do not get finer, because the residuals of a
-            # scale need not fit into the bins of the scale before it.
+            # Stage 0 for all: codes do not get finer, as residuals need not fit into the bins of the scale before.
             each.set_stage(0)
         if number > 1:
             wrappers.check_refines(self.quantizers[0])
@@ -223,10 +222,7 @@ class MultiScaleQuantizer(Quantizer):
         return ops.reshape(sum(grids), (-1, self._dim))
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Initializes the codebooks scale by scale, each with k-means of the residuals of the scales before it.
-
-        It takes outputs of the encoder `[batch, *grid, D]`, and the other arguments of `CodebookQuantizer.adapt`.
-        """
+        """Initializes each scale's codebook with k-means of residuals. Arguments as for `CodebookQuantizer.adapt`."""
         if self.shared_codebook:
             raise ValueError("`adapt` needs a codebook for each scale. Received: shared_codebook=True")
         vectors = ops.convert_to_tensor(input_checks.vectors_to_adapt(self, vectors), dtype="float32")

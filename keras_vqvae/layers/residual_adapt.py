@@ -11,7 +11,7 @@ from keras_vqvae.ops import clustering
 from keras_vqvae.types import Tensor
 
 BEAM_WIDTH = 4
-"""Most sums per vector whose residuals a stage clusters, if the residual searches with a beam."""
+"""Maximum number of sums per vector whose residuals a stage clusters, if `beam_width > 1`."""
 MAX_ERROR = 2.0
 """Largest squared error of such a sum, relative to the error of the vector's best sum."""
 ROUNDS = 5
@@ -45,7 +45,7 @@ def _residuals(residual: Any, vectors: np.ndarray, previous: np.ndarray, num_sta
     Args:
         residual: The `ResidualQuantizer`.
         vectors: The vectors `[N, D]`.
-        previous: The residuals of one stage less. Without a beam they are changed in place.
+        previous: Residuals of the stages before the last of these. Without a beam they are changed in place.
         num_stages: Number of first stages.
     """
     if residual.beam_width > 1:

@@ -22,13 +22,13 @@ class ResidualQuantizer(ResizableWrapper):
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
     the sum of the `q_i`, and the gradient is that of this formula. The decoder and the losses of later stages therefore
-    train all that a stage contains, such as projections, soft assignments and rotations. If the stages are
-    straight-through, the encoder gets the gradient of the output exactly once, for any number of stages. Each stage's
-    commitment loss, on `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
+    train the projections and soft assignments inside a stage. If the stages are straight-through, the encoder gets the
+    gradient of the output exactly once, for any number of stages. Each stage's commitment loss, on
+    `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
 
     Quantizers with fixed codes (FSQ, LFQ, BSQ) get finer from stage to stage. Vectors are bounded once, and each stage
-    subdivides the bins of the previous stage. For example, each stage makes the bins of an axis with 8 levels 8 times
-    narrower, and its squared error 64 times lower.
+    subdivides the bins of the previous stage. For an axis with 8 levels, each stage makes the bins 8 times narrower and
+    the squared error 64 times lower.
 
     Args:
         quantizer: The quantizer of a stage, not built. Each stage is a copy of it, with its own seed. Or a list of

@@ -33,15 +33,16 @@ def kmeans(
 
     Without `batch_size` an epoch is one step of Lloyd's algorithm: every code moves to the mean of its vectors. With
     `batch_size` (mini-batch k-means) codes move after every batch, to the mean of all vectors that have chosen them so
-    far, which takes fewer epochs on large data. A code that no vector chose moves to a random vector. k-means ends
+    far, which needs fewer epochs on large data. A code that no vector chose moves to a random vector. k-means ends
     early when no code moves. The vectors stay in host memory, and the device holds one block of them at a time.
 
     Args:
         vectors: `[..., D]`, a NumPy array or a tensor. Vectors with a NaN or an infinity are left out.
         num_embeddings: Number of codes, `K`. There should be at least as many vectors.
-        init: Initial codes. `"k-means++"` draws vectors one after the other, each the best of a few draws in proportion
-            to the squared distance to the codes drawn before. It draws from a sample of at most `32 K` vectors.
-            `"random"` draws vectors uniformly. Codes `[K, D]` are used as given. Defaults to `"k-means++"`.
+        init: Initial codes. `"k-means++"` draws one vector after the other, with a probability in proportion to the
+            squared distance from the nearest code so far. For each code it makes a few draws and keeps the best. It
+            draws from a sample of at most `32 K` vectors. `"random"` draws vectors uniformly. Codes `[K, D]` are used
+            as given. Defaults to `"k-means++"`.
         epochs: Maximum number of passes over the vectors. Defaults to `20`.
         batch_size: Number of vectors per step. Defaults to `None`, all vectors.
         distance: `"euclidean"`; `"cosine"`, which scales vectors and codes to unit norm; or `"direction"`, which

@@ -131,7 +131,7 @@ def codebooks_in_turn(num_codebooks: int | Iterable[int]) -> tuple[int, ...]:
 
     Args:
         num_codebooks: Number of codebooks, with one index each. Or a sequence with the number of indices of each
-            codebook, whose indices follow each other.
+            codebook, for samples whose indices are ordered by codebook.
     """
     if hasattr(num_codebooks, "__iter__"):
         sizes = validation.positive_ints("num_codebooks", num_codebooks)

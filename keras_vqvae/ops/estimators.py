@@ -1,8 +1,8 @@
 """Gradient estimators for the assignment of codes, which is not differentiable.
 
 An estimator maps encoder outputs and their codes, both `[..., D]`, to the quantizer's output, and defines its gradient.
-Without randomness, the value of the output is the codes. An estimator that takes a `seed` adds noise to this value in
-training. In inference, the straight-through estimator replaces it.
+Without randomness, the value of the output is the codes. An estimator with a `seed` argument adds noise in training. In
+inference, the straight-through estimator takes its place.
 """
 
 import inspect

@@ -155,9 +155,9 @@ def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> lis
         scores = backend.matmul(factors[0], ops.transpose(factors[1]))
         # `[n, B, K]` -> `[n, B K]` -> `[n, B]`
         scores = ops.reshape(scores, (-1, scores.shape[1] * size))
-        places = backend.best_places(scores, min(beam_width, scores.shape[1]))
-        parents = places // size
-        indices = places - parents * size
+        best = backend.best_indices(scores, min(beam_width, scores.shape[1]))
+        parents = best // size
+        indices = best - parents * size
         residuals = ops.take_along_axis(residuals, ops.expand_dims(parents, -1), axis=1)
         residuals = residuals - backend.gather_rows(codes, indices)
         paths = [ops.take_along_axis(path, parents, axis=1) for path in paths] + [indices]
