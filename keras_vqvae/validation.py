@@ -27,26 +27,32 @@ def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def shown(value: object) -> str:
+    """Returns `repr(value)` for an error message, cut off after 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def boolean(name: str, value: object) -> bool:
     """Returns `value` as a `bool`."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={shown(value)}")
     return bool(value)
 
 
 def positive_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 1 to `largest`."""
     if not _is_integer(value) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={shown(value)}")
     if value > largest:
-        raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={shown(value)}")
     return int(value)
 
 
 def non_negative_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 0 to `largest`."""
     if not _is_integer(value) or not 0 <= value <= largest:
-        raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={shown(value)}")
     return int(value)
 
 
@@ -55,7 +61,7 @@ def seed(value: object) -> int | None:
     if value is None:
         return None
     if not _is_integer(value) or not 0 <= value <= INT32_MAX:
-        raise ValueError(f"`seed` must be None or an integer from 0 to {INT32_MAX}. Received: seed={value!r}")
+        raise ValueError(f"`seed` must be None or an integer from 0 to {INT32_MAX}. Received: seed={shown(value)}")
     return int(value)
 
 
@@ -63,7 +69,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     """Returns `values` as a tuple of positive integers, which may be empty."""
     # A NumPy array without axes has `__iter__`, and cannot be iterated over.
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
-        raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={shown(values)}")
     # A tuple, because Keras replaces lists in a layer's attributes by tracked lists.
     values = tuple(itertools.islice(values, MAX_SIZES + 1))
     if len(values) > MAX_SIZES:
@@ -71,15 +77,10 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     for value in values:
         if not _is_integer(value) or not 1 <= value <= INT32_MAX:
             raise ValueError(
-                f"`{name}` must contain integers from 1 to {INT32_MAX}. Received: {name}={_shown(values)}, "
-                f"which contains {value!r}"
+                f"`{name}` must contain integers from 1 to {INT32_MAX}. Received: {name}={shown(values)}, "
+                f"which contains {shown(value)}"
             )
     return tuple(map(int, values))
-
-
-def _shown(values: tuple[object, ...]) -> str:
-    """Returns up to 8 values for an error message."""
-    return f"({', '.join(map(repr, values[:8]))}{', ...' if len(values) > 8 else ''})"
 
 
 def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...
     if len(sizes) != num_codebooks:
         raise ValueError(
             f"`num_embeddings` must be an integer, or a sequence of {num_codebooks} integers, one for each codebook. "
-            f"Received: num_embeddings={_shown(sizes)}, {len(sizes)} entries"
+            f"Received: num_embeddings={shown(sizes)}, {len(sizes)} entries"
         )
     return sizes
 
@@ -98,28 +99,28 @@ def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...
 def non_negative(name: str, value: object) -> float:
     """Returns `value` as a finite `float` of at least 0."""
     if not _is_real(value) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={shown(value)}")
     return float(value)
 
 
 def positive(name: str, value: object) -> float:
     """Returns `value` as a finite `float` above 0."""
     if not _is_real(value) or not 0 < value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={shown(value)}")
     return float(value)
 
 
 def fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` from 0 to 1."""
     if not _is_real(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={shown(value)}")
     return float(value)
 
 
 def open_fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` strictly between 0 and 1."""
     if not _is_real(value) or not 0 < value < 1:
-        raise ValueError(f"`{name}` must be a number above 0 and below 1. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a number above 0 and below 1. Received: {name}={shown(value)}")
     return float(value)
 
 
@@ -190,7 +191,7 @@ def within_codebooks(
     outside = np.unique(values[values >= limits])[:5].tolist()
     if outside:
         raise ValueError(
-            f"`{name}` must be below the number of codes of their codebooks, {_shown(sizes)}. "
+            f"`{name}` must be below the number of codes of their codebooks, {shown(sizes)}. "
             f"Received: {name} with {outside}"
         )
     return indices

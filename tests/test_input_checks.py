@@ -93,6 +93,24 @@ def test_codes_to_start_from_are_named_by_their_shape(rng):
         refused(r"`init`.*\(6, 4\).*Received: init of type", keras_vqvae.kmeans, vectors, 6, init=init, verbose=0)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras_vqvae.FiniteScalarQuantizer([2] * 1000),
+        lambda: keras_vqvae.FiniteScalarQuantizer([2] * 1000 + [0]),
+        lambda: keras_vqvae.ResidualQuantizer([VQ(6)] * 1000),
+        lambda: keras_vqvae.MultiScaleQuantizer(VQ(6), scales=[1] * 1000),
+        lambda: keras_vqvae.MultiScaleQuantizer(VQ(6), scales=range(1, 2000)),
+        lambda: keras_vqvae.MultiScaleQuantizer(VQ(6), scales=(1, 2), convolution=[0] * 1000),
+        lambda: VQ(6, commitment_weight=np.ones(1000)),
+        lambda: built(VQ(1000), 4).resize(6, counts=-np.ones(1000)),
+        lambda: built(VQ(6), 4).decode([[0] * 1000, [0]]),
+    ],
+)
+def test_long_values_are_cut_off(make):
+    refused("Received: ", make)
+
+
 def test_fewer_vectors_than_codes_are_a_warning(rng):
     vectors = rng.normal(size=(5, 4))
     with pytest.warns(UserWarning, match="fewer.*Received: 5 vectors, num_embeddings=6"):

@@ -108,7 +108,7 @@ class CodebookQuantizer(CodebookWeights):
                 raise ValueError(
                     "`embeddings_constraint` must be None if `distance='cosine'`, which already keeps codes at unit "
                     "norm. "
-                    f"Received: embeddings_constraint={embeddings_constraint!r}"
+                    f"Received: embeddings_constraint={validation.shown(embeddings_constraint)}"
                 )
 
     def _refuse_estimator(self) -> None:

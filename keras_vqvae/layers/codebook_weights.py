@@ -54,7 +54,7 @@ class CodebookWeights(Quantizer):
             raise ValueError(
                 "`embeddings_regularizer` must be a function of the codebook only. A function `(vectors, codebook, "
                 "valid)`, such as `AssignmentEntropy`, is an `assignment_regularizer` of `VectorQuantizer`. "
-                f"Received: embeddings_regularizer={embeddings_regularizer!r}"
+                f"Received: embeddings_regularizer={validation.shown(embeddings_regularizer)}"
             )
 
     def build_codebook(self) -> None:

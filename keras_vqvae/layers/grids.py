@@ -20,7 +20,9 @@ Scales = tuple[tuple[int, ...], ...]
 def _checked(name: str, values: object) -> tuple[Scales, Scales]:
     """Checks sizes or strides. Returns them as they are given, and with one number for each axis of every scale."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise ValueError(f"`{name}` must be a sequence with one entry for each scale. Received: {name}={values!r}")
+        raise ValueError(
+            f"`{name}` must be a sequence with one entry for each scale. Received: {name}={validation.shown(values)}"
+        )
     given = tuple(
         validation.positive_ints(name, value) if hasattr(value, "__iter__") else (validation.positive_int(name, value),)
         for value in values
@@ -48,7 +50,7 @@ class FixedGrids:
     def __init__(self, scales: object):
         self.given, full = _checked("scales", scales)
         if not all(a != b and all(map(int.__le__, a, b)) for a, b in itertools.pairwise(full)):
-            raise ValueError(f"`scales` must increase from coarse to fine. Received: scales={scales!r}")
+            raise ValueError(f"`scales` must increase from coarse to fine. Received: scales={validation.shown(scales)}")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self._grid: Any = tuple(input_shape[1:-1])
@@ -122,7 +124,8 @@ class StridedGrids:
         self.given, full = _checked("strides", strides)
         if not all(a != b and all(x % y == 0 for x, y in zip(a, b, strict=True)) for a, b in itertools.pairwise(full)):
             raise ValueError(
-                f"`strides` must decrease, and each must be a multiple of the next one. Received: strides={strides!r}"
+                "`strides` must decrease, and each must be a multiple of the next one. "
+                f"Received: strides={validation.shown(strides)}"
             )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -35,11 +35,12 @@ class ImplicitQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.levels = validation.positive_ints("levels", levels)
         if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"`levels` must be integers of at least 2. Received: levels={levels!r}")
+            raise ValueError(f"`levels` must be integers of at least 2. Received: levels={validation.shown(levels)}")
         self.num_embeddings = math.prod(self.levels)
         if self.num_embeddings > 2**31 - 1:
             raise ValueError(
-                f"The product of `levels` must be at most 2^31 - 1, for int32 indices. Received: levels={levels!r}"
+                "The product of `levels` must be at most 2^31 - 1, for int32 indices. "
+                f"Received: levels={validation.shown(levels)}"
             )
         digits = self.levels[::-1] if most_significant_first else self.levels
         basis = np.cumprod((1, *digits[:-1]))

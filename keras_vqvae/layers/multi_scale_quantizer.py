@@ -104,7 +104,8 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         if (scales is None) == (strides is None):
-            raise ValueError(f"Give either `scales` or `strides`. Received: scales={scales!r}, strides={strides!r}")
+            given = f"scales={validation.shown(scales)}, strides={validation.shown(strides)}"
+            raise ValueError(f"Give either `scales` or `strides`. Received: {given}")
         self._grids = StridedGrids(strides) if scales is None else FixedGrids(scales)
         number = len(self._grids.given)
         self.shared_codebook = validation.boolean("shared_codebook", shared_codebook)

@@ -112,13 +112,13 @@ class ResidualQuantizer(ResizableWrapper):
         if shared_codebook and self.has_fixed_codes:
             raise ValueError(
                 "`shared_codebook` must be False for quantizers with fixed codes, which get finer from stage to stage. "
-                f"Received: shared_codebook=True, quantizer={quantizer!r}"
+                f"Received: shared_codebook=True, quantizer={validation.shown(quantizer)}"
             )
         if self.beam_width > 1 and not all(stage.supports_beam_search for stage in self.quantizers):
             raise ValueError(
                 "`beam_width > 1` ranks sums of codes by their squared error. It needs quantizers with an explicit "
                 "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
-                f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
+                f"Received: beam_width={beam_width}, quantizer={validation.shown(quantizer)}"
             )
         for stage in self.quantizers[1:]:
             wrappers.check_refines(stage)

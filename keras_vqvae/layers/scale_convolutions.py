@@ -24,7 +24,8 @@ class ScaleConvolutions:
             if len(self._numbers) != num_scales or set(self._numbers) != set(range(max(self._numbers) + 1)):
                 raise ValueError(
                     f"`convolution` must be True, False, or a sequence with a convolution's number for each of the "
-                    f"{num_scales} scales. Numbers start at 0 and have no gaps. Received: convolution={convolution!r}"
+                    f"{num_scales} scales. Numbers start at 0 and have no gaps. "
+                    f"Received: convolution={validation.shown(self.given)}"
                 )
         else:
             self.given = validation.boolean("convolution", convolution)

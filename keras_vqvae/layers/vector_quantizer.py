@@ -127,7 +127,7 @@ class VectorQuantizer(CodebookQuantizer):
             raise ValueError(
                 "`assignment_regularizer` must be None or a function `(vectors, codebook, valid)`. "
                 "A function of the codebook only is an `embeddings_regularizer`. "
-                f"Received: assignment_regularizer={assignment_regularizer!r}"
+                f"Received: assignment_regularizer={validation.shown(assignment_regularizer)}"
             )
         self.assignment_regularizer = assignment_regularizer
         self.codebook_trainable = ema_decay is None
@@ -139,7 +139,7 @@ class VectorQuantizer(CodebookQuantizer):
         if embeddings_regularizer is not None and not self.codebook_trainable:
             raise ValueError(
                 "`embeddings_regularizer` must be None with `ema_decay`: the codebook has no gradient. "
-                f"Received: embeddings_regularizer={embeddings_regularizer!r}"
+                f"Received: embeddings_regularizer={validation.shown(embeddings_regularizer)}"
             )
 
     def build_codebook(self) -> None:

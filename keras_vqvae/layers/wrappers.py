@@ -38,12 +38,12 @@ def _checked(quantizer: object) -> Quantizer:
     if not isinstance(quantizer, Quantizer):
         raise ValueError(
             "`quantizer` must be a Quantizer, such as `VectorQuantizer(num_embeddings=512)`. "
-            f"Received: quantizer={quantizer!r}"
+            f"Received: quantizer={validation.shown(quantizer)}"
         )
     if quantizer.quantizes_grids:
         raise ValueError(
             f"`{type(quantizer).__name__}` quantizes whole grids, so it can only be the outermost wrapper. Wrap its "
-            f"inner quantizer instead. Received: quantizer={quantizer!r}"
+            f"inner quantizer instead. Received: quantizer={validation.shown(quantizer)}"
         )
     return quantizer
 
@@ -70,12 +70,13 @@ def stages(wrapper: Quantizer, quantizers: Sequence[object]) -> list[Quantizer]:
     if len({id(stage) for stage in made}) < len(made):
         raise ValueError(
             "`quantizer` must not have a stage twice. To share one codebook between all stages, pass one quantizer "
-            f"and `shared_codebook=True`. Received: quantizer={quantizers!r}"
+            f"and `shared_codebook=True`. Received: quantizer={validation.shown(quantizers)}"
         )
     if any(stage.has_fixed_codes for stage in made):
         raise ValueError(
             "A list of stages cannot contain quantizers with fixed codes, because each stage needs finer codes than "
-            f"the one before. Pass one `quantizer` and `num_quantizers`. Received: quantizer={quantizers!r}"
+            "the one before. Pass one `quantizer` and `num_quantizers`. "
+            f"Received: quantizer={validation.shown(quantizers)}"
         )
     if len({stage.index_shape for stage in made}) > 1:
         raise ValueError(
@@ -144,7 +145,7 @@ def _check_config(quantizer: Quantizer, config: dict[str, Any]) -> None:
         return
     raise ValueError(
         "`quantizer` must be the same when made from its configuration, because a wrapper uses copies of it. "
-        f"In `{kind.__name__}`, {wrong}. Received: quantizer={quantizer!r}"
+        f"In `{kind.__name__}`, {wrong}. Received: quantizer={validation.shown(quantizer)}"
     )
 
 

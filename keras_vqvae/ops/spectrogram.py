@@ -19,7 +19,7 @@ def window_sizes(name: str, values: object) -> tuple[int, ...]:
     """Returns `values` as a tuple of window sizes, which must be multiples of 4."""
     sizes = validation.positive_ints(name, values)
     if not sizes or any(size % 4 for size in sizes):
-        raise ValueError(f"`{name}` must be one or more multiples of 4. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must be one or more multiples of 4. Received: {name}={validation.shown(values)}")
     return sizes
 
 
