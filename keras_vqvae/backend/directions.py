@@ -36,5 +36,5 @@ def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
     rotates = ops.logical_and(ops.logical_and(z_norm > 1e-18 * q_norm, q_norm > 0), w_norm > 1e-6)
     rotated = z - 2 * dot(z, w) * w + 2 * dot(z, u) * c
     rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
-    # The value is exactly the code, and the gradient is that of `rotated`.
+    # The value is exactly the code, and the gradient is the gradient of `rotated`.
     return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)

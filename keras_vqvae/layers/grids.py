@@ -105,7 +105,7 @@ class FixedGrids:
         return ops.concatenate([ops.reshape(x, (-1, cells, x.shape[-1])) for x, cells in columns], axis=1)
 
     def split(self, indices: Tensor) -> list[Tensor]:
-        """Splits indices into those of each scale: `[n, L, I]` -> `[n, *s, I]` each."""
+        """Splits indices by scale: `[n, L, I]` -> `[n, *s, I]` each."""
         scales = zip(self._sizes, self.cells, itertools.accumulate(self.cells), strict=True)
         inner = indices.shape[-1]
         return [ops.reshape(indices[:, end - cells : end], (-1, *sizes, inner)) for sizes, cells, end in scales]
@@ -194,7 +194,7 @@ class StridedGrids:
         return ops.concatenate(columns, axis=-2)
 
     def split(self, indices: Tensor) -> list[Tensor]:
-        """Splits indices into those of each scale: `[n, *coarsest, C, I]` -> `[n, *s, I]` each."""
+        """Splits indices by scale: `[n, *coarsest, C, I]` -> `[n, *s, I]` each."""
         *coarsest, _, inner = ops.shape(indices)
         rank, found = len(coarsest) - 1, []
         # `[n, h, w, a b, I]` -> `[n, h, w, a, b, I]` -> `[n, h, a, w, b, I]` -> `[n, h a, w b, I]`

@@ -32,11 +32,11 @@ class _Draw(Record):
 class GumbelQuantizer(CodebookQuantizer):
     """Draws codes at random in training, near codes more often, and takes the nearest in inference (Gumbel-softmax).
 
-    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`; the gradient is that of
+    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`. Its gradient is the gradient of
     `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to unit norm. The
     layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform usage. The callback
-    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. The indices that
-    the layer returns and counts are those of the nearest codes, also in training.
+    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. Also in
+    training, the layer returns and counts the indices of the nearest codes.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.

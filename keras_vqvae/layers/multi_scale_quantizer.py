@@ -28,7 +28,7 @@ class MultiScaleQuantizer(Quantizer):
     with `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the `f_i(up(q_i))`. Each scale adds its own
     losses. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
 
-    The gradient is that of this formula, with one exception. If the quantizers are straight-through, the last scale is
+    Gradients follow this formula, with one exception. If the quantizers are straight-through, the last scale is
     the full grid and there is no convolution, the encoder gets the gradient of the output exactly once.
 
     `scales` sets the sizes of the grids, for inputs of one size. `strides` sets the sizes of their cells, for inputs of
@@ -211,7 +211,7 @@ class MultiScaleQuantizer(Quantizer):
         return {"codebook_loss": losses.codebook_loss(record.vectors, record.codes, record.valid)}
 
     def _by_scale(self, indices: Tensor) -> list[Tensor]:
-        """Splits indices, as `encode` returns them, into those of each scale: `[n, *s, I]`."""
+        """Splits indices, as `encode` returns them, by scale: `[n, *s, I]` each."""
         axes = ops.shape(indices)[: len(indices.shape) - len(self.index_shape)]
         return self._grids.split(ops.reshape(indices, (*axes, math.prod(self.index_shape))))
 

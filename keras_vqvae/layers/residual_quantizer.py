@@ -21,7 +21,7 @@ class ResidualQuantizer(ResizableWrapper):
     """Quantizes a vector as a sum of codes: each stage quantizes the residual of the stages before it.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
-    the sum of the `q_i`, and the gradient is that of this formula. The decoder and the losses of later stages therefore
+    the sum of the `q_i`, and gradients follow this formula. The decoder and the losses of later stages therefore
     train the projections and soft assignments inside a stage. If the stages are straight-through, the encoder gets the
     gradient of the output exactly once, for any number of stages. Each stage's commitment loss, on
     `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.

@@ -18,8 +18,8 @@ def rate_of_step(decay: float, span: Tensor, total: Tensor, num_embeddings: int)
 
     The rate starts at `1 / span` and falls to `1 - decay` (the warm-up). Vectors move most at the start of training,
     and with a constant decay the codes would average over old vectors for too long. This matters most for the last
-    stage of a residual, whose error would end up to 12% above that of k-means: see `docs/studies.md`. The rate is also
-    limited so that, at the start, the average covers at least 10 vectors per code.
+    stage of a residual, whose error would end up to 12% above the error of k-means: see `docs/studies.md`. The rate is
+    also limited so that, at the start, the average covers at least 10 vectors per code.
 
     Args:
         decay: Decay after the warm-up.
