@@ -54,7 +54,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
-    # `plotting` is imported at its first use, because it needs matplotlib.
+    # `keras_vqvae.plotting` is imported at its first use, because it needs matplotlib, which is optional.
     if name == "plotting":
         import importlib
 

@@ -74,13 +74,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     values = tuple(itertools.islice(values, MAX_SIZES + 1))
     if len(values) > MAX_SIZES:
         raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received: {name} with more entries")
-    for value in values:
-        if not _is_integer(value) or not 1 <= value <= INT32_MAX:
-            raise ValueError(
-                f"`{name}` must contain integers from 1 to {INT32_MAX}. Received: {name}={shown(values)}, "
-                f"which contains {shown(value)}"
-            )
-    return tuple(map(int, values))
+    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
 def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...]:

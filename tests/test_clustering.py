@@ -120,7 +120,15 @@ def test_progress_is_shown(blobs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_embeddings", 0), ("init", "best"), ("epochs", 0), ("batch_size", 0), ("distance", "l1")]
+    ("name", "value"),
+    [
+        ("num_embeddings", 0),
+        ("init", "best"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("distance", "l1"),
+        ("verbose", "loud"),
+    ],
 )
 def test_wrong_arguments_are_named(name, value):
     keywords = {"num_embeddings": 4, name: value}

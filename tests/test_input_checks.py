@@ -152,10 +152,3 @@ def test_a_vqvae_whose_encoder_has_the_channels_first_is_refused():
     encoder = keras.Sequential([keras.Input((3, 8)), layers.Conv1D(4, 3, data_format="channels_first")])
     decoder = keras.Sequential([layers.Dense(3)])
     refused("channels", keras_vqvae.VQVAE, encoder, VQ(6), decoder, longest=LONGEST_IN_CALL)
-
-
-def test_plotting_is_an_attribute_of_the_package(monkeypatch):
-    monkeypatch.delitem(vars(keras_vqvae), "plotting", raising=False)
-    assert callable(keras_vqvae.plotting.plot_code_use)
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = keras_vqvae.nonsense

@@ -27,8 +27,8 @@ def check_steps(name: str, shape: tuple[int | None, ...], steps: int | None, siz
     """Raises an error if a sound of known length is shorter than the largest window."""
     if steps is not None and steps < max(sizes):
         raise ValueError(
-            f"`{name}` must have at least as many steps as the largest window, {max(sizes)}. Use longer sounds or "
-            f"smaller `window_sizes`. Received: {name} of shape {tuple(shape)}, {steps} steps, window_sizes={sizes}"
+            f"`{name}` must have at least as many steps as the largest window, {max(sizes)}: give longer sounds, or "
+            f"smaller `window_sizes`. Received: {name} of shape {tuple(shape)}, of {steps} steps, window_sizes={sizes}"
         )
 
 
