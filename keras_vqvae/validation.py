@@ -74,7 +74,9 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     values = tuple(itertools.islice(values, MAX_SIZES + 1))
     if len(values) > MAX_SIZES:
         raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received: {name} with more entries")
-    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+    # Callers put a single integer into a sequence of one entry.
+    names = [name] if len(values) == 1 else [f"{name}[{i}]" for i in range(len(values))]
+    return tuple(map(positive_int, names, values))
 
 
 def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...]:
