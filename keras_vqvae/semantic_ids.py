@@ -1,6 +1,6 @@
-"""Semantic IDs: the codes of items, such as a residual quantizer's, made unique by a last digit.
+"""Semantic IDs: the indices of items, for example from a residual quantizer, made unique by a collision index.
 
-Shapes in comments: `N` items, `Q` codes an item.
+Shapes in comments: `N` items with `Q` indices each.
 """
 
 import numpy as np
@@ -9,33 +9,38 @@ from keras import ops
 from keras_vqvae.types import Tensor
 
 
-def _sorted_codes(indices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The codes `[N, Q]`, the order that sorts them, `[N]`, and where in that order a code is another one's, `[N]`."""
-    codes = ops.convert_to_numpy(indices)
-    if codes.ndim != 2 or not codes.shape[1] or not np.issubdtype(codes.dtype, np.integer):
+def _sorted_rows(indices: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorts items by their indices.
+
+    Returns:
+        `(rows, order, differs)`: the indices as an array `[N, Q]`, the order that sorts its rows, `[N]`, and booleans
+        `[N]`, true if a row in this order differs from the row before it.
+    """
+    rows = ops.convert_to_numpy(indices)
+    if rows.ndim != 2 or not rows.shape[1] or not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(
-            "`indices` must be integers of shape [items, codes]. "
-            f"Received: indices of shape {codes.shape} and dtype {codes.dtype}"
+            "`indices` must be integers of shape [items, indices per item]. "
+            f"Received: indices of shape {rows.shape} and dtype {rows.dtype}"
         )
-    # Stable: items of equal codes stay in their order.
-    order = np.lexsort(codes.T[::-1])
-    sorted_codes = codes[order]
-    differs = np.ones(len(codes), bool)
-    differs[1:] = (sorted_codes[1:] != sorted_codes[:-1]).any(axis=1)
-    return codes, order, differs
+    # The sort is stable, so items with equal indices keep their order.
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    differs = np.ones(len(rows), bool)
+    differs[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return rows, order, differs
 
 
 def append_collision_index(indices: Tensor) -> np.ndarray:
-    """Appends the digit that tells items of equal codes apart: 0 for the first of them, 1 for the second, and so on.
+    """Appends a collision index, which makes items with equal indices unique: 0 for the first, 1 for the second, etc.
 
     Args:
-        indices: Integers `[N, Q]`, the codes of `N` items.
+        indices: Integers `[N, Q]`, the indices of `N` items.
 
     Returns:
-        An int32 array `[N, Q + 1]`, no two rows of which are the same.
+        An int32 array `[N, Q + 1]` with unique rows.
 
     Raises:
-        ValueError: If `indices` are no integers of rank 2.
+        ValueError: If `indices` are not integers of rank 2.
 
     Example:
 
@@ -46,30 +51,32 @@ def append_collision_index(indices: Tensor) -> np.ndarray:
 
     - [Rajput et al., 2023](https://arxiv.org/abs/2305.05065), section 3.1
     """
-    codes, order, differs = _sorted_codes(indices)
-    places = np.arange(len(codes))
-    # The place in the order less that of the first item of the same codes
-    digits = np.empty(len(codes), "int32")
-    digits[order] = places - np.maximum.accumulate(np.where(differs, places, 0))
-    return np.concatenate([codes.astype("int32"), digits[:, None]], axis=1)
+    rows, order, differs = _sorted_rows(indices)
+    positions = np.arange(len(rows))
+    # An item's position in the order, minus the position of the first item with the same indices.
+    collisions = np.empty(len(rows), "int32")
+    collisions[order] = positions - np.maximum.accumulate(np.where(differs, positions, 0))
+    return np.concatenate([rows.astype("int32"), collisions[:, None]], axis=1)
 
 
 def unique_fraction(indices: Tensor) -> float:
-    """How many different codes there are for each item: 1 if no two items have the same, `1 / N` if all have.
+    """Returns the number of different rows of indices divided by the number of items.
+
+    It is 1 if the indices of all items differ, and `1 / N` if all are equal.
 
     Args:
-        indices: Integers `[N, Q]`, the codes of `N` items.
+        indices: Integers `[N, Q]`, the indices of `N` items.
 
     Returns:
-        A float above 0 and up to 1; 0 of no items.
+        A float from `1 / N` to 1, or 0 if there are no items.
 
     Raises:
-        ValueError: If `indices` are no integers of rank 2.
+        ValueError: If `indices` are not integers of rank 2.
 
     Example:
 
     >>> unique_fraction([[3, 1], [3, 2], [3, 1], [3, 1]])
     0.5
     """
-    differs = _sorted_codes(indices)[2]
+    differs = _sorted_rows(indices)[2]
     return float(differs.sum() / max(len(differs), 1))

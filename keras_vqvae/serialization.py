@@ -1,4 +1,4 @@
-"""The objects that a layer was made with, such as its regularizers: as Keras saves them, or as they are for a copy."""
+"""Configurations with objects, such as regularizers: serialized for a file, or as live objects for a copy."""
 
 import contextvars
 import types
@@ -11,18 +11,18 @@ _live = contextvars.ContextVar("live", default=False)
 
 
 def saved(value: Any) -> Any:
-    """What Keras saves of an object in a configuration; the object itself within `live_config`.
+    """Returns Keras's serialization of an object, or the object itself within `live_config`.
 
-    Warns of a class or function that a file cannot be loaded without.
+    Warns if the object's class or function is not registered, because loading the file then needs `custom_objects`.
     """
     if value is None or _live.get():
         return value
     kind = value if isinstance(value, types.FunctionType) else type(value)
-    # Keras warns of functions without a name by itself.
+    # Keras itself warns about lambda functions.
     if kind.__name__ != "<lambda>" and not _is_registered(kind):
         name = kind.__name__
         warnings.warn(
-            f"`{name}` is not registered: a file that holds it loads only with `custom_objects={{'{name}': {name}}}`. "
+            f"`{name}` is not registered, so a file with it only loads with `custom_objects={{'{name}': {name}}}`. "
             "Put `@keras.saving.register_keras_serializable(package='my_package')` above its definition.",
             stacklevel=3,
         )
@@ -36,7 +36,7 @@ def _is_registered(kind: Any) -> bool:
 
 
 def live_config(layer: keras.Layer) -> dict[str, Any]:
-    """The layer's configuration with objects as they are, so that a copy needs none of them to be saved and found."""
+    """Returns a layer's configuration with live objects, so that a copy does not need to serialize them."""
     token = _live.set(True)
     try:
         return layer.get_config()
@@ -45,7 +45,7 @@ def live_config(layer: keras.Layer) -> dict[str, Any]:
 
 
 def fresh_initializer(initializer: Any, number: int) -> Any:
-    """An initializer that draws other codes, for copy `number` of a layer; the same one if it has no seed to change."""
+    """Returns an initializer with another seed, for copy `number` of a layer. Without a seed, returns the same one."""
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     seed = config.get("seed", ())
     if seed is None or isinstance(seed, int):

@@ -1,4 +1,4 @@
-"""Checks of arguments, one message for all: the argument's name and the value received."""
+"""Checks of arguments. Every message has the argument's name, the value received and the values that are allowed."""
 
 import inspect
 import itertools
@@ -16,7 +16,7 @@ from keras_vqvae.types import Tensor
 INT32_MAX = 2**31 - 1
 """The largest int32. Indices and seeds are int32."""
 MAX_SIZES = 1024
-"""The largest number of layers of a network, or axes of a vector."""
+"""Largest length of a sequence of sizes, such as the layers of a network or the axes of a vector."""
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
@@ -27,59 +27,67 @@ def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def shown(value: object) -> str:
+    """Returns `repr(value)` for an error message, cut off after 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def boolean(name: str, value: object) -> bool:
     """Returns `value` as a `bool`."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={shown(value)}")
     return bool(value)
 
 
 def positive_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 1 to `largest`."""
     if not _is_integer(value) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={shown(value)}")
     if value > largest:
-        raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be at most {largest}. Received: {name}={shown(value)}")
     return int(value)
 
 
 def non_negative_int(name: str, value: object, largest: int = INT32_MAX) -> int:
     """Returns `value` as an `int` from 0 to `largest`."""
     if not _is_integer(value) or not 0 <= value <= largest:
-        raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be an integer from 0 to {largest}. Received: {name}={shown(value)}")
     return int(value)
 
 
 def seed(value: object) -> int | None:
-    """Returns `value`, `None` or an integer that every backend takes."""
+    """Returns `value` as `None` or an `int` that every backend takes as a seed."""
     if value is None:
         return None
     if not _is_integer(value) or not 0 <= value <= INT32_MAX:
-        raise ValueError(f"`seed` must be None or an integer from 0 to {INT32_MAX}. Received: seed={value!r}")
+        raise ValueError(f"`seed` must be None or an integer from 0 to {INT32_MAX}. Received: seed={shown(value)}")
     return int(value)
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
-    """Returns `values` as a tuple, which may be empty, of positive integers."""
-    # An array without axes says of itself that it is iterable.
+    """Returns `values` as a tuple of positive integers, which may be empty."""
+    # A NumPy array without axes has `__iter__`, and cannot be iterated over.
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
-        raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={values!r}")
-    # A tuple, because Keras turns the lists among a layer's attributes into tracked ones.
+        raise ValueError(f"`{name}` must be a sequence of positive integers. Received: {name}={shown(values)}")
+    # A tuple, because Keras replaces lists in a layer's attributes by tracked lists.
     values = tuple(itertools.islice(values, MAX_SIZES + 1))
     if len(values) > MAX_SIZES:
-        raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received: {name} with more")
-    return tuple(positive_int(name, value) for value in values)
+        raise ValueError(f"`{name}` can have at most {MAX_SIZES} entries. Received: {name} with more entries")
+    # Callers put a single integer into a sequence of one entry.
+    names = [name] if len(values) == 1 else [f"{name}[{i}]" for i in range(len(values))]
+    return tuple(map(positive_int, names, values))
 
 
 def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...]:
-    """Returns the number of codes of each codebook, given that of all of them or a sequence with one for each."""
+    """Returns the number of codes of each codebook, given one integer for all or a sequence with one for each."""
     if not hasattr(num_embeddings, "__iter__"):
         return (positive_int("num_embeddings", num_embeddings),) * num_codebooks
     sizes = positive_ints("num_embeddings", num_embeddings)
     if len(sizes) != num_codebooks:
         raise ValueError(
-            f"`num_embeddings` must be an integer, or one for each of {num_codebooks} codebooks. "
-            f"Received: num_embeddings={num_embeddings!r}"
+            f"`num_embeddings` must be an integer, or a sequence of {num_codebooks} integers, one for each codebook. "
+            f"Received: num_embeddings={shown(sizes)}, {len(sizes)} entries"
         )
     return sizes
 
@@ -87,37 +95,37 @@ def codebook_sizes(num_embeddings: object, num_codebooks: int) -> tuple[int, ...
 def non_negative(name: str, value: object) -> float:
     """Returns `value` as a finite `float` of at least 0."""
     if not _is_real(value) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={shown(value)}")
     return float(value)
 
 
 def positive(name: str, value: object) -> float:
     """Returns `value` as a finite `float` above 0."""
     if not _is_real(value) or not 0 < value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={shown(value)}")
     return float(value)
 
 
 def fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` from 0 to 1."""
     if not _is_real(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={shown(value)}")
     return float(value)
 
 
 def open_fraction(name: str, value: object) -> float:
     """Returns `value` as a `float` strictly between 0 and 1."""
     if not _is_real(value) or not 0 < value < 1:
-        raise ValueError(f"`{name}` must lie strictly between 0 and 1. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a number above 0 and below 1. Received: {name}={shown(value)}")
     return float(value)
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with `count` arguments, as far as its signature says."""
+    """Whether a function accepts `count` positional arguments. `True` if it has no signature."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        # Some functions that are not Python's have none.
+        # Some functions that are not written in Python have no signature.
         return True
     try:
         signature.bind(*range(count))
@@ -126,32 +134,30 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def code_indices(name: str, indices: Tensor, num_embeddings: int, lowest: int = 0) -> Tensor:
-    """Returns `indices` as an int32 tensor, each inside a codebook of `num_embeddings` codes.
+def code_indices(name: str, indices: Tensor, num_embeddings: int, min_index: int = 0) -> Tensor:
+    """Returns `indices` as an int32 tensor. Raises an error if one is not from `min_index` to `num_embeddings - 1`.
 
-    A compiled function has no values to look at: there an index outside is moved to the nearest one inside,
-    because the backends disagree on it (TensorFlow and PyTorch stop, JAX answers NaN).
+    Compiled code cannot raise. There, indices are clipped to the valid range, because backends treat other indices
+    differently: TensorFlow and PyTorch stop, and JAX returns NaN.
     """
     given = indices
     try:
         indices = ops.convert_to_tensor(indices)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` must be integers. Received: {name}={indices!r}") from error
+        raise ValueError(f"`{name}` must be an array of integers. Received: {name} of {type(given)}") from error
     dtype = keras.backend.standardize_dtype(indices.dtype)
     if "int" not in dtype:
         raise ValueError(f"`{name}` must be integers. Received: {name} of dtype {dtype}")
     if backend.is_traced(indices):
-        # Small integers may not hold the largest index, and unsigned ones no -1.
+        # 8 or 16 bits may be too few for the largest index, and unsigned integers cannot be -1.
         indices = ops.cast(indices, "int32") if dtype.endswith(("8", "16")) else indices
-        lowest = 0 if dtype.startswith("u") else lowest
-        return ops.cast(ops.clip(indices, lowest, num_embeddings - 1), "int32")
-    # JAX has wrapped the integers that are too large for an int32.
+        min_index = 0 if dtype.startswith("u") else min_index
+        return ops.cast(ops.clip(indices, min_index, num_embeddings - 1), "int32")
+    # Checks the values given, because JAX wraps integers that are too large for an int32.
     values = ops.convert_to_numpy(indices) if ops.is_tensor(given) else np.asarray(given)
-    outside = np.unique(values[(values < lowest) | (values >= num_embeddings)])[:5].tolist()
+    outside = np.unique(values[(values < min_index) | (values >= num_embeddings)])[:5].tolist()
     if outside:
-        raise ValueError(
-            f"`{name}` must lie between {lowest} and {num_embeddings - 1}. Received: {name} with {outside}"
-        )
+        raise ValueError(f"`{name}` must be from {min_index} to {num_embeddings - 1}. Received: {name} with {outside}")
     return ops.cast(indices, "int32")
 
 
@@ -162,14 +168,14 @@ def within_codebooks(
     codebooks: tuple[int, ...] | None,
     index_shape: tuple[int, ...],
 ) -> Tensor:
-    """Returns int32 `indices` `[..., *index_shape]`, each inside its own codebook; as `code_indices`.
+    """Returns `indices`. Raises an error if an index is out of the range of its codebook. Compiled code clips it.
 
     Args:
-        name: That of the argument.
-        indices: Integers that lie inside the largest codebook.
+        name: Name of the argument.
+        indices: Int32 `[..., *index_shape]`, within the range of the largest codebook.
         sizes: Number of codes of each codebook.
-        codebooks: The codebook of each index of a sample, or `None`, if each has its own.
-        index_shape: The last axes of the indices.
+        codebooks: Number of the codebook of each index of a sample. `None` if each index has its own codebook.
+        index_shape: Last axes of the indices.
     """
     if len(set(sizes)) == 1:
         return indices
@@ -181,6 +187,7 @@ def within_codebooks(
     outside = np.unique(values[values >= limits])[:5].tolist()
     if outside:
         raise ValueError(
-            f"`{name}` must lie inside their codebooks, of {list(sizes)} codes. Received: {name} with {outside}"
+            f"`{name}` must be below the number of codes of their codebooks, {shown(sizes)}. "
+            f"Received: {name} with {outside}"
         )
     return indices

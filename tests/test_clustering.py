@@ -79,14 +79,15 @@ def test_vectors_that_are_not_finite_are_left_out(rng):
     again, counts = fit(np.concatenate([vectors[:20], bad, vectors[20:]]), 4, seed=1)
     np.testing.assert_array_equal(again, codes)
     assert counts.sum() == 50
-    with pytest.raises(ValueError, match="finite.*Received: shape"):
+    with pytest.raises(ValueError, match=r"Received: vectors of shape \(3, 3\), none of them finite"):
         fit(bad, 4)
 
 
 def test_more_codes_than_vectors_cover_each_vector(rng):
     vectors = rng.normal(size=(5, 3)).astype("float32")
     for init in ("k-means++", "random"):
-        codes, counts = fit(vectors, 16, init=init, seed=0, epochs=30)
+        with pytest.warns(UserWarning, match="fewer"):
+            codes, counts = fit(vectors, 16, init=init, seed=0, epochs=30)
         assert np.isfinite(codes).all()
         assert counts.sum() == 5
         assert (error(vectors, codes) < 1e-6) or init == "random"
@@ -119,7 +120,15 @@ def test_progress_is_shown(blobs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_embeddings", 0), ("init", "best"), ("epochs", 0), ("batch_size", 0), ("distance", "l1")]
+    ("name", "value"),
+    [
+        ("num_embeddings", 0),
+        ("init", "best"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("distance", "l1"),
+        ("verbose", "loud"),
+    ],
 )
 def test_wrong_arguments_are_named(name, value):
     keywords = {"num_embeddings": 4, name: value}

@@ -139,7 +139,7 @@ def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
     ("arguments", "message"),
     [
         ({"filters": ()}, "filters=()"),
-        ({"filters": (4, 0)}, "filters=0"),
+        ({"filters": (4, 0)}, "filters[1]=0"),
         ({"num_residual_blocks": -1}, "num_residual_blocks=-1"),
         ({"embedding_dim": 0}, "embedding_dim=0"),
         ({"causal": 1}, "causal=1"),

@@ -86,7 +86,7 @@ def test_wrong_sizes_are_named(metric):
     with pytest.raises(ValueError, match="Received: num_embeddings=0"):
         metric(0)
     for wrong in (0, (), (1, 0), "12"):
-        with pytest.raises(ValueError, match="Received: num_codebooks="):
+        with pytest.raises(ValueError, match=r"Received: num_codebooks(\[1\])?="):
             metric(5, num_codebooks=wrong)
     with pytest.raises(ValueError, match="Received: reduction='max'"):
         metric(5, reduction="max")

@@ -305,7 +305,7 @@ def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
     [
         ({"num_embeddings": 0}, "num_embeddings=0"),
         ({"shape": 3}, "shape=3"),
-        ({"shape": (2, 0)}, "shape=0"),
+        ({"shape": (2, 0)}, "shape[1]=0"),
         ({"index_shape": (3,)}, "shape=(2, 2), index_shape=(3,)"),
         ({"index_shape": (2, 2, 2)}, "shape=(2, 2), index_shape=(2, 2, 2)"),
         ({"num_classes": 0}, "num_classes=0"),

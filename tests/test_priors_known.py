@@ -60,7 +60,7 @@ def test_nothing_known_is_as_without_known(kind):
 def test_known_codes_lie_within_their_own_codebook(kind):
     known = np.full((2, 3, 2), -1)
     known[1, 2, 1] = 2
-    with pytest.raises(ValueError, match=r"`known` must lie inside .* of \[6, 2\] codes. Received: known with \[2\]"):
+    with pytest.raises(ValueError, match=r"`known` must be below .*\(6, 2\). Received: known with \[2\]"):
         deterministic(kind).generate(2, known=known)
 
 

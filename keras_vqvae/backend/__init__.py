@@ -2,9 +2,10 @@
 
 This is the only package that knows which backend runs.
 
-**Search.** A product writes a block of scores, and the maximum is read from it. `BLOCK_SCORES`, 4 MB, stay in a
-processor's cache in between. An accelerator needs larger tiles. A maximum is fast to find, and its index is slow.
-Therefore the search reads all scores once, for the maxima of groups of 64 codes, and finds the index in the best group.
+**Search.** A product writes a block of scores, from which the search then reads the maximum. `BLOCK_SCORES` scores
+(4 MB) stay in a processor's cache in between. An accelerator needs larger blocks. Finding a maximum is fast, and
+finding its index is slow. Therefore the search reads all scores once, for the maxima of groups of 64 codes, and then
+finds the index in the best group.
 
 **Statistics.** Sums by code use indices, never one-hot rows.
 
@@ -20,7 +21,7 @@ from keras_vqvae.backend.base import Backend
 
 
 def _running_backend() -> Backend:
-    # The other backends need not be installed, so their files are not imported.
+    # Only one file is imported, because the other backends may not be installed.
     if keras.backend.backend() == "jax":
         from keras_vqvae.backend.jax import JaxBackend
 

@@ -16,7 +16,7 @@ Returned = TypeVar("Returned")
 class Backend(Gradients):
     """Operations that differ between backends. A subclass overrides those that its backend does differently.
 
-    The classes that it is made of have the operations by subject. Here are programs, states, and replicas.
+    The base classes group the operations by subject. This class has programs, states and replicas.
     """
 
     COUNTER = "int64"
@@ -32,20 +32,20 @@ class Backend(Gradients):
         return True
 
     def undonated(self, x: Tensor) -> Tensor:
-        """`x`, or a copy of it where a trainer may donate the memory of its state."""
+        """Returns `x`, or a copy of it if a trainer may donate the memory of `x`."""
         return x
 
     def seed_generator(self, seed: int | None, name: str) -> keras.random.SeedGenerator:
-        """A random state, from which Keras's functions draw."""
+        """Creates a random state for Keras's random functions."""
         return keras.random.SeedGenerator(seed, name=name)
 
     @staticmethod
     def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
-        """Compiles `function` where its loops would otherwise be compiled again in each call."""
+        """Compiles `function`, if the backend would otherwise compile its loops again in each call."""
         return function
 
     def compile_draws(self, model: keras.Model) -> None:
-        """Turns on compilation of `model.predict` where it is faster and Keras leaves it off."""
+        """Turns on compilation of `model.predict`, if it is faster and Keras leaves it off."""
 
     def with_batch(
         self, model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]
@@ -87,22 +87,22 @@ class Backend(Gradients):
         return 1
 
     def refuse_updates_in_call(self) -> None:
-        """Raises an error where a layer must not update its state within `call`."""
+        """Raises an error if a layer cannot update its state within `call`."""
 
     def sum_over_replicas(self, x: Tensor) -> Tensor:
         """Sum of `x` over all replicas. It is `x` itself if `x` is global or there is one replica."""
         return x
 
     def of_first_replica(self, x: Tensor) -> Tensor:
-        """`x` of the first replica, in every replica. It is `x` itself if `x` is global or there is one replica."""
+        """`x` of the first replica, for all replicas. It is `x` itself if `x` is global or there is one replica."""
         return x
 
     def mean_over_replicas(self, x: Tensor) -> Tensor:
         """Mean of `x` over all replicas.
 
-        Its gradient is that of this replica's `x`, as gradients are averaged over replicas later.
+        Only this replica's `x` gets the gradient, because gradients are averaged over replicas later.
         """
         return x
 
     def refuse_separate_training(self, model: keras.Model) -> None:
-        """Raises an error where `fit` would train each replica separately."""
+        """Raises an error if `fit` would train each replica separately."""

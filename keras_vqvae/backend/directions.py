@@ -6,34 +6,35 @@ from keras_vqvae.types import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner products of the last axes, `[..., D]` -> `[..., 1]`."""
+    """Inner products over the last axis: `[..., D]` -> `[..., 1]`."""
     return ops.sum(a * b, axis=-1, keepdims=True)
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`Backend.normalize`, whose gradient is derived."""
-    # 0 in place of what is no number: its gradient would be no number for the codes, which others share.
+    """Implements `Backend.normalize`, with automatic differentiation."""
+    # Replaces NaN and infinity by 0. Their NaN gradient would spread to the codes, which all vectors share.
     x = ops.where(ops.isfinite(x), x, 0.0)
-    # Scaled first, because squares of small numbers vanish; `where` first, because the root has no gradient at 0. By
-    # the mean, because of no vectors at all there is no maximum; divided first, because a sum of large ones overflows.
+    # Divides by the mean magnitude first, because squares of small numbers underflow. An empty batch has a mean, and no
+    # maximum. Each element is divided by the number of elements before the sum, which could otherwise overflow.
     scale = ops.stop_gradient(ops.sum(ops.abs(x) / x.shape[-1], axis=-1, keepdims=True))
     x = x / ops.where(scale > 0, scale, 1.0)
+    # The square root has no gradient at 0, so `where` comes before it.
     square = dot(x, x)
     length = ops.sqrt(ops.where(square > 0, square, 1.0))
     return x / length, ops.where(square > 0, length * scale, 0.0)
 
 
 def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
-    """`Backend.rotate`, by a rotation of the vectors whose gradient is derived."""
+    """Implements `Backend.rotate`: rotates the vectors, with automatic differentiation."""
     z_q = ops.stop_gradient(z_q)
     # Norms in float32: squares of float16 overflow from 256 on.
     z, q = ops.cast(z_e, "float32"), ops.cast(z_q, "float32")
     u, z_norm = normalize(ops.stop_gradient(z))
     c, q_norm = normalize(q)
     w, w_norm = normalize(u + c)
-    # Below this the direction of `u + c`, of two vectors of length 1, is rounding noise.
+    # Below 1e-6 the direction of `u + c` is rounding noise.
     rotates = ops.logical_and(ops.logical_and(z_norm > 1e-18 * q_norm, q_norm > 0), w_norm > 1e-6)
     rotated = z - 2 * dot(z, w) * w + 2 * dot(z, u) * c
     rotated = ops.where(rotates, rotated * (q_norm / ops.where(rotates, z_norm, 1.0)), z)
-    # The value is that of the code to the last bit, the gradient that of `rotated`.
+    # The value is exactly the code, and the gradient is the gradient of `rotated`.
     return z_q + ops.cast(rotated - ops.stop_gradient(rotated), z_q.dtype)

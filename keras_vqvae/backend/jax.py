@@ -15,13 +15,13 @@ from keras_vqvae.types import Tensor
 class JaxBackend(Backend):
     """Loops are compiled. Arrays are global, and `keras.distribution` shards them over the devices."""
 
-    # JAX has no int64 unless it is started with it.
+    # By default, JAX has no int64.
     COUNTER = "int32"
 
     def on_accelerator(self, x: Tensor) -> bool:
         if isinstance(x, jax.Array) and not self.is_traced(x):
             return any(device.platform != "cpu" for device in x.devices())
-        # A program runs on the device that `keras.device` names, or else on JAX's first.
+        # A program runs on the device that `keras.device` names, or else on JAX's default backend.
         device = jax.config.jax_default_device
         return (jax.default_backend() if device is None else getattr(device, "platform", device)) != "cpu"
 
@@ -32,12 +32,12 @@ class JaxBackend(Backend):
         return self.stateless_scope() is not None or variable._value is not None
 
     def undonated(self, x: Tensor) -> Tensor:
-        # Keras's trainer donates its state, which must not contain an array twice, or one that others still read.
+        # Keras's trainer donates its state. A donated array must not be in the state twice, or be read later.
         return jax.numpy.copy(x)
 
     @staticmethod
     def jit(function: Callable[..., Returned], static_argnums: tuple[int, ...] = ()) -> Callable[..., Returned]:
-        # The program depends on the distribution, too.
+        # The distribution is an argument, because the program depends on it.
         compiled = jax.jit(
             lambda distribution, *arguments: function(*arguments), static_argnums=(0, *(1 + n for n in static_argnums))
         )
@@ -53,7 +53,7 @@ class JaxBackend(Backend):
     def with_batch(
         self, model: keras.Model, step_arguments: tuple[Any, ...], change: Callable[[Any], Any]
     ) -> tuple[Any, ...]:
-        # Keras passes the values of variables to a step. Those of seed generators are non-trainable.
+        # Keras passes the values of variables to a step. The seed generators' values are among the non-trainable ones.
         (trainable, others, *rest), batch = step_arguments
         mapping = list(zip(model.non_trainable_variables, others, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
@@ -62,15 +62,15 @@ class JaxBackend(Backend):
         return (trainable, others, *rest), batch
 
     def block_codes(self, num_embeddings: int) -> int:
-        # Each device searches its own part of a sharded codebook all the time.
+        # One block, so that every device searches its part of a sharded codebook at the same time.
         return num_embeddings if _codes_sharded() else super().block_codes(num_embeddings)
 
     def in_groups(self, num_embeddings: int) -> bool:
-        # The scores of the best group would cross devices.
+        # With a sharded codebook, the scores of the best group would have to cross devices.
         return not _codes_sharded() and super().in_groups(num_embeddings)
 
     def argmax(self, x: Tensor) -> Tensor:
-        # XLA would merge a maximum of maxima into a single one over all scores, and read them all again.
+        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
         return jax.lax.argmax(x, 1, "int32")
 
     def parts_of_rows(self, rows: int) -> int:
@@ -86,22 +86,22 @@ class JaxBackend(Backend):
         return keras.distribution.distribute_tensor(x, keras.distribution.distribution().get_data_layout(x.shape))
 
     def add_counts(self, counter: keras.Variable, counts: Tensor) -> None:
-        # A full counter keeps its value, as it would overflow to a negative one.
+        # Counts are limited to the largest integer. Otherwise they would overflow to negative numbers.
         counter.assign(jax.numpy.minimum(counter.value, jax.numpy.iinfo(self.COUNTER).max - counts) + counts)
 
     def _on_each_device(
         self, function: Callable[..., Tensor], in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
     ) -> Callable[..., Tensor]:
-        """Applies `function` to the part of each device, where XLA would gather all parts on every device."""
+        """Applies `function` to each device's part separately. XLA would gather all parts on every device."""
         mesh = keras.distribution.distribution().device_mesh.backend_mesh
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def best_places(self, scores: Tensor, count: int) -> Tensor:
-        best_places = super().best_places
+    def best_indices(self, scores: Tensor, count: int) -> Tensor:
+        best_indices = super().best_indices
         if self.parts_of_rows(scores.shape[0]) == 1:
-            return best_places(scores, count)
+            return best_indices(scores, count)
         rows = PartitionSpec(keras.distribution.distribution().batch_dim_name)
-        return self._on_each_device(lambda part: best_places(part, count), (rows,), rows)(scores)
+        return self._on_each_device(lambda part: best_indices(part, count), (rows,), rows)(scores)
 
 
 def _codes_sharded() -> bool:

@@ -23,7 +23,7 @@ class Operations:
         return self.is_traced(ops.zeros(()))
 
     def mask_of(self, x: Tensor) -> Tensor | None:
-        """The mask that Keras keeps of an output of a layer. Tensors of JAX have no attributes, so it keeps a list."""
+        """The mask that Keras stores for an output of a layer."""
         return get_keras_mask(x)
 
     def constants(self, values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Operations:
         return ops.convert_to_tensor(values, like.dtype)
 
     def array(self, make: Callable[..., Any], arguments: tuple[int, ...], like: Tensor) -> Tensor:
-        """`make(*arguments)`, an array that depends on nothing else, as a tensor with the dtype of `like`."""
+        """Converts the array `make(*arguments)` to a tensor with the dtype of `like`. `make` must be pure."""
         return ops.convert_to_tensor(make(*arguments), like.dtype)
 
     def full_precision(self, like: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -43,7 +43,7 @@ class Operations:
         return ops.matmul(a, b)
 
     def on_accelerator(self, x: Tensor) -> bool:
-        """Whether the device of `x` is not the processor."""
+        """Whether `x` is on an accelerator, that is not on the processor."""
         return False
 
     def gather_rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -75,16 +75,16 @@ class Operations:
         return ops.minimum(x, maximum)
 
     def clip(self, x: Tensor, minimum: float, maximum: float) -> Tensor:
-        """`x` within two numbers, elementwise."""
+        """`x` limited to a range, elementwise."""
         return ops.clip(x, minimum, maximum)
 
     def masked(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`x` with zeros in the rows that are not valid, whatever they hold: `[..., D]`, booleans `[...]`."""
+        """`x` with 0 in rows that are not valid, even if they contain NaN: `[..., D]`, booleans `[...]`."""
         return ops.where(ops.expand_dims(valid, -1), x, 0.0)
 
     def zero_nonfinite(self, x: Tensor) -> Tensor:
-        """`x`, with 0 in place of what has no finite square.
+        """Replaces elements of `x` without a finite square by 0.
 
-        Such vectors count nowhere, but through a product their gradient, which is no number, would reach all weights.
+        These vectors are masked anyway, but their NaN gradient would reach every weight through a product.
         """
         return ops.where(ops.abs(x) < 1e19, x, 0.0)

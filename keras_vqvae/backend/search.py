@@ -1,4 +1,4 @@
-"""The search in a block of codes, in the general form."""
+"""The search in a block of codes, in the general form that `keras.ops` allows."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ class Search(Rows):
     GROUP_CODES = 64
     """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
     MAX_BLOCKS = 64
-    """Most blocks of codes in one program, which contains each of them. XLA takes ten times as long to compile 256."""
+    """Most blocks of codes in one program, which contains each of them. XLA takes 10 times as long to compile 256."""
 
     def block_scores(self, like: Tensor) -> int:
         """Scores per search block on the device of `like`."""
@@ -29,7 +29,7 @@ class Search(Rows):
 
     def block_codes(self, num_embeddings: int) -> int:
         """Codes per search block."""
-        # Rounded up to whole groups.
+        # Large codebooks need larger blocks, so that there are at most `MAX_BLOCKS`. Rounded up to whole groups.
         groups = -(-num_embeddings // (self.MAX_BLOCKS * self.GROUP_CODES))
         return max(self.BLOCK_CODES, self.GROUP_CODES * groups)
 
@@ -42,13 +42,14 @@ class Search(Rows):
 
         `[n, D]`, `[k, D]`, `[k]` -> `[n]`, int32 `[n]`.
         """
-        # The bias is one more dimension of the product, so that no further pass over the scores adds it. XLA fuses a
-        # product over a single dimension with each operation that reads it, and may round it differently in each.
+        # The bias is one more dimension of the product, so that no other pass over the scores has to add it. It also
+        # keeps XLA from fusing a product over a single dimension with several operations, and rounding it differently.
         vectors = ops.concatenate([vectors, ops.ones_like(vectors[:, :1])], axis=1)
         size, codes = codes.shape[0], ops.concatenate([codes, bias[:, None]], axis=1)
         if not self.in_groups(size):
             return _first_maximum(self.matmul(vectors, ops.transpose(codes)))
-        # Copies of the last code fill up the last group. Rounded otherwise, a copy may be better than the code.
+        # The last group is padded with copies of the last code. A copy may win, because of rounding, and its index is
+        # then corrected below.
         if missing := -size % self.GROUP_CODES:
             codes = ops.concatenate([codes, ops.repeat(codes[-1:], missing, axis=0)])
         # The scores are read once, for the maxima of groups. Then only the maxima and the best group are compared.
@@ -61,7 +62,7 @@ class Search(Rows):
 
     def in_groups(self, num_embeddings: int) -> bool:
         """Whether the search first finds the group of `GROUP_CODES` codes that has the maximum."""
-        # A last group that is not full costs more than it saves where there are few.
+        # With few groups, a last group that is not full costs more than groups save.
         return num_embeddings % self.GROUP_CODES == 0 or num_embeddings > 4 * self.GROUP_CODES
 
     def argmax(self, x: Tensor) -> Tensor:
@@ -75,13 +76,13 @@ class Search(Rows):
         return ops.squeeze(ops.take_along_axis(x, indices[:, None, None], axis=1), 1)
 
     def search_groups(self, groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
-        """Nearest code in each group of dimensions, or `None` where one group after the other is as fast.
+        """Nearest code in each group of dimensions, or `None` if separate searches are as fast.
 
         `[N, d]` each, `[K, d]` each -> `[N]` each.
         """
         return None
 
-    def best_places(self, scores: Tensor, count: int) -> Tensor:
+    def best_indices(self, scores: Tensor, count: int) -> Tensor:
         """Indices of the `count` highest scores in descending order: `[n, k]` -> int32 `[n, count]`."""
         return ops.cast(ops.top_k(scores, count)[1], "int32")
 

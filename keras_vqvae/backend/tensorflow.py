@@ -16,13 +16,13 @@ class TensorFlowBackend(Backend):
     """Gradients of a gather are not dense. Replicas are threads that take turns."""
 
     def on_accelerator(self, x: Tensor) -> bool:
-        # In a graph a tensor has a device only where `keras.device` named one.
+        # In a graph, a tensor has a device only if `keras.device` sets one.
         if device := getattr(x, "device", ""):
             return "CPU" not in device.upper()
         return bool(tf.config.get_visible_devices("GPU"))
 
     def compile_draws(self, model: keras.Model) -> None:
-        # Keras does not use XLA on a processor, where it makes a loop of small steps four times as fast.
+        # Keras does not use XLA on a processor, although it makes a loop of small steps 4 times as fast.
         if self.replicas_in_turns() == 1:
             with warnings.catch_warnings():
                 # Keras warns where XLA is not available, and continues without it.
@@ -45,16 +45,16 @@ class TensorFlowBackend(Backend):
         return tf.while_loop(lambda block, *_: block < count, search, none)[1:]
 
     def argmax(self, x: Tensor) -> Tensor:
-        # XLA would merge a maximum of maxima into a single one over all scores, and read them all again.
+        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
         return tf.argmax(x, 1, "int32")
 
     def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
-        # `ops.take_along_axis` of Keras 3.15 gathers each number by its own index. Outside of XLA the search would take
-        # half as long again.
+        # `ops.take_along_axis` of Keras 3.15 gathers each number with its own index. Outside of XLA, the search would
+        # take 1.5 times as long.
         return tf.gather(x, indices, batch_dims=1)
 
     def gather_rows(self, x: Tensor, indices: Tensor) -> Tensor:
-        # The gradient of a gather is a list of rows, and in Keras 3.15 Adam is wrong where a row occurs twice in it.
+        # The gradient of a gather is a list of rows, and in Keras 3.15 Adam is wrong if a row occurs twice in it.
         # The gradient of a product is dense.
         return ops.take(x * 1.0, indices, axis=0)
 
@@ -65,13 +65,14 @@ class TensorFlowBackend(Backend):
         # An exchange lets the other replicas run, and Keras keeps the losses of all replicas in one list.
         if self.replicas_in_turns() > 1:
             raise NotImplementedError(
-                "With several TensorFlow replicas only `VQVAE.fit` can train a quantizer, as elsewhere its statistics "
-                "would differ between replicas. Use `DataParallel` on JAX or `torch.distributed` on PyTorch. "
+                "With several TensorFlow replicas, only `VQVAE.fit` can train a quantizer. In other models its "
+                "statistics would differ between replicas. Use `VQVAE`, `DataParallel` on JAX, or "
+                "`torch.distributed` on PyTorch. "
                 f"Received: a strategy of {self.replicas_in_turns()} replicas"
             )
 
     def _replica(self) -> tf.distribute.ReplicaContext | None:
-        """The replica whose turn it is. It is `None` if there is only one, and outside of a step."""
+        """The running replica. `None` if there is only one replica, and outside of a step."""
         return tf.distribute.get_replica_context() if self.replicas_in_turns() > 1 else None
 
     def sum_over_replicas(self, x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from keras_vqvae.backend.rows import Outputs
 from keras_vqvae.backend.torch_replicas import Replicas
 from keras_vqvae.types import Tensor
 
-LONGEST = torch.finfo(torch.float32).max ** 0.5
-"""Vectors of this length have squares that overflow."""
+MAX_NORM = torch.finfo(torch.float32).max ** 0.5
+"""Norm from which on the sum of squares of a vector overflows."""
 
 
 class TorchBackend(Replicas):
@@ -29,7 +29,7 @@ class TorchBackend(Replicas):
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
         with torch_gradients.full_precision(a):
-            # PyTorch derives the backward pass of a program that it compiles, and an exported one has none.
+            # `Product` is for eager code. A compiled program derives its own gradient, and an exported one has none.
             if self.is_tracing():
                 return a @ b
             return torch_gradients.Product.apply(a, b)
@@ -40,8 +40,8 @@ class TorchBackend(Replicas):
     def _on_mps(self, x: Tensor) -> bool:
         """Whether `x` is on Apple's device, where some operations have returned wrong results without an error.
 
-        These are sums of integers (pytorch/pytorch#90635), indices of maxima (#92311, #130295), and `index_add_` of
-        transposed tensors (#176159).
+        These operations are sums of integers (pytorch/pytorch#90635), indices of maxima (#92311, #130295), and
+        `index_add_` of transposed tensors (#176159).
         """
         return x.device.type == "mps"
 
@@ -49,21 +49,20 @@ class TorchBackend(Replicas):
         return self.is_tracing() or x.device.type == "meta" or isinstance(x, FakeTensor)
 
     def refuse_updates_in_call(self) -> None:
-        # Code that runs a second time, for a gradient, would update twice. This is the number of the running backward
-        # pass, which PyTorch's own checkpoints read in the same way.
+        # During a backward pass, code runs a second time, for its gradient, and would update twice. The number below is
+        # -1 outside of a backward pass. PyTorch's own checkpoints read it, too.
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "A quantizer cannot run again for its gradient, within `keras.remat` or a model made under "
-                "`keras.RematScope`: it would be updated twice. Make the model that holds it outside, and its other "
-                "layers inside."
+                "A quantizer cannot run within `keras.remat`, or in a model made under `keras.RematScope`: it would be "
+                "updated twice, because it runs again for its gradient. Make the model that contains the quantizer "
+                "outside of the scope, and only its other layers inside."
             )
 
     def is_tracing(self) -> bool:
         return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
     def constants(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        # A copy from the host, which waits for the device, so it is made only once. Keras 3.15 goes through the tuple
-        # several times, too.
+        # Cached, because a copy from the host waits for the device, and Keras 3.15 converts tuples slowly.
         made = torch_gradients.constants.__wrapped__ if self.is_traced(like) else torch_gradients.constants
         return made(values, like.dtype, like.device)
 
@@ -75,7 +74,7 @@ class TorchBackend(Replicas):
         return torch_seeds.SeedGenerator(seed, name=name)
 
     def block_codes(self, num_embeddings: int) -> int:
-        # Nothing is compiled, so there may be any number of blocks.
+        # Blocks can be small. Nothing is compiled, so their number does not matter.
         return self.BLOCK_CODES
 
     def best_code(self, vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,12 +84,12 @@ class TorchBackend(Replicas):
             return torch_search.best_code(vectors, codes, bias)
 
     def argmax(self, x: Tensor) -> Tensor:
-        # An int64, which later operations would have to make of an int32.
+        # Returns int64. Later operations need int64, and would have to convert an int32.
         return super().argmax(x) if self._on_mps(x) else x.argmax(-1)
 
     def search_groups(self, groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor] | None:
         number, rows, size = len(groups), len(groups[0]), len(codebooks[0])
-        # On a processor it is slower where the scores leave the cache.
+        # A single search for all groups is slower on a processor if its scores do not fit into the cache.
         fits = size <= self.block_codes(size) and number * rows * size <= 4 * self.block_scores(groups[0])
         if self.is_tracing() or self._on_mps(groups[0]) or not fits or not rows:
             return None
@@ -105,7 +104,7 @@ class TorchBackend(Replicas):
     def by_blocks(
         self, function: Callable[[Tensor], Sequence[Tensor]], vectors: Tensor, block_rows: int, outputs: Outputs
     ) -> Sequence[Tensor]:
-        # The loop is Python's, and cannot be exported if its length is unknown.
+        # The loop runs in Python, so it cannot be exported if the number of blocks is unknown.
         if not isinstance(vectors.shape[0], int) or vectors.shape[0] <= block_rows:
             return function(vectors)
         return [torch.cat(found) for found in zip(*map(function, vectors.split(block_rows)), strict=True)]
@@ -119,8 +118,8 @@ class TorchBackend(Replicas):
         return x.index_select(0, indices)
 
     def finite_rows(self, x: Tensor) -> Tensor:
-        # Of one element the length is finite where its square is not.
-        return torch.linalg.vector_norm(x, dim=-1) < LONGEST
+        # Compares the norm with the limit. The norm of a single element is finite even if its square is not.
+        return torch.linalg.vector_norm(x, dim=-1) < MAX_NORM
 
     def search_bias(self, codes: Tensor) -> Tensor:
         with self.full_precision(codes):
@@ -174,7 +173,7 @@ class TorchBackend(Replicas):
         return super().rotate(z, q) if self._derives(z) else torch_directions.Rotated.apply(z, q)
 
     def _derives(self, x: Tensor) -> bool:
-        """Whether PyTorch has to derive a gradient, or cannot take the lengths of vectors in float64."""
+        """Whether to use automatic differentiation: in traces, and on Apple's device, which has no float64."""
         return self.is_tracing() or self._on_mps(x)
 
     def squared_errors(
@@ -185,10 +184,10 @@ class TorchBackend(Replicas):
         *losses, differences, _ = torch_gradients.SquaredErrors.apply(vectors, codes, valid, count, weights)
         return losses, differences
 
-    # Updates in place, in one operation each.
+    # These methods update a variable in place, with one operation each.
 
     def _may_change_in_place(self) -> bool:
-        # A program is made of functions of its inputs, and in a stateless scope Keras keeps updates from the variables.
+        # Programs must not change their inputs, and in a stateless scope Keras collects updates elsewhere.
         return not self.is_tracing() and self.stateless_scope() is None
 
     def add_to(self, variable: keras.Variable, value: Tensor | float) -> None:
@@ -219,7 +218,7 @@ class TorchBackend(Replicas):
         self.add_to(counter, counts)
 
     def segment_sum(self, data: Tensor, indices: Tensor, num_segments: int) -> Tensor:
-        # `ops.segment_sum` of Keras 3.15 expands the indices to the shape of `data`, which takes thirty times as long
-        # and twice the memory of `data`.
+        # `ops.segment_sum` of Keras 3.15 expands the indices to the shape of `data`, which takes 30 times as long and
+        # twice the memory of `data`.
         sums = torch.zeros((num_segments, *data.shape[1:]), dtype=data.dtype, device=data.device)
         return sums.index_add_(0, indices.long(), data.contiguous())

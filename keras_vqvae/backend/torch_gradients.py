@@ -1,4 +1,4 @@
-"""PyTorch functions with a gradient of their own: fewer operations than PyTorch would derive, or another precision."""
+"""PyTorch functions with their own gradients, which take fewer operations or have another precision."""
 
 import contextlib
 import functools
@@ -14,8 +14,8 @@ from keras_vqvae.types import Tensor
 def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Context without autocast on the device of `like`."""
     kind = like.device.type
-    # Autocast is only turned off where it is on, so that programs traced outside of it do not contain this context.
-    # The device "meta" of symbolic calls has no autocast.
+    # Only turns autocast off if it is on, so that programs traced without autocast do not contain this context. The
+    # device "meta" of symbolic calls has no autocast.
     mixed = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext()
 
@@ -23,7 +23,7 @@ def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
 @functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Values on a device, copied there once."""
-    # A normal tensor even if the first call runs in `torch.inference_mode`, where later ones could not train with it.
+    # Made outside of `torch.inference_mode`, because training could not use a cached inference tensor.
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -41,7 +41,7 @@ def masked(x: Tensor, valid: Tensor) -> Tensor:
 
 
 class Product(torch.autograd.Function):
-    """A product whose gradients have full precision, too, if the backward pass runs in `torch.autocast`."""
+    """A matrix product whose gradients also have full precision, even if the backward pass runs in `torch.autocast`."""
 
     generate_vmap_rule = True
 
@@ -62,7 +62,7 @@ class Product(torch.autograd.Function):
 
 
 class CopiedGradient(torch.autograd.Function):
-    """The values of `q` with the gradient of `z`."""
+    """Implements `Backend.copy_gradient`."""
 
     generate_vmap_rule = True
 
@@ -80,7 +80,7 @@ class CopiedGradient(torch.autograd.Function):
 
 
 class GivenGradients(torch.autograd.Function):
-    """A value with the gradients of `Backend.with_gradients`: `value, x, gradient, x, gradient, ...`."""
+    """Implements `Backend.with_gradients`. Its arguments are `value, x, gradient, x, gradient, ...`."""
 
     generate_vmap_rule = True
 
@@ -99,7 +99,7 @@ class GivenGradients(torch.autograd.Function):
 
 
 class Relaxed(torch.autograd.Function):
-    """Codes with the gradients of `Backend.relax`."""
+    """Implements `Backend.relax`."""
 
     generate_vmap_rule = True
 
@@ -119,14 +119,14 @@ class Relaxed(torch.autograd.Function):
 
 
 def centred(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors and codes around the codes' mean, with 0 in place of what has no finite square."""
+    """Shifts vectors and codes so that the mean of the codes is 0. Elements without a finite square count as 0."""
     centre = codes.detach().mean(0)
     vectors = torch.where(vectors.abs() < 1e19, vectors, constants((0.0,), vectors.dtype, vectors.device))
     return vectors - centre, codes - centre
 
 
 class Scores(torch.autograd.Function):
-    """The scores of `Backend.scores`, and what they are the product of."""
+    """Implements `Backend.scores`. Also returns the two factors of the scores, for the backward pass."""
 
     generate_vmap_rule = True
 
@@ -147,17 +147,17 @@ class Scores(torch.autograd.Function):
         if gradient is None:
             return None, None
         if torch.is_grad_enabled():
-            # Gradients of gradients are wanted, and what is saved is constant.
+            # A second derivative needs the factors as functions of the inputs, and the saved factors are constants.
             z, e = centred(vectors, codes)
         with full_precision(gradient):
-            # With `beta=0` the first argument has no effect but for its shape.
+            # With `beta=0` only the shape of the first argument matters.
             by_vectors = torch.addmm(z, gradient, e, beta=0, alpha=2) if ctx.needs_input_grad[0] else None
             by_codes = torch.addmm(e * gradient.sum(0)[:, None], gradient.T, z, beta=-2, alpha=2)
         return by_vectors, by_codes
 
 
 class SquaredErrors(torch.autograd.Function):
-    """Both losses of `Backend.squared_errors`, from the same differences, and their slope."""
+    """Implements `Backend.squared_errors`. Also returns the slope of both losses, for the backward pass."""
 
     generate_vmap_rule = True
 
@@ -184,7 +184,7 @@ class SquaredErrors(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         vectors, codes, valid, count, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Gradients of gradients are wanted, and the saved slope is a constant.
+            # A second derivative needs the slope as a function of the inputs, and the saved slope is a constant.
             slope = masked(vectors - codes, valid) / count.clamp(min=1.0)
         entries = zip(gradients, ctx.needs_input_grad, ctx.factors, strict=False)
         found = [slope * (x * factor) if needed and x is not None else None for x, needed, factor in entries]

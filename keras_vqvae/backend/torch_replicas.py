@@ -42,25 +42,26 @@ class Replicas(Backend):
 
     def of_first_replica(self, x: Tensor) -> Tensor:
         if not _alone():
-            # Not every library sends booleans.
+            # Some communication libraries do not support booleans.
             sent = x.to(torch.uint8) if x.dtype == torch.bool else x.clone()
             distributed.broadcast(sent, src=0)
             x = sent.to(x.dtype)
         return x
 
     def mean_over_replicas(self, x: Tensor) -> Tensor:
-        # In inference a replica may take fewer steps than the others.
+        # Replicas do not wait for each other in inference, because they may run different numbers of steps.
         if _alone() or not torch.is_grad_enabled():
             return x
         own = x.detach()
         return self.sum_over_replicas(own) / distributed.get_world_size() + (x - own)
 
     def refuse_separate_training(self, model: keras.Model) -> None:
-        # From Keras 3.16 on `fit` averages gradients by PyTorch's `DistributedDataParallel`, which it keeps there.
+        # Since Keras 3.16, `fit` averages gradients with `DistributedDataParallel`, and stores it as `ddp_model`.
         if not _alone() and not hasattr(model, "ddp_model"):
             raise NotImplementedError(
-                "`fit` of Keras before 3.16 does not average gradients over the processes of `torch.distributed`: each "
-                "would train an encoder of its own. Train in a loop, with `DistributedDataParallel` around the model. "
+                "`fit` of Keras before 3.16 does not average gradients over the processes of `torch.distributed`, so "
+                "each process would train a different encoder. Use Keras 3.16, or a training loop with "
+                "`DistributedDataParallel` around the model. "
                 f"Received: {distributed.get_world_size()} processes with Keras {keras.__version__}"
             )
 

@@ -1,4 +1,4 @@
-"""The nearest code on PyTorch: the product of a block, and where its maximum is."""
+"""The search on PyTorch: the scores of a block of codes, and the index of their maximum."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from keras_vqvae.types import Tensor
 
 
 def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of the scores `vectors codes^T + bias`, and its first index: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
-    # What is exported runs elsewhere, and litert-torch does not convert the operations below.
+    """Maximum of the scores `vectors codes^T + bias`, and its first index: `[n, D]`, `[k, D]`, `[k]` -> `[n]` each."""
+    # Not for exported programs: they run elsewhere, and litert-torch does not convert the operations below.
     if vectors.device.type != "cpu" or torch.compiler.is_exporting():
         return torch.addmm(bias, vectors, codes.T).max(-1)
-    # The product is a convolution of `n x 1` pixels, which runs in oneDNN. A product runs in MKL, which takes twice as
-    # long on processors not made by Intel.
+    # The product is computed as a convolution of `n x 1` pixels, which runs in oneDNN. A matrix product would run in
+    # MKL, which takes twice as long on processors that Intel did not make.
     # `[n, D]` -> `[1, n, 1, D]` -> `[1, D, n, 1]` -> `[1, k, n, 1]` -> `[n, k]`, channels last and never copied
     pixels = vectors.reshape(1, -1, 1, vectors.shape[1]).permute(0, 3, 1, 2)
     scores = torch.nn.functional.conv2d(pixels, codes[:, :, None, None], bias)
@@ -21,8 +21,8 @@ def best_code(vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 
 def best_of_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The nearest code in each group: `[N, d]` each, `[K, d]` each -> `[N]` each."""
-    # `[G, K, d]` and `[G, N, d]`, both around the codes' means
+    """Nearest code in each group: `[N, d]` each, `[K, d]` each -> `[N]` each."""
+    # `[G, K, d]` and `[G, N, d]`, shifted so that the mean of each group's codes is 0.
     codes, vectors = torch.stack(list(codebooks)), torch.stack(list(groups))
     centre = codes.mean(1, keepdim=True)
     codes, vectors = codes - centre, vectors - centre
@@ -31,11 +31,11 @@ def best_of_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Seq
 
 
 def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of the last axis, and its first index: `[..., K]` -> `[...]` each."""
+    """Maximum over the last axis, and its first index: `[..., K]` -> `[...]` each."""
     if scores.shape[-1] % 64 or scores.device.type != "cpu":
         return scores.max(-1)
-    # A maximum with its index takes ten times as long as a maximum. First the group of 64 that it is in, then the
-    # index in the group.
+    # A maximum with its index takes 10 times as long as a maximum. So this first finds the group of 64 scores that has
+    # the maximum, and then the index in the group.
     parts = scores.unflatten(-1, (-1, 64))
     best, part = parts.amax(-1).max(-1)
     index = part[..., None, None].expand(*part.shape, 1, 64)
@@ -43,6 +43,6 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def search_bias(codes: Tensor) -> Tensor:
-    """`-|e|^2 / 2` for each code, `[K, D]` -> `[K]`, in one operation."""
-    # With `beta=0` the first argument has no effect but for its shape.
+    """`-|e|^2 / 2` for each code, in one operation: `[K, D]` -> `[K]`."""
+    # With `beta=0` only the shape of the first argument matters.
     return torch.baddbmm(codes[:, :1, None], codes[:, None], codes[:, :, None], beta=0, alpha=-0.5).flatten()

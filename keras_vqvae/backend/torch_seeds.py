@@ -1,4 +1,4 @@
-"""Random states on PyTorch that are not read back from the device."""
+"""Random states on PyTorch that need no read from the device."""
 
 import keras
 import torch
@@ -8,13 +8,13 @@ from keras_vqvae.types import Tensor
 
 
 class SeedGenerator(keras.random.SeedGenerator):
-    """Draws the seeds that Keras's draws, from the same state, whose values it remembers.
+    """Draws the same seeds as Keras's generator, and keeps a copy of the state's values on the host.
 
-    To read them from the device would make the processor wait for it.
+    Otherwise each draw would read them from the device, and the processor would wait.
     """
 
     _known: tuple[Tensor, int, list[int]] | None = None
-    """The state, its version, which PyTorch counts up in each change, and its values in that version."""
+    """The state, its version, and its values at that version. PyTorch increments the version at each change."""
 
     def next(self, ordered: bool = True) -> Tensor | list[int]:
         from keras_vqvae.backend import backend

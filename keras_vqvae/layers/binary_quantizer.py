@@ -12,14 +12,14 @@ from keras_vqvae.types import Tensor
 
 
 class BinaryQuantizer(ImplicitQuantizer):
-    """Base class of the quantizers that keep the sign of each axis: each is a bit of the index.
+    """Base class of quantizers that keep the sign of each axis. Each sign is a bit of the index.
 
-    The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector sure of its code and
-    all codes equally used; `p` are softmax assignments by squared distance divided by `temperature`. Given a
-    vector, the bits are independent under `p`, so that its entropy is the sum of theirs. A subclass defines how it
-    takes the entropy of the mean, in `mean_entropy`.
+    The entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, makes each vector's assignment certain
+    and the usage of all codes equal. The soft assignments `p` are a softmax of the negative squared distances divided
+    by `temperature`. For a given vector the bits are independent under `p`, so `H(p)` is the sum of the bits'
+    entropies. A subclass computes `H(E[p])` in `mean_entropy`.
 
-    The arguments are those of `LookupFreeQuantizer`.
+    `LookupFreeQuantizer` describes the arguments.
     """
 
     _size_argument = "num_bits"
@@ -42,7 +42,7 @@ class BinaryQuantizer(ImplicitQuantizer):
         self.diversity_weight = validation.non_negative("diversity_weight", diversity_weight)
         self.temperature = validation.positive("temperature", temperature)
         self._code_scale = 1.0
-        """Size of the codes relative to those of the first stage of a residual."""
+        """Size of the codes, relative to the codes of a residual's first stage."""
 
     @property
     def code_size(self) -> float:
@@ -60,34 +60,38 @@ class BinaryQuantizer(ImplicitQuantizer):
         return (2.0 * digits - 1.0) * (self.code_size * self._code_scale)
 
     def compute_losses(self, record: Record) -> dict[str, Tensor]:
-        # Scaled to the first stage's size, so that every stage counts as much.
+        # Scaled to the first stage's size, so that all stages have equal weight.
         added = record.squared_errors(self.commitment_weight / self._code_scale**2, 0.0)
         if self.entropy_weight:
             added["entropy_loss"] = self._entropy_loss(record)
         return added
 
     def _entropy_loss(self, record: Record) -> Tensor:
-        # Its gradient in closed form, which takes fewer operations than one that is derived. The 1 in
-        # `d (p log p) / d log p = p (log p + 1)` is left out everywhere: assignments always sum to 1.
+        # The gradient is in closed form, which takes fewer operations than automatic differentiation. The 1 in
+        # `d (p log p) / d log p = p (log p + 1)` is left out, because assignments always sum to 1.
         # `|z + s|^2 - |z - s|^2` is `4 z s` for a bit of size `s`.
         scale = 4 * self.code_size / (self.temperature * self._code_scale)
         log_odds = backend.masked(ops.stop_gradient(record.vectors), record.valid) * scale
-        # Of ones and of zeros: `[N, D]` -> `[N, 2 D]`
+        # Log-probabilities of ones, then of zeros: `[N, D]` -> `[N, 2 D]`
         log_p = ops.log_sigmoid(ops.concatenate([log_odds, -log_odds], axis=-1))
         p = ops.exp(log_p)
-        shares = ops.expand_dims(ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0), -1)
-        unsure = shares * p * log_p
-        spread, by_log_p = self.mean_entropy(log_p, shares)
-        by_log_p = (self.diversity_weight * by_log_p - unsure) * (1.0 - p)
+        weights = ops.expand_dims(ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0), -1)
+        own = weights * p * log_p
+        of_mean, by_log_p = self.mean_entropy(log_p, weights)
+        by_log_p = (self.diversity_weight * by_log_p - own) * (1.0 - p)
         by_vectors = (by_log_p[:, : self.num_bits] - by_log_p[:, self.num_bits :]) * (scale * self.entropy_weight)
-        value = (self.diversity_weight * spread - ops.sum(unsure)) * self.entropy_weight
+        value = (self.diversity_weight * of_mean - ops.sum(own)) * self.entropy_weight
         return backend.with_gradients(value, [(record.vectors, by_vectors)])
 
-    def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """`E[p] log E[p]`, the entropy of the mean assignments but for its sign, and its gradient by `log_p`.
+    def mean_entropy(self, log_p: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `-H(E[p])`, the negative entropy of the mean assignment, and its gradient with respect to `log_p`.
 
-        The logarithms of the probabilities of ones and of zeros `[N, 2 D]`, and weights of the vectors `[N, 1]` that
-        sum to 1 -> a scalar and `[N, 2 D]`.
+        Args:
+            log_p: Log-probabilities of ones, then of zeros, `[N, 2 D]`.
+            weights: Weights of the vectors in the mean, `[N, 1]`, which sum to 1.
+
+        Returns:
+            A scalar and a tensor `[N, 2 D]`.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""How often a quantizer's codes are chosen, codebook by codebook."""
+"""Counts of how often each code is chosen, for each codebook."""
 
 import math
 from collections.abc import Sequence
@@ -20,15 +20,16 @@ class CountedCodes(keras.Layer):
     """A layer that counts how often each of its codes is chosen, in the weight `code_counts`."""
 
     num_embeddings: int
-    """Number of codes of the codebook; of several, the largest of them."""
+    """Number of codes of the codebook, or of the largest codebook if there are several."""
     index_shape: tuple[int, ...] = ()
-    """The shape of one vector's indices: `()`, or an axis for each wrapper."""
+    """Shape of one vector's indices: `()`, or one axis for each residual or group that the index passes through."""
     has_codebook: bool = False
-    """Whether codes are weights. These need more memory than `code_counts`, so any number of them is counted."""
+    """Whether codes are weights. Weights take more memory than counts, so any number of such codes is counted."""
     codebooks: tuple[int, ...] | None = None
-    """The codebook of each of a sample's indices, as its place in `codebook_shape`; `None` if each has its own."""
+    """For each index of a sample, the number of its codebook, counted in the order of `codebook_shape`. `None` if each
+    index has its own codebook."""
     count_in_inference: bool = False
-    """Whether codes are counted in inference, too. `CodebookMonitor` sets it for an evaluation."""
+    """Whether codes are counted in inference, too. `CodebookMonitor` sets it during an evaluation."""
     code_counts: keras.Variable | None
 
     def __init__(self, **kwargs: Any):
@@ -37,7 +38,7 @@ class CountedCodes(keras.Layer):
 
     @property
     def codebook_shape(self) -> tuple[int, ...]:
-        """The shape of the codebooks that are counted separately: `()`, or an axis for each wrapper."""
+        """Leading axes of `code_counts`, with one entry for each codebook. `()` for a single codebook."""
         return self.index_shape
 
     @property
@@ -55,7 +56,7 @@ class CountedCodes(keras.Layer):
         """Returns how often each code of each codebook was chosen, int32 `[*codebook_shape, num_embeddings]`.
 
         Args:
-            indices: Integers `[..., *index_shape]`. Negative ones do not count.
+            indices: Integers `[..., *index_shape]`. Negative indices are not counted.
         """
         # `[..., *index_shape]` -> `[N, Q]`
         columns = math.prod(self.index_shape) if self.codebooks is None else len(self.codebooks)
@@ -64,7 +65,12 @@ class CountedCodes(keras.Layer):
         return ops.reshape(counts, (*self.codebook_shape, self.num_embeddings))
 
     def count_record(self, record: Record, parts: Sequence[Tensor | None]) -> Tensor | None:
-        """Returns the counts of a record in all replicas, given those of its parts; `None` if codes are not counted."""
+        """Returns how often each code of a record was chosen, summed over replicas; `None` if codes are not counted.
+
+        Args:
+            record: Record of this quantizer.
+            parts: Counts of the record's parts.
+        """
         if not parts:
             if self.code_counts is None:
                 return None
@@ -73,7 +79,7 @@ class CountedCodes(keras.Layer):
         counted = [counts for counts in parts if counts is not None]
         if len(counted) < len(parts):
             return None
-        # Smaller codebooks have no codes at the end.
+        # Pads the counts of smaller codebooks with zeros.
         missing = [self.num_embeddings - counts.shape[-1] for counts in counted]
         if any(missing):
             ends = [(0, 0)] * (len(counted[0].shape) - 1)
@@ -84,7 +90,8 @@ class CountedCodes(keras.Layer):
     def reset_code_counts(self) -> None:
         """Sets `code_counts` to zero.
 
-        There are none before the layer is built, and none for more than 2^24 codes that are not weights.
+        Does nothing if the layer has no `code_counts`: before it is built, or with more than 2^24 codes that are not
+        weights.
         """
         if self.code_counts is not None:
             self.code_counts.assign(ops.zeros(self.code_counts.shape, self.code_counts.dtype))

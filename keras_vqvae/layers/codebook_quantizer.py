@@ -8,51 +8,53 @@ from keras import ops
 
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
+from keras_vqvae.layers import input_checks
 from keras_vqvae.layers.codebook_weights import CodebookWeights
 from keras_vqvae.layers.record import Record
 from keras_vqvae.ops import clustering, codebook, dead_codes, estimators, geometry, search
 from keras_vqvae.types import FromKeras, Tensor
 
 COUNTS_RATE = 0.01
-"""Rate of the moving average `ema_counts`, 1 minus its decay, unless the layer has its own."""
+"""Rate (1 minus the decay) of the moving average `ema_counts`, if the layer has no `ema_decay`."""
 
 
 def default_initializer(
-    estimator: estimators.Estimator, seed: int | None, length: float = 1.0
+    estimator: estimators.Estimator, seed: int | None, norm: float = 1.0
 ) -> keras.initializers.Initializer:
-    """Codes of a length, or as short as the rotation needs them; see `docs/studies/dead-codes.md`.
+    """Returns the default initializer: codes of the given mean norm, or shorter ones for the rotation.
 
-    Where the optimizer owns the codebook, length 1 had the least error of eight initializers or next to it; the usual
-    N(0, 1) and +-1 / K leave a few codes in use. The rotation scales gradients by `|q| / |z|`, and codes that begin
-    longer than the vectors fall out of use: of 1,024 codes 1% stay with length 1, 93% within `+-sqrt(3 / 16 K)`.
+    With a codebook that the optimizer trains, codes of norm 1 had the lowest or second-lowest error of eight
+    initializers. With the usual N(0, 1) and +-1 / K, only a few codes stayed in use. The rotation scales gradients by
+    `|q| / |z|`, and codes that start longer than the vectors die. Of 1,024 codes, 1% stayed in use with norm 1, and 93%
+    with uniform elements within `+-sqrt(3 / (16 K))`. See `docs/studies/dead-codes.md`.
     """
     if estimator is estimators.rotation:
         return keras.initializers.VarianceScaling(1 / 16, mode="fan_in", distribution="uniform", seed=seed)
-    return keras.initializers.VarianceScaling(length**2, mode="fan_out", distribution="untruncated_normal", seed=seed)
+    return keras.initializers.VarianceScaling(norm**2, mode="fan_out", distribution="untruncated_normal", seed=seed)
 
 
 class CodebookQuantizer(CodebookWeights):
     """Base class of the quantizers that assign each vector to the nearest code of a codebook.
 
-    It searches the codebook, fills it by `adapt`, moves codes that fall out of use onto vectors of the batch, and
-    passes the gradient by an estimator. A subclass trains the codebook: the optimizer through `compute_losses`, or the
-    layer itself in `update`, with `codebook_trainable = False`.
+    It searches the codebook, initializes it in `adapt`, moves dead codes onto vectors of the batch, and applies a
+    gradient estimator. A subclass defines how the codebook is trained: by the optimizer, with losses from
+    `compute_losses`, or by the layer itself, in `update` and with `codebook_trainable = False`.
 
     A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
     or codes are constrained, the non-trainable `offset_codebook`. The attribute `codebook` is the sum. The weight
-    `ema_counts`, the moving average of how often each code is chosen in a step, tells which codes are dead.
+    `ema_counts` is a moving average of how often each code is chosen in a step. It decides which codes are dead.
 
     Args:
         num_embeddings: Number of codes, `K`.
-        embedding_dim: Size of a code, `D`, or `None`: the size of the input's last axis.
-        distance: How a vector finds its code. `"euclidean"`: the nearest one. `"direction"`: the one with the most
-            similar direction, which is returned as it is. `"cosine"`: the same among vectors and codes that are scaled
-            to length 1, also in the losses and the output.
+        embedding_dim: Size of a code, `D`, or `None` for the size of the input's last axis.
+        distance: How vectors and codes are compared. `"euclidean"`: by Euclidean distance. `"direction"`: by cosine
+            similarity; losses and output use the codes at their own norm. `"cosine"`: by cosine similarity; losses
+            and output use vectors and codes scaled to unit norm.
         estimator: Gradient estimator: a name, or a function of vectors and codes.
-        dead_code_threshold: A code is dead when it is chosen less often than this fraction of uniform use. In training
-            it then moves onto a vector of the batch. 0 leaves dead codes where they are.
+        dead_code_threshold: A code is dead if it is chosen less often than this fraction of uniform usage. In training,
+            dead codes move onto vectors of the batch. 0 turns this off.
         embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
-            `1 / sqrt(D)`; for the rotation uniform within `sqrt(3 / (16 K))`.
+            `1 / sqrt(D)`, or uniform within `sqrt(3 / (16 K))` for the rotation.
         embeddings_regularizer: Regularizer of the codebook, or `None`.
         embeddings_constraint: Constraint of the codebook, or `None`.
         seed: Integer seed of the default initializer and of all draws, or `None`.
@@ -60,7 +62,7 @@ class CodebookQuantizer(CodebookWeights):
 
     supports_beam_search = True
     revivable = True
-    """Whether a dead code may move onto a vector: whether the vector's place is a good one for a code."""
+    """Whether a dead code can move onto a vector of the batch."""
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class CodebookQuantizer(CodebookWeights):
         )
         self.estimator = estimator
         self.distance = search.check_distance(distance)
-        # Codes of length 1 do not get smaller from stage to stage.
+        # Residuals shrink from stage to stage, and codes of unit norm cannot follow.
         self.refines = distance != "cosine"
         # A beam ranks sums of codes by their squared error.
         self.supports_beam_search = self.supports_beam_search and distance != "direction"
@@ -104,20 +106,21 @@ class CodebookQuantizer(CodebookWeights):
             self._constraint = geometry.unit
             if embeddings_constraint is not None:
                 raise ValueError(
-                    "`embeddings_constraint` must be None where `distance` is 'cosine', which keeps codes at length 1. "
-                    f"Received: embeddings_constraint={embeddings_constraint!r}"
+                    "`embeddings_constraint` must be None if `distance='cosine'`, which already keeps codes at unit "
+                    "norm. "
+                    f"Received: embeddings_constraint={validation.shown(embeddings_constraint)}"
                 )
 
     def _refuse_estimator(self) -> None:
-        """Raises if an estimator was given to a quantizer whose gradient is that of its own softmax."""
+        """Raises an error if `estimator` is set. A quantizer calls this if its gradient comes from a softmax."""
         if self.estimator is not estimators.straight_through:
             raise ValueError(
-                f"`estimator` must be left at its default: `{type(self).__name__}` has the gradient of a softmax. "
+                f"`estimator` must be left at its default: `{type(self).__name__}` uses the gradient of a softmax. "
                 f"Received: estimator={estimators.serialize(self.estimator)!r}"
             )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.embedding_dim = self._check_input_shape(input_shape, "embedding_dim", self.embedding_dim)
+        self.embedding_dim = input_checks.last_axis(self, input_shape, "embedding_dim", self.embedding_dim)
         self.build_codebook()
         self.ema_counts = self.add_float32("ema_counts", (self.num_embeddings,))
         if self.dead_code_threshold:
@@ -138,7 +141,7 @@ class CodebookQuantizer(CodebookWeights):
         return geometry.unit(vectors) if self.distance == "cosine" else vectors
 
     def compared(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what `distance` compares, `[N, D]` and `[K, D]`, given vectors and codebook."""
+        """Returns vectors `[N, D]` and codes `[K, D]` as the search compares them: of unit norm for `"direction"`."""
         if self.distance == "direction":
             return geometry.unit(vectors), geometry.unit(codes)
         return vectors, codes
@@ -149,7 +152,7 @@ class CodebookQuantizer(CodebookWeights):
 
     @property
     def searches_nearest(self) -> bool:
-        """Whether a vector's index is that of the nearest code, by the vectors and the codebook as they are."""
+        """Whether `assign` is a plain search for the nearest code, so that a wrapper may search in its place."""
         names = ("quantize_vectors", "project", "search", "assign", "choose", "codebook")
         return self.distance == "euclidean" and all(
             getattr(type(self), name) is getattr(CodebookQuantizer, name) for name in names
@@ -168,7 +171,7 @@ class CodebookQuantizer(CodebookWeights):
 
     def update(self, record: Record, counts: Tensor) -> None:
         counts = ops.cast(counts, "float32")
-        # A batch without a valid vector changes nothing.
+        # The rate is 0 for a batch without a valid vector.
         rate = backend.at_most(backend.sum_over_replicas(record.count), COUNTS_RATE)
         backend.move_to(self.ema_counts, counts, rate)
         if self._constraint is not None and self.offset is not None:
@@ -178,7 +181,7 @@ class CodebookQuantizer(CodebookWeights):
             self.move_dead_codes(record)
 
     def move_dead_codes(self, record: Record) -> None:
-        """Moves dead codes onto vectors of a record, and gives them the count of a code that is just alive."""
+        """Moves dead codes onto vectors of a record, and raises their moving counts to the threshold."""
         vectors, usable = dead_codes.candidates(
             ops.stop_gradient(record.vectors), record.valid, ops.convert_to_tensor(self.draw_seeds)
         )
@@ -186,7 +189,7 @@ class CodebookQuantizer(CodebookWeights):
         counts = ops.convert_to_tensor(self.ema_counts)
         dead, alive_from = dead_codes.dead_codes(counts, usable, self.dead_code_threshold)
         backend.replace_where(self.ema_counts, dead, alive_from)
-        # Cosine's constraint has been kept already: the vectors of its record have length 1.
+        # With `distance="cosine"` the vectors of a record have unit norm already.
         if self.embeddings_constraint is not None:
             vectors = self.embeddings_constraint(vectors)
         if self.offset is None:
@@ -196,26 +199,28 @@ class CodebookQuantizer(CodebookWeights):
             backend.replace_where(self.offset, ops.expand_dims(dead, -1), offsets)
 
     def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
-        """Fills the codebook by k-means, as a start that is better than the initializer's.
+        """Initializes the codebook with k-means, which is better than a random initialization.
 
         Args:
-            vectors: Outputs of the encoder, `[..., D]`; 256 a code are plenty.
-            seed: Integer. Defaults to `None`: the layer's own.
+            vectors: Outputs of the encoder, `[..., D]`. 256 vectors per code are enough.
+            seed: Integer seed. Defaults to `None`, the layer's seed.
             **keywords: `init`, `epochs`, `batch_size` and `verbose` of `keras_vqvae.kmeans`. `init="codebook"` starts
-                from the codes that the layer has.
+                from the present codes of the layer.
 
         Returns:
-            How many vectors chose each code, int64 `[K]`.
+            Number of vectors of each code, int64 `[K]`.
+
+        Raises:
+            ValueError: If the last axis is not `D`, if no vector is finite, or if an argument is out of its range.
         """
-        if not self.built:
-            self.build(tuple(vectors.shape))
+        vectors = input_checks.vectors_to_adapt(self, vectors)
         seed = self.seed if seed is None else seed
         init = keywords.get("init")
         if isinstance(init, str) and init == "codebook":
             keywords["init"] = ops.stop_gradient(self.codebook)
         codes, counts = clustering.kmeans(vectors, self.num_embeddings, distance=self.distance, seed=seed, **keywords)
         self.set_codebook(codes)
-        # One vector a code on average: the first batches weigh more.
+        # Scaled to a mean of one vector per code, so that the first batches outweigh these counts.
         self.ema_counts.assign(counts * (self.num_embeddings / counts.sum()))
         return counts
 

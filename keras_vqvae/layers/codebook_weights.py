@@ -7,28 +7,29 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import serialization, validation
-from keras_vqvae.layers import resized
+from keras_vqvae.layers import input_checks, resized
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.ops import codebook, estimators
 from keras_vqvae.types import FromKeras, Tensor
 
 
 class CodebookWeights(Quantizer):
-    """A quantizer whose codes are weights `[K, D]`: how they are made, constrained, assigned and resized.
+    """Base class of quantizers whose codes are weights `[K, D]`. It creates, constrains, assigns and resizes them.
 
     A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
-    or codes are constrained, the non-trainable `offset_codebook`. A layer may change only the latter while it is
-    called, so a dead code is moved by its offset. The attribute `codebook` is the sum.
+    or codes are constrained, the non-trainable `offset_codebook`. A call of a layer can update non-trainable weights
+    only, so it moves a dead code by its offset. The attribute `codebook` is the sum.
 
     Args:
-        num_embeddings, embedding_dim, seed: As of `CodebookQuantizer`.
-        embeddings_initializer, embeddings_regularizer, embeddings_constraint: Likewise, but the first is no `None`.
+        num_embeddings, embedding_dim, seed: See `CodebookQuantizer`.
+        embeddings_initializer: Initializer of the codebook, which must not be `None`.
+        embeddings_regularizer, embeddings_constraint: See `CodebookQuantizer`.
     """
 
     has_codebook = True
     codebook_trainable = True
     moves_codes = False
-    """Whether the layer moves codes while it is called."""
+    """Whether a call of the layer may move codes."""
     offset: keras.Variable | None = None
 
     def __init__(
@@ -51,9 +52,9 @@ class CodebookWeights(Quantizer):
         self._constraint = self.embeddings_constraint
         if embeddings_regularizer is not None and not validation.takes(self.embeddings_regularizer, 1):
             raise ValueError(
-                "`embeddings_regularizer` must be a function of the codebook alone. A function of vectors, codebook "
-                "and which vectors are valid, such as `AssignmentEntropy`, is an `assignment_regularizer` of "
-                f"`VectorQuantizer`. Received: embeddings_regularizer={embeddings_regularizer!r}"
+                "`embeddings_regularizer` must be a function of the codebook only. A function `(vectors, codebook, "
+                "valid)`, such as `AssignmentEntropy`, is an `assignment_regularizer` of `VectorQuantizer`. "
+                f"Received: embeddings_regularizer={validation.shown(embeddings_regularizer)}"
             )
 
     def build_codebook(self) -> None:
@@ -82,21 +83,42 @@ class CodebookWeights(Quantizer):
     @property
     def codebook(self) -> Tensor:
         """The codes, `[K, D]`."""
+        input_checks.check_built(self, "codebook")
         codes = self._with_offset(self.embeddings)
         if self._constraint is None or not self.codebook_trainable:
             return codes
-        # Here rather than in the optimizer, which on JAX does not see the offset. `update` moves the weights after it.
+        # The constraint is applied here and not by the optimizer, which does not see the offset on JAX. Later `update`
+        # changes the offset so that the sum meets the constraint.
         return estimators.straight_through(codes, self._constraint(codes))
 
     def set_codebook(self, values: Tensor) -> None:
-        """Assigns the codebook, `[K, D]`, under its constraint."""
-        values = ops.convert_to_tensor(values, dtype="float32")
+        """Assigns `values` to the codebook, after the layer's constraint.
+
+        Args:
+            values: Codes `[K, D]`.
+
+        Raises:
+            ValueError: If the layer is not built, or `values` do not have the shape of the codebook.
+        """
+        values = self._checked_codes(values)
         self.embeddings.assign(self._constrained_where_moved(values, self.codebook))
         if self.offset is not None:
             self.offset.assign(ops.zeros_like(values))
 
+    def _checked_codes(self, values: Tensor) -> Tensor:
+        """Returns `values` as a float32 tensor, which must have the shape of the codebook."""
+        input_checks.check_built(self, "set_codebook")
+        values = ops.convert_to_tensor(values, dtype="float32")
+        shape = (self.num_embeddings, self.embedding_dim)
+        if tuple(values.shape) != shape:
+            raise ValueError(
+                f"`values` must have the shape of the codebook, {shape}. "
+                f"Received: values of shape {tuple(values.shape)}"
+            )
+        return values
+
     def _constrained_where_moved(self, values: Tensor, before: Tensor) -> Tensor:
-        """Applies the constraint to the codes that have changed. The others stay equal to the last bit."""
+        """Applies the constraint to the codes that have changed. The others keep their exact values."""
         if self._constraint is None:
             return values
         moved = ops.any(values != before, axis=-1, keepdims=True)
@@ -106,15 +128,15 @@ class CodebookWeights(Quantizer):
         return codebook.gather_codes(self.codebook, indices)
 
     def resize(self, num_embeddings: int, counts: Tensor | None = None) -> tuple["CodebookWeights", np.ndarray]:
-        """Returns a new layer with another number of codes, and where the old codes went.
+        """Returns a new layer with another number of codes, and the new index of each old code.
 
-        With fewer codes, those with the highest counts remain, in their order. With more, the old ones come first and
-        keep their indices, and the initializer draws the others.
+        With fewer codes, those with the highest counts remain, in their order. With more codes, the old ones come first
+        and keep their indices, and the initializer draws the others.
 
         Args:
             num_embeddings: Number of codes of the new layer.
-            counts: How often each code was chosen, `[K]`, such as `layer.count_codes(indices)` of data that matter.
-                Defaults to `None`, `code_counts`, those of the whole training.
+            counts: How often each code was chosen, `[K]`, for example `layer.count_codes(indices)` of your data.
+                Defaults to `None`: the layer's `code_counts`.
 
         Returns:
             `(layer, new_indices)`: the layer, built, and an int32 array `[K]` from old indices to new ones, with -1 for
@@ -125,17 +147,25 @@ class CodebookWeights(Quantizer):
         return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
 
     def prune_unused(self, counts: Tensor | None = None) -> tuple["CodebookWeights", np.ndarray]:
-        """Returns a new layer with the codes in use, those whose counts are above 0; otherwise as `resize`.
+        """Returns a new layer without the unused codes, those with a count of 0, and the new index of each old code.
+
+        Args:
+            counts: How often each code was chosen, `[K]`. Defaults to `None`: the layer's `code_counts`.
+
+        Returns:
+            `(layer, new_indices)`, as from `resize`.
 
         Raises:
-            ValueError: If no code has been counted since the last reset.
+            ValueError: If all counts are 0.
         """
-        used = np.flatnonzero(resized.checked_counts(self, counts))
+        used_counts = resized.checked_counts(self, counts)
+        used = np.flatnonzero(used_counts)
         if not len(used):
             name = "code_counts" if counts is None else "counts"
             raise ValueError(
                 f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
-                "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`."
+                "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`. "
+                f"Received: {name} of shape {used_counts.shape}, all zeros"
             )
         return resized.with_codes(self, used, len(used))
 

@@ -18,19 +18,19 @@ _EPSILON = 1e-3
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class FiniteScalarQuantizer(ImplicitQuantizer):
-    """Rounds each axis to one of a few levels between -1 and 1: FSQ, a codebook that needs no learning and no losses.
+    """Rounds each axis to one of a few levels between -1 and 1 (FSQ). It needs no learned codebook and no losses.
 
-    Each axis is bounded by tanh and rounded; the gradient of the rounding is copied. The index is a mixed-radix number
-    whose first digit is the least significant.
+    Each axis is bounded by tanh and rounded. The gradient is copied through the rounding. The index is a mixed-radix
+    number whose first digit is the least significant.
 
     Args:
-        levels: Number of levels of each axis, at least 2, their product at most 2^31 - 1; the input's last axis has as
-            many elements. Defaults to `(8, 5, 5, 5)`, 1,000 codes.
-        symmetric: Whether levels lie symmetrically about 0 and at equal distances for even numbers, too, `-1` and `1`
-            among them; as in the paper, even numbers of levels have one more below 0 than above. Defaults to `False`.
-        noise: In training, the share of elements that get uniform noise of a level's width in place of rounding, from 0
-            to 1. Defaults to `0.0`.
-        seed: Integer seed of the noise. Defaults to `None`, a random one.
+        levels: Number of levels of each axis, at least 2. The input's last axis has `len(levels)` elements. The product
+            of the levels is the number of codes, at most 2^31 - 1. Defaults to `(8, 5, 5, 5)`, 1,000 codes.
+        symmetric: Whether the levels of each axis are evenly spaced from -1 to 1. With `False`, as in the paper, an
+            axis with an even number of levels has one more level below 0 than above. Defaults to `False`.
+        noise: Fraction of the elements, from 0 to 1, that get uniform noise in place of rounding in training. The noise
+            is as wide as the distance between two levels. Defaults to `0.0`.
+        seed: Integer seed of the noise. Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -68,13 +68,13 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         self.symmetric = validation.boolean("symmetric", symmetric)
         self.noise = validation.fraction("noise", noise)
         self.seed = validation.seed(seed)
-        # Tuples, because `torch.compile` does not take arrays of NumPy's.
+        # Stored as tuples, because `torch.compile` does not take NumPy arrays.
         steps = np.array(self.levels, "float64")
         half = (steps - 1) * (1 + _EPSILON) / 2
         offset = np.where(steps % 2 == 0, 0.5, 0.0)
         # Bins are `1 / scale` wide, and digit 0 lies at `lowest`.
         scale = (steps - 1) / 2 if self.symmetric else np.floor(steps / 2)
-        # Shifted so that 0 stays at 0.
+        # The shift keeps 0 at 0 for even numbers of levels.
         of_bound = np.arctanh(offset / half), half / scale, offset / scale
         self._shift, self._half, self._offset = (tuple(x.tolist()) for x in of_bound)
         self._bounds = self._scale = tuple(scale.tolist())
@@ -96,7 +96,7 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
     def to_digits(self, vectors: Tensor) -> Tensor:
         digits = (vectors - backend.constants(self._lowest, vectors)) * backend.constants(self._scale, vectors)
         digits = ops.floor(digits + 0.5) if self.symmetric else ops.round(digits)
-        # What is no number gets digit 0. Not `nan_to_num`, which OpenVINO does not take from PyTorch.
+        # A NaN gets digit 0. `nan_to_num` would do the same, but OpenVINO does not convert it from PyTorch.
         digits = ops.where(digits > 0.0, digits, backend.constants((0.0,), digits))
         return ops.minimum(digits, backend.constants(self._last, vectors))
 

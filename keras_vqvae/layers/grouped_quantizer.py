@@ -1,4 +1,4 @@
-"""Product quantization: equal slices of the last axis, each with a quantizer of its own."""
+"""Product quantization: equal slices of the last axis, each with its own quantizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae import serialization, validation
-from keras_vqvae.layers import wrappers
+from keras_vqvae.layers import input_checks, wrappers
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
@@ -19,16 +19,16 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class GroupedQuantizer(ResizableWrapper):
-    """Cuts the last axis into equal groups and quantizes each by a quantizer of its own.
+    """Splits the last axis into equal groups, and quantizes each group with its own quantizer.
 
-    Its losses are the means of those of the groups.
+    The losses are means over the groups.
 
     Args:
-        quantizer: The quantizer of a group, not built. The groups have copies of it, each with a seed of its own.
+        quantizer: The quantizer of a group, not built. Each group has a copy of it, with its own seed.
         num_groups: Number of groups, `G`, which must divide the input's last axis.
         quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training: a random
-            number of them, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
-        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random one.
+            number of groups, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
+        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -36,8 +36,8 @@ class GroupedQuantizer(ResizableWrapper):
         mask, training, return_indices: As for every `Quantizer`.
 
     Output shape:
-        `[..., D]`; the indices are int32 `[..., G]`, with further axes where the inner quantizer has some. `decode`
-        takes -1 for no code.
+        `[..., D]`. The indices are int32 `[..., G, *index_shape]` with the `index_shape` of the inner quantizer.
+        `decode` reads -1 as "no code".
 
     Raises:
         ValueError: If `quantizer` is not a quantizer or built already, or `num_groups` does not divide the last axis.
@@ -81,10 +81,10 @@ class GroupedQuantizer(ResizableWrapper):
         return wrappers.codebook_sizes(self.quantizers)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        dim = self._check_input_shape(input_shape)
+        dim = input_checks.last_axis(self, input_shape)
         if dim % self.num_groups:
             raise ValueError(
-                "`num_groups` must divide the input's last axis. "
+                f"The inputs' last axis, {dim}, must be divisible by `num_groups`. "
                 f"Received: num_groups={self.num_groups}, input_shape={tuple(input_shape)}"
             )
         for quantizer in self.quantizers:
@@ -106,7 +106,7 @@ class GroupedQuantizer(ResizableWrapper):
     def quantize_vectors(
         self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
     ) -> Record:
-        """Quantizes each group of dimensions by its own quantizer."""
+        """Quantizes each group of dimensions with its own quantizer."""
         used = wrappers.draw_used(self, vectors, batch_size, training)
         parts = ops.split(vectors, self.num_groups, axis=-1)
         given = self._search(parts) if indices is None else ops.unstack(indices, axis=1)
@@ -120,7 +120,7 @@ class GroupedQuantizer(ResizableWrapper):
         return Record(self, vectors, valid, indices, codes, training, parts)
 
     def _search(self, groups: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """The indices of all groups in one search, or `None` for each if their quantizers search otherwise."""
+        """Returns the indices of all groups from one search, or `None` for each group if that is not possible."""
         first = self.quantizers[0]
         if not isinstance(first, CodebookQuantizer) or not first.searches_nearest:
             return [None] * self.num_groups
@@ -140,26 +140,37 @@ class GroupedQuantizer(ResizableWrapper):
         )
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the codebook of each group, unless it alone is frozen, by k-means; see `kmeans`."""
-        vectors = ops.convert_to_numpy(vectors)
-        if not self.built:
-            self.build(vectors.shape)
+        """Initializes the codebook of each group with k-means. A group that is frozen on its own keeps its codebook.
+
+        It takes outputs of the encoder `[..., D]`, and the other arguments of `CodebookQuantizer.adapt`.
+        """
+        vectors = ops.convert_to_numpy(input_checks.vectors_to_adapt(self, vectors))
         for quantizer, group in zip(self.quantizers, np.split(vectors, self.num_groups, axis=-1), strict=True):
             if not wrappers.keeps_codes(self, quantizer):
                 quantizer.adapt(group, **keywords)
 
     def prune_unused(self, counts: Tensor | None = None) -> tuple["GroupedQuantizer", np.ndarray]:
-        """Returns a new layer with as many codes in each group as are in use in the one that uses most.
+        """Returns a new layer without unused codes, and the new index of each old code.
 
-        Otherwise as `resize`.
+        All groups get the same number of codes: the largest number of used codes in any group.
+
+        Args:
+            counts: How often each code was chosen, `[G, K]`. Defaults to `None`: the layer's `code_counts`.
+
+        Returns:
+            `(layer, new_indices)`, as from `resize`.
 
         Raises:
-            ValueError: If no code was counted.
+            ValueError: If all counts are 0.
         """
         counted = checked_counts(self, counts)
         most = int(np.max(np.sum(counted > 0, axis=-1)))
         if not most:
-            raise ValueError("`prune_unused()` needs usage counts, but they are all zeros. Train the layer first.")
+            name = "code_counts" if counts is None else "counts"
+            raise ValueError(
+                f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
+                f"`training=True`, first. Received: {name} of shape {counted.shape}, all zeros"
+            )
         return self.resize(most, counted)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Codes drawn from a softmax, with the gradient of its relaxation."""
+"""Gumbel-softmax quantization: codes drawn from a softmax, with the gradient of its relaxation."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ from keras_vqvae.types import Tensor
 
 @dataclasses.dataclass
 class _Draw(Record):
-    """Vectors for which codes are drawn in training, with what the output and the loss both need.
+    """The record of a call in training, which draws codes. Output and loss share its scores.
 
     Attributes:
         codebook: `[K, D]`.
-        scores: `-|z - e|^2` but for a number for each vector, `[N, K]`.
+        scores: `-|z - e|^2` up to a constant for each vector, `[N, K]`.
     """
 
     codebook: Tensor = None
@@ -30,23 +30,23 @@ class _Draw(Record):
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class GumbelQuantizer(CodebookQuantizer):
-    """Draws a code in training, near ones more often, and takes the nearest in inference: Gumbel-softmax.
+    """Draws codes at random in training, near codes more often, and takes the nearest in inference (Gumbel-softmax).
 
-    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`; the gradient is that of
-    `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to length 1. The
-    layer adds `kl_weight` times the divergence of `softmax(a)` from uniform use. The weight `temperature` can be
-    annealed by the callback `TemperatureScheduler`. In training, memory grows with `N x K`, and what is returned and
-    counted as indices are the nearest codes.
+    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`. Its gradient is the gradient of
+    `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to unit norm. The
+    layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform usage. The callback
+    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. Also in
+    training, the layer returns and counts the indices of the nearest codes.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
-        temperature: Of the relaxation at the start, above 0. Defaults to `1.0`.
-        kl_weight: Weight of the divergence from uniform use, at least 0. Defaults to `5e-4`.
+        temperature: Initial temperature of the relaxation, above 0. Defaults to `1.0`.
+        kl_weight: Weight of the KL divergence from uniform usage, at least 0. Defaults to `5e-4`.
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint`, `distance` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
-    Inputs, outputs and errors are those of `VectorQuantizer`.
+    Inputs, outputs and errors are the same as for `VectorQuantizer`.
 
     Example:
 
@@ -61,7 +61,7 @@ class GumbelQuantizer(CodebookQuantizer):
     - [Ramesh et al., 2021](https://arxiv.org/abs/2102.12092), the divergence
     """
 
-    # It draws its code in training.
+    # Codes are drawn at random in training, so a beam search cannot choose them.
     supports_beam_search = False
 
     def __init__(
@@ -89,7 +89,7 @@ class GumbelQuantizer(CodebookQuantizer):
     ) -> Record:
         if not (training and self.trainable):
             return super().quantize_vectors(vectors, valid, training, batch_size, indices)
-        # The scores of all codes are needed anyway, and the nearest code has the highest.
+        # The nearest code has the highest score, and the scores are needed anyway.
         vectors, codes = self.project(vectors), self.codebook
         scores = backend.scores(*self.compared(vectors, codes))
         if indices is None:
@@ -118,10 +118,10 @@ class GumbelQuantizer(CodebookQuantizer):
         log_p = ops.log_softmax(ops.stop_gradient(scores), axis=-1)
         p = ops.exp(log_p)
         negentropy = ops.sum(p * log_p, axis=-1, keepdims=True)
-        shares = self.kl_weight * ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0)
-        shares = ops.expand_dims(shares, -1)
-        value = ops.sum(shares * (negentropy + math.log(self.num_embeddings)))
-        return {"kl_loss": backend.with_gradients(value, [(scores, shares * p * (log_p - negentropy))])}
+        weights = self.kl_weight * ops.cast(record.valid, "float32") / backend.at_least(record.count, 1.0)
+        weights = ops.expand_dims(weights, -1)
+        value = ops.sum(weights * (negentropy + math.log(self.num_embeddings)))
+        return {"kl_loss": backend.with_gradients(value, [(scores, weights * p * (log_p - negentropy))])}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.initial_temperature, "kl_weight": self.kl_weight}

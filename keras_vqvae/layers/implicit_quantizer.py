@@ -9,20 +9,22 @@ from keras import ops
 
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
+from keras_vqvae.layers import input_checks
 from keras_vqvae.layers.code_counts import MAX_COUNTED_CODES
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.types import Tensor
 
 MAX_REFINEMENT = 1 << 60
-"""How many times finer the codes of a residual's last stage may be than those of its first."""
+"""How many times finer the last stage of a residual may be than its first stage."""
 
 
 class ImplicitQuantizer(Quantizer):
-    """Base class of the quantizers that round each axis to one of a few levels; the index has the levels as its digits.
+    """Base class of quantizers that round each axis to one of a few levels. The levels are the digits of the index.
 
-    A subclass defines `bound(vectors)`, `to_digits(vectors)`, whole numbers `[N, D]` in float32, and
-    `from_digits(digits)`, the values. Each stage of a residual subdivides the bins of the previous stage into equal
-    parts, with the codes at their middles.
+    A subclass implements three methods. `bound(vectors)` bounds the vectors. `to_digits(vectors)` returns the level of
+    each element, counted from 0, as float32 `[N, D]`. `from_digits(digits)` returns the codes of such levels.
+
+    Each stage of a residual divides the bins of the previous stage into equal parts, with a code at the center of each.
 
     Args:
         levels: Number of levels of each axis, at least 2 each.
@@ -33,11 +35,12 @@ class ImplicitQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.levels = validation.positive_ints("levels", levels)
         if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"`levels` must be integers of at least 2. Received: levels={levels!r}")
+            raise ValueError(f"`levels` must be integers of at least 2. Received: levels={validation.shown(levels)}")
         self.num_embeddings = math.prod(self.levels)
         if self.num_embeddings > 2**31 - 1:
             raise ValueError(
-                f"The product of `levels` must be at most 2^31 - 1, for int32 indices. Received: levels={levels!r}"
+                "The product of `levels` must be at most 2^31 - 1, for int32 indices. "
+                f"Received: levels={validation.shown(levels)}"
             )
         digits = self.levels[::-1] if most_significant_first else self.levels
         basis = np.cumprod((1, *digits[:-1]))
@@ -45,36 +48,40 @@ class ImplicitQuantizer(Quantizer):
 
     has_fixed_codes = True
     _size_argument = "len(levels)"
-    """The argument that is the size of the inputs' last axis, for messages."""
+    """Name, in error messages, of the argument that sets the size of the inputs' last axis."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self._check_input_shape(input_shape, self._size_argument, len(self.levels))
+        input_checks.last_axis(self, input_shape, self._size_argument, len(self.levels))
         super().build(input_shape)
 
     @property
     def codebook(self) -> Tensor:
         """All codes, `[num_embeddings, D]`."""
         if self.num_embeddings > MAX_COUNTED_CODES:
-            raise ValueError(f"Too many codes to list. Received: num_embeddings={self.num_embeddings}")
+            raise ValueError(
+                f"`codebook` lists all codes, and can list at most {MAX_COUNTED_CODES}. Use `decode` for the codes of "
+                f"given indices. Received: num_embeddings={self.num_embeddings}"
+            )
         return self.lookup(ops.arange(self.num_embeddings, dtype="int32"))
 
     def set_stage(self, stage: int) -> None:
         if max(self.levels) ** stage > MAX_REFINEMENT:
             raise ValueError(
-                f"Levels of a residual must not get finer than a {MAX_REFINEMENT}th, far beyond float32. "
-                f"Received: levels={self.levels} at stage {stage}"
+                "A residual has too many stages for these `levels`: each stage is finer than the one before, and the "
+                f"last one can be at most {MAX_REFINEMENT} times finer than the first. Use fewer stages. "
+                f"Received: levels={self.levels}, stage={stage}"
             )
         super().set_stage(stage)
 
     def project(self, vectors: Tensor) -> Tensor:
-        # A residual has bounded them: what is left of them has other bounds.
+        # Within a residual, the residual bounds the vectors before its first stage.
         return self.bound(vectors) if self.stage is None else vectors
 
     def copies_gradient(self, training: bool) -> bool:
         return self.stage is not None and type(self).estimate is Quantizer.estimate
 
     def choose(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        # By way of the index the digits would be taken apart again, by whole divisions, which take long.
+        # The codes are computed from the digits. From the index it would take integer divisions, which are slow.
         digits = self.to_digits(ops.stop_gradient(vectors))
         numbers = ops.cast(digits, "int32")
         return ops.sum(numbers * backend.constants(self._basis, numbers), axis=-1), self.from_digits(digits)

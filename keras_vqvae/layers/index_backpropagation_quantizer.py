@@ -1,4 +1,4 @@
-"""Index backpropagation quantization: every vector has a gradient for every code."""
+"""Index backpropagation quantization: every vector gives every code a gradient."""
 
 from typing import Any
 
@@ -15,27 +15,27 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class IndexBackpropagationQuantizer(CodebookQuantizer):
-    """Replaces each vector by the code of highest inner product, with the gradient of a softmax over all codes: IBQ.
+    """Replaces each vector by the code of highest inner product, with a gradient for all codes (IBQ).
 
-    With `p = softmax(z E^T)` and `h = onehot(argmax p) + p - stop_gradient(p)` the output is `h E`: the value is the
-    code, and all codes and the vector get a gradient. It adds the losses `mean((h E - z)^2)`,
-    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`, and an entropy loss,
-    `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))` of `p' = softmax(z E^T / temperature)`, without
-    which a few codes take all vectors. In training, memory grows with `N x K`.
+    With `p = softmax(z E^T)` and `h = onehot(argmax p) + p - stop_gradient(p)`, the output is `h E`. Its value is the
+    code `q`, and its gradient reaches the vector and all codes. The layer adds the losses `mean((h E - z)^2)`,
+    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`. It also adds the entropy loss
+    `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))`, where `p' = softmax(z E^T / temperature)`. Without the
+    entropy loss, a few codes take all vectors. In training, memory grows with `N x K`.
 
-    It is made for vast codebooks, of 2^14 codes and more: at 2^10, after 2,400 steps on Fashion-MNIST, its error was
-    1.4 times that of `VectorQuantizer`.
+    IBQ is meant for codebooks of 2^14 codes and more. With 2^10 codes on Fashion-MNIST, its error was 1.4 times the
+    error of `VectorQuantizer`.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
         entropy_weight: Weight of the entropy loss, at least 0. Defaults to `0.05`.
-        diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0. Defaults to `1.0`.
-        temperature: Temperature of the soft assignments, above 0. Defaults to `0.01`.
+        diversity_weight: Weight of `H(E[p'])` relative to `E[H(p')]`, at least 0. Defaults to `1.0`.
+        temperature: Temperature of the soft assignments `p'`, above 0. Defaults to `0.01`.
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
-    Inputs, outputs and errors are those of `VectorQuantizer`.
+    Inputs, outputs and errors are the same as for `VectorQuantizer`.
 
     Example:
 
@@ -49,9 +49,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
     - [Shi et al., 2024](https://arxiv.org/abs/2412.02692)
     """
 
-    # It goes by inner products, and not by what is left.
+    # A beam search ranks sums of codes by their squared error, and this layer chooses codes by inner products.
     supports_beam_search = False
-    # A code on a long vector would take all others.
+    # A code that moved onto a vector of large norm would have the largest inner product with most vectors.
     revivable = False
 
     def __init__(
@@ -68,7 +68,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         self._refuse_estimator()
         if self.distance == "direction":
             raise ValueError(
-                "`distance` must be 'euclidean' or 'cosine': codes are chosen by their inner products. "
+                "`distance` must be 'euclidean' or 'cosine', because codes are chosen by inner products. "
                 "Received: distance='direction'"
             )
         self.entropy_weight = validation.non_negative("entropy_weight", entropy_weight)
@@ -76,7 +76,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         self.temperature = validation.positive("temperature", temperature)
 
     def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        # `|z' - e'|^2` is `|z|^2 + M - 2 z e` for `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))` of one length.
+        # A search for the nearest code finds the largest inner product: `|z' - e'|^2` is `|z|^2 + M - 2 z e` for
+        # vectors `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))`, which all have the norm `sqrt(M)`.
         codes = ops.stop_gradient(codes)
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
         codes = ops.concatenate([codes, ops.sqrt(ops.amax(squares) - squares)], axis=-1)
@@ -91,7 +92,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     def compute_losses(self, record: Record) -> dict[str, Tensor]:
         added = record.squared_errors(1.0, 0.25)
-        # The output's value is the code, and so `mean((h E - z)^2)` is that of the commitment loss.
+        # `mean((h E - z)^2)` has the value of the commitment loss, because the value of `h E` is the code.
         slope = record.differences * (2 / record.vectors.shape[-1]) / backend.at_least(record.count, 1.0)
         pairs = [(record.vectors, slope), (record.output, -slope)]
         added = {"output_loss": backend.with_gradients(ops.stop_gradient(added["commitment_loss"]), pairs), **added}

@@ -11,10 +11,21 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class LogSpectrogram(keras.layers.Layer):
-    """The logarithms of a sound's magnitudes, as images of its channels: see `ops.spectrogram.magnitudes`.
+    """Converts sounds to log-magnitude spectrograms, one image channel for each channel of the sound.
 
-    Both are in the order of `keras.config.image_data_format()` when the layer was made: `[batch, steps, channels]` ->
-    `[batch, frames, window_size // 2 + 1, channels]`, or the channels first.
+    `ops.spectrogram.magnitudes` defines the magnitudes.
+
+    Args:
+        window_size: Size of the window in steps, a multiple of 4.
+        channels_first: Whether inputs and outputs have the channels first. Defaults to `None`: the order of
+            `keras.config.image_data_format()` when the layer is made.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Input shape:
+        `[batch, steps, channels]`.
+
+    Output shape:
+        `[batch, frames, window_size // 2 + 1, channels]`.
     """
 
     def __init__(self, window_size: int, channels_first: bool | None = None, **kwargs: Any):

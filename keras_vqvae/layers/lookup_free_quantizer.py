@@ -11,21 +11,21 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class LookupFreeQuantizer(BinaryQuantizer):
-    """Keeps the sign of each axis: LFQ, codes of -1 and 1.
+    """Keeps the sign of each axis (LFQ). The elements of codes are -1 and 1.
 
     An entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))` of soft assignments `p` to all `2^D`
     codes, keeps the codes in use. Both entropies are exact, in memory of `N 2^(D / 2) + 2^D` numbers. The first axis
     is the most significant bit of the index.
 
-    It is made for vast codebooks, of 2^14 codes and more: at 2^10, after 2,400 steps on Fashion-MNIST, its error was
-    twice that of `VectorQuantizer`.
+    LFQ is meant for codebooks of 2^14 codes and more. With 2^10 codes on Fashion-MNIST, its error was twice the error
+    of `VectorQuantizer`.
 
     Args:
-        num_bits: Number of bits, `D`, from 1 to 30: 2^D codes. The input's last axis has as many elements.
+        num_bits: Number of bits, `D`, from 1 to 30. There are 2^D codes. The input's last axis has `D` elements.
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
         entropy_weight: Weight of the entropy loss, at least 0. Defaults to `0.1`.
-        diversity_weight: Weight of the entropy of the mean beside the mean entropy, at least 0. Defaults to `1.0`.
-        temperature: Temperature of the soft assignments, above 0. Defaults to `0.01`.
+        diversity_weight: Weight of `H(E[p])` relative to `E[H(p)]`, at least 0. Defaults to `1.0`.
+        temperature: Temperature of the soft assignments `p`, above 0. Defaults to `0.01`.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -50,23 +50,26 @@ class LookupFreeQuantizer(BinaryQuantizer):
     - [Yu et al., 2024](https://arxiv.org/abs/2310.05737), section 3.1
     """
 
-    def mean_entropy(self, log_p: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        # Given a vector its bits are independent: the assignments are an outer product of those of the first bits and
-        # of the others, and their mean is a product of matrices.
+    def mean_entropy(self, log_p: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        # The bits of a vector are independent. Its assignments are therefore the outer product of two vectors of
+        # assignments, for the first and the second half of the bits, and their mean is a product of two matrices.
         strings = backend.array(_strings, (self.num_bits,), log_p)
         p = ops.exp(backend.matmul(log_p, strings))
         half = 2 ** (self.num_bits // 2)
-        first, last = p[:, :half], shares * p[:, half:]
+        first, last = p[:, :half], weights * p[:, half:]
         mean = backend.mean_over_replicas(backend.matmul(ops.transpose(first), last))
         log_mean = ops.log(backend.at_least(mean, 1e-30))
         by_first = backend.matmul(last, ops.transpose(log_mean))
-        by_last = shares * backend.matmul(first, log_mean)
+        by_last = weights * backend.matmul(first, log_mean)
         by_p = ops.concatenate([by_first, by_last], axis=-1)
         return ops.sum(mean * log_mean), backend.matmul(p * by_p, ops.transpose(strings))
 
 
 def _strings(num_bits: int) -> np.ndarray:
-    """Which ones and which zeros each string of the first bits has, and then each of the others: `[2 D, strings]`."""
+    """Returns all strings of the first half of the bits, then all strings of the second half, as columns `[2 D, n]`.
+
+    A column has a 1 in row `i` if bit `i` of the string is 1, and a 1 in row `D + i` if it is 0. Other entries are 0.
+    """
     half = num_bits // 2
     strings = np.zeros((2, num_bits, 2**half + 2 ** (num_bits - half)), "float32")
     for own in (strings[:, :half, : 2**half], strings[:, half:, 2**half :]):

@@ -1,4 +1,4 @@
-"""Which vectors count, and a value for masked positions."""
+"""Masks: which vectors are valid, and a value for masked positions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_vqvae.types import Sizes, Tensor
 
 
 class ReplaceMasked(keras.layers.Layer):
-    """Puts a value at masked positions `[batch, ...]`. A layer, because Keras gives masks to layers only."""
+    """Sets masked positions to a value. It is a layer because Keras passes masks to layers only."""
 
     def __init__(self, value: float, **kwargs: Any):
         super().__init__(**kwargs)
@@ -25,8 +25,14 @@ class ReplaceMasked(keras.layers.Layer):
 
 
 def valid_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tensor:
-    """Returns which of the vectors `[N, D]` count, booleans `[N]`, given a mask over their `leading` axes."""
-    # A sum of squares that overflows must not reach the codebook either.
+    """Returns whether each vector is valid, that is finite and not masked: `[N, D]` -> booleans `[N]`.
+
+    Args:
+        vectors: `[N, D]`.
+        leading: Sizes of the inputs' axes before the last, whose product is `N`.
+        mask: Booleans over the first of these axes, or `None`.
+    """
+    # Vectors whose sum of squares overflows are not valid either: they would spoil the codebook.
     valid = backend.finite_rows(ops.stop_gradient(vectors))
     if mask is None:
         return valid
@@ -34,7 +40,7 @@ def valid_vectors(vectors: Tensor, leading: Sizes, mask: Tensor | None) -> Tenso
     sizes = zip(mask.shape, leading, strict=False)
     if len(mask.shape) > len(leading) or any(type(b) is int and a not in (None, 1, b) for a, b in sizes):
         raise ValueError(
-            "`mask` must have the shape of the inputs' first axes. "
+            "`mask` must have the shape of the inputs' leading axes, or of the first of them. "
             f"Received: mask of shape {tuple(mask.shape)}, inputs of shape {(*leading, vectors.shape[-1])}"
         )
     mask = ops.reshape(mask, ops.shape(mask) + (1,) * (len(leading) - len(mask.shape)))

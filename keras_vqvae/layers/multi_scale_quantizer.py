@@ -1,4 +1,4 @@
-"""Multi-scale quantization: a grid as a sum of codes at finer and finer resolutions."""
+"""Multi-scale quantization: a grid as a sum of codes at increasing resolutions."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_vqvae import serialization, validation
 from keras_vqvae.backend import backend
-from keras_vqvae.layers import wrappers
+from keras_vqvae.layers import input_checks, wrappers
 from keras_vqvae.layers.grids import FixedGrids, StridedGrids
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
@@ -21,56 +21,56 @@ from keras_vqvae.types import Sizes, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class MultiScaleQuantizer(Quantizer):
-    """Quantizes a grid of vectors coarse to fine, each scale what those before it left, as in VAR and SNAC.
+    """Quantizes a grid of vectors coarse to fine: each scale quantizes the residual of the scales before it.
 
-    With `r_0 = z` a scale takes the means of `r_i` over the areas of its grid, quantizes them, `q_i`, and leaves
-    `r_(i + 1) = r_i - f_i(up(q_i))`: `up` interpolates to the full grid, and `f_i` is the identity or, with
-    `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the `f_i(up(q_i))`, and gradients are those of this
-    formula. Where the quantizers are straight-through, the last scale is the full grid and there is no convolution,
-    they are copied: the encoder gets that of the output exactly once, and those of all losses, as in
-    `ResidualQuantizer`. Each scale adds its own losses. A convolution adds the mean of
-    `(stop_gradient(z) - output)^2`.
+    With `r_0 = z`, scale `i` averages `r_i` over the areas of its cells, and quantizes the means to codes `q_i`. The
+    residual is `r_(i + 1) = r_i - f_i(up(q_i))`. Here `up` interpolates to the full grid, and `f_i` is the identity or,
+    with `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the `f_i(up(q_i))`. Each scale adds its own
+    losses. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
 
-    The grids have given `scales`, for inputs of one size, or given `strides`, for inputs of any size. An area has all
-    elements that it touches, so areas overlap where a scale does not divide the grid.
+    Gradients follow this formula, with one exception. If the quantizers are straight-through, the last scale is
+    the full grid and there is no convolution, the encoder gets the gradient of the output exactly once.
 
-    Codes at fixed places (FSQ, LFQ, BSQ) are the same at every scale; vectors are bounded once.
+    `scales` sets the sizes of the grids, for inputs of one size. `strides` sets the sizes of their cells, for inputs of
+    any size. An area contains all elements that its cell touches, so areas overlap if a scale does not divide the grid.
+    Quantizers with fixed codes (FSQ, LFQ, BSQ) have the same codes at every scale. Vectors are bounded once.
 
     Args:
-        quantizer: The quantizer of a scale, not built: the scales have copies of it, each with a seed of its own.
-        scales: The sizes of the grids, coarse to fine: integers for grids of equal sides, or tuples of one integer an
-            axis. The last may be the full grid or a coarser one. Defaults to `None`, which needs `strides`.
-        shared_codebook: Whether all scales have one and the same quantizer, of one codebook. Defaults to `False`.
-        convolution: Whether a convolution over 3 elements an axis follows the interpolation, with a bias and 0 at the
-            start. `True` is one for all scales. A sequence of integers gives the number of each scale's convolution:
-            `(0, 0, 1)` is one for the first two scales and one for the third. Defaults to `False`.
-        strides: How many elements of the grid a cell has along each axis, coarse to fine, in place of `scales`:
-            integers or tuples of one integer an axis, such as `(8, 4, 2, 1)`. Each is a multiple of the next one.
-            Defaults to `None`.
-        interpolation: `"linear"`, `"nearest"`, which repeats, or `"cubic"`, each along all axes: with two axes they are
+        quantizer: The quantizer of a scale, not built. Each scale has a copy of it, with its own seed.
+        scales: Sizes of the grids, coarse to fine. A size is an integer for all axes, or a tuple with one integer for
+            each axis. The last grid may be the full grid or coarser. Defaults to `None`: `strides` must be given.
+        shared_codebook: Whether all scales share one quantizer and its codebook. Defaults to `False`.
+        convolution: Whether a convolution with a kernel of 3 elements per axis follows the interpolation. Kernel and
+            bias start at 0. `True` is one convolution for all scales. A sequence assigns a convolution to each scale by
+            number: `(0, 0, 1)` is one for the first two scales and another for the third. Defaults to `False`.
+        strides: Sizes of a cell in elements of the full grid, coarse to fine, such as `(8, 4, 2, 1)`. A size is an
+            integer for all axes, or a tuple with one integer for each axis. Each size is a multiple of the next one.
+            Defaults to `None`: `scales` must be given.
+        interpolation: `"linear"`, `"cubic"`, or `"nearest"`, which repeats elements. With two axes, the first two are
             bilinear and bicubic. Defaults to `"linear"`.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
         inputs: Floats `[batch, *grid, D]` with a grid of 1 to 3 axes, whose sizes are known unless there are `strides`.
-        mask: Optional booleans, `[batch]` and any of the grid's axes. What is masked counts as 0 and touches nothing,
-            and an area counts by the rest of it.
+        mask: Optional booleans `[batch]`, or `[batch, ...]` over the first axes of the grid. Masked positions are
+            excluded from losses, statistics and the mean of an area.
         training, return_indices: As for every `Quantizer`.
 
     Output shape:
-        `[batch, *grid, D]`. With `scales`, indices are int32 `[batch, L]`, `L` the cells of all scales, coarse scales
-        first. With `strides`, they are int32 `[batch, *coarsest, C]`: `coarsest` is the grid divided by the first
-        stride, rounded up, and `C` the cells of all scales in a coarsest cell, coarse scales first. For strides
-        `(4, 2, 1)` and 100 elements that is `[batch, 25, 1 + 2 + 4]`. Further axes follow where the inner quantizer has
-        some.
+        `[batch, *grid, D]`. With `scales`, the indices are int32 `[batch, L]`, where `L` is the number of cells of all
+        scales. With `strides`, they are int32 `[batch, *coarsest, C]`, where `coarsest` is the grid divided by the
+        first stride, rounded up, and `C` is the number of cells of all scales in a coarsest cell. For strides
+        `(4, 2, 1)` and 100 elements, the shape is `[batch, 25, 1 + 2 + 4]`. Indices of coarse scales come first. The
+        axes of the inner quantizer's `index_shape` follow.
 
-        `decode` takes -1 for no code: with the finer scales so, it decodes the coarse scales alone. With `strides` it
-        decodes whole coarsest cells, so its output is longer than inputs that the first stride does not divide.
+        `decode` reads -1 as "no code". Set the indices of fine scales to -1 to decode the coarse scales only. With
+        `strides`, `decode` returns whole coarsest cells, so its output is longer than inputs that the first stride does
+        not divide.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer of vectors or built already, if its `distance` is `"cosine"`, if
-            `scales` do not increase, do not fit the grid's number of axes or exceed it, if a stride is no multiple of
-            the next one, or if there are both `scales` and `strides` or neither.
+        ValueError: If `quantizer` is not a quantizer of vectors, is built already, or has `distance="cosine"`. If
+            `scales` do not increase, have another number of axes than the grid, or exceed it. If a stride is not a
+            multiple of the next one. If both `scales` and `strides` are given, or neither.
 
     Example:
 
@@ -85,7 +85,7 @@ class MultiScaleQuantizer(Quantizer):
     References:
 
     - [Tian et al., 2024](https://arxiv.org/abs/2404.02905), algorithms 1 and 2
-    - [Siuzdak et al., 2024](https://arxiv.org/abs/2410.14411), of sound
+    - [Siuzdak et al., 2024](https://arxiv.org/abs/2410.14411), for sound
     """
 
     min_index = -1
@@ -104,7 +104,8 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__(**kwargs)
         self.template = wrappers.template(quantizer)
         if (scales is None) == (strides is None):
-            raise ValueError(f"Give either `scales` or `strides`. Received: scales={scales!r}, strides={strides!r}")
+            given = f"scales={validation.shown(scales)}, strides={validation.shown(strides)}"
+            raise ValueError(f"Give either `scales` or `strides`. Received: {given}")
         self._grids = StridedGrids(strides) if scales is None else FixedGrids(scales)
         number = len(self._grids.given)
         self.shared_codebook = validation.boolean("shared_codebook", shared_codebook)
@@ -115,7 +116,7 @@ class MultiScaleQuantizer(Quantizer):
         self.interpolation = resizing.check_interpolation(interpolation)
         self.quantizers = wrappers.copies(self, number, shared_codebook)
         for each in self.quantizers:
-            # Bounded by this layer; a finer grid's rests do not lie within the width of a coarser one's levels.
+            # Stage 0 for all: codes do not get finer, as residuals need not fit into the bins of the scale before.
             each.set_stage(0)
         if number > 1:
             wrappers.check_refines(self.quantizers[0])
@@ -123,9 +124,9 @@ class MultiScaleQuantizer(Quantizer):
         self.index_shape = self.quantizers[0].index_shape
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        dim = self._check_input_shape(input_shape)
+        dim = input_checks.last_axis(self, input_shape)
         self._grids.build(input_shape)
-        # A cell of scale `s` has the codebooks of `s`, one for each of its indices.
+        # Each cell of a scale uses the codebooks of that scale, one for each index of the cell.
         inner = math.prod(self.index_shape)
         self.codebooks = tuple(
             scale * inner + book
@@ -152,28 +153,31 @@ class MultiScaleQuantizer(Quantizer):
         return self._grids.vector_axes(axes)
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> tuple[Tensor, None] | None:
-        # Indices of several resolutions have none.
+        # Indices have several resolutions, which one mask cannot describe.
         return None if previous_mask is None else (previous_mask, None)
 
     def _means(self, x: Tensor, weights: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """Means of `[n, *grid, D]` over the areas of a scale, by weights `[n, *grid, 1]`, and which have any weight."""
+        """Returns the means of `x` `[n, *grid, D]` over the areas of a scale, and whether each area has any weight.
+
+        The means are weighted by `weights` `[n, *grid, 1]`.
+        """
         fraction = self._grids.shrink(weights, scale)
         some = fraction > 0
         means = self._grids.shrink(x * weights, scale) / ops.where(some, fraction, ops.ones_like(fraction))
         return means, ops.reshape(some, (-1,))
 
     def _to_grid(self, codes: Tensor, scale: int) -> Tensor:
-        """`f_i(up(q_i))`: `[n, *s, D]` -> `[n, *grid, D]`."""
+        """Interpolates and refines codes, `f_i(up(q_i))`: `[n, *s, D]` -> `[n, *grid, D]`."""
         return self._convolutions.refine(self, self._grids.stretch(codes, scale, self.interpolation), scale)
 
     def quantize_vectors(
         self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
     ) -> Record:
-        """Quantizes grids `[batch, *grid, D]` scale by scale, each scale the residuals of those before it."""
+        """Quantizes grids `[batch, *grid, D]` scale by scale."""
         shape = ops.shape(vectors)
         flat = self.quantizers[0].bound(backend.masked(ops.reshape(vectors, (-1, self._dim)), valid))
         weights = self._grids.filled(ops.reshape(ops.cast(valid, "float32"), (*shape[:-1], 1)))
-        # A full grid of straight-through codes at the end makes up for all that the scales before lose.
+        # If the last scale is the full grid, it quantizes the whole remaining residual. The gradient is then a copy.
         copied = not self._convolutions and self._grids.end_full
         copied = copied and all(quantizer.copies_gradient(training) for quantizer in self.quantizers)
         total = StageSum(self._grids.filled(ops.reshape(flat, shape)), copied)
@@ -196,7 +200,7 @@ class MultiScaleQuantizer(Quantizer):
         return Record(self, flat, valid, indices, codes, training, parts, _output=output)
 
     def _cropped(self, x: Tensor, shape: Sizes) -> Tensor:
-        """The part of a grid that belongs to inputs of `shape`, `[N, D]`."""
+        """Removes the padding of a grid: `[n, *padded, D]` -> `[N, D]` for inputs of `shape`."""
         if any(own is None or own != size for own, size in zip(x.shape[1:-1], shape[1:-1], strict=True)):
             x = x[(slice(None), *(slice(0, size) for size in shape[1:-1]))]
         return ops.reshape(x, (-1, self._dim))
@@ -207,7 +211,7 @@ class MultiScaleQuantizer(Quantizer):
         return {"codebook_loss": losses.codebook_loss(record.vectors, record.codes, record.valid)}
 
     def _by_scale(self, indices: Tensor) -> list[Tensor]:
-        """Indices as `encode` returns them -> `[n, *s, I]` for each scale."""
+        """Splits indices, as `encode` returns them, by scale: `[n, *s, I]` each."""
         axes = ops.shape(indices)[: len(indices.shape) - len(self.index_shape)]
         return self._grids.split(ops.reshape(indices, (*axes, math.prod(self.index_shape))))
 
@@ -219,21 +223,20 @@ class MultiScaleQuantizer(Quantizer):
         return ops.reshape(sum(grids), (-1, self._dim))
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the codebooks scale by scale, each by k-means of what the scales before it left; see `kmeans`."""
+        """Initializes each scale's codebook with k-means of residuals. Arguments as for `CodebookQuantizer.adapt`."""
         if self.shared_codebook:
             raise ValueError("`adapt` needs a codebook for each scale. Received: shared_codebook=True")
-        vectors = ops.convert_to_tensor(vectors, dtype="float32")
-        if not self.built:
-            self.build(tuple(vectors.shape))
-        rest = self._grids.filled(vectors)
+        vectors = ops.convert_to_tensor(input_checks.vectors_to_adapt(self, vectors), dtype="float32")
+        self.index_axes(tuple(vectors.shape[:-1]))
+        residual = self._grids.filled(vectors)
         weights = self._grids.filled(ops.ones((*vectors.shape[:-1], 1)))
         for scale, quantizer in enumerate(self.quantizers):
-            means, some = self._means(rest, weights, scale)
+            means, some = self._means(residual, weights, scale)
             sizes, means = ops.shape(means), ops.reshape(means, (-1, self._dim))
             if not wrappers.keeps_codes(self, quantizer):
-                # Vectors that are not finite are left out.
+                # k-means leaves out vectors that are not finite.
                 quantizer.adapt(ops.where(some[:, None], means, math.nan), **keywords)
-            rest = rest - self._to_grid(ops.reshape(wrappers.nearest(quantizer, means), sizes), scale)
+            residual = residual - self._to_grid(ops.reshape(wrappers.nearest(quantizer, means), sizes), scale)
 
     def get_config(self) -> dict[str, Any]:
         return {

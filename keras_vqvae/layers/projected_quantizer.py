@@ -1,4 +1,4 @@
-"""Quantization in another number of dimensions, usually fewer."""
+"""Quantization of linear projections, usually to fewer dimensions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_vqvae import serialization, validation
 from keras_vqvae.backend import backend
-from keras_vqvae.layers import wrappers
+from keras_vqvae.layers import input_checks, wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.layers.resized import ResizableWrapper
@@ -21,11 +21,12 @@ class ProjectedQuantizer(ResizableWrapper):
 
     Both maps are trained, with biases. They begin as an orthogonal projection onto `dim` random directions.
 
-    In few dimensions more codes are in use; and quantizers whose codes have a fixed size fit any encoder.
+    Fewer dimensions bring more codes into use. A projection also fits quantizers with codes of a fixed size, such as
+    `FiniteScalarQuantizer`, to any encoder.
 
     Args:
-        quantizer: The quantizer in between, not built: a copy of it is used.
-        dim: Size of its codes.
+        quantizer: The inner quantizer, not built. The layer uses a copy of it.
+        dim: Size of the inner quantizer's codes.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -33,10 +34,10 @@ class ProjectedQuantizer(ResizableWrapper):
         mask, training, return_indices: As for every `Quantizer`.
 
     Output shape:
-        `[..., D]`; the indices are those of the inner quantizer.
+        `[..., D]`. The indices have the shape of the inner quantizer's indices.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer or built already, or `dim` is not positive.
+        ValueError: If `quantizer` is not a quantizer, or is built already, or `dim` is not positive.
 
     Example:
 
@@ -67,7 +68,7 @@ class ProjectedQuantizer(ResizableWrapper):
         return self.quantizer.codebook_sizes
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        dim = self._check_input_shape(input_shape)
+        dim = input_checks.last_axis(self, input_shape)
         # Weights rather than `Dense` layers, which `model.quantize("int8")` would convert.
         self.down_kernel = self.add_float32("down_kernel", (dim, self.dim), "orthogonal", trainable=True)
         self.down_bias = self.add_float32("down_bias", (self.dim,), trainable=True)
@@ -77,16 +78,17 @@ class ProjectedQuantizer(ResizableWrapper):
         super().build(input_shape)
 
     def _initial_up_kernel(self, shape: tuple[int, int], dtype: str) -> Tensor:
-        # A projection takes away what it sees and nothing else, so a later stage of a residual starts from the rest.
-        # Copied, because a transposed tensor shares its memory on PyTorch.
+        # The transpose makes the two maps an orthogonal projection. A residual then loses only its part in these
+        # directions, and the next stage quantizes the other directions.
+        # A copy, because a transposed tensor shares its memory on PyTorch.
         return ops.cast(ops.copy(ops.transpose(ops.convert_to_tensor(self.down_kernel))), dtype)
 
     def down(self, vectors: Tensor) -> Tensor:
-        """`[N, D]` -> `[N, dim]`."""
+        """Maps vectors to the inner quantizer's dimensions: `[N, D]` -> `[N, dim]`."""
         return backend.matmul(vectors, ops.convert_to_tensor(self.down_kernel)) + self.down_bias
 
     def up(self, codes: Tensor) -> Tensor:
-        """`[N, dim]` -> `[N, D]`."""
+        """Maps inner codes back: `[N, dim]` -> `[N, D]`."""
         return backend.matmul(codes, ops.convert_to_tensor(self.up_kernel)) + self.up_bias
 
     def quantize_vectors(
@@ -104,9 +106,11 @@ class ProjectedQuantizer(ResizableWrapper):
         return self.up(self.quantizer.lookup(indices))
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the inner codebook by k-means of the projected vectors; see `kmeans`."""
-        if not self.built:
-            self.build(tuple(vectors.shape))
+        """Initializes the inner codebook with k-means of the projected vectors.
+
+        It takes outputs of the encoder `[..., D]`, and the other arguments of `CodebookQuantizer.adapt`.
+        """
+        vectors = input_checks.vectors_to_adapt(self, vectors)
         self.quantizer.adapt(self.down(ops.convert_to_tensor(vectors, dtype="float32")), **keywords)
 
     def get_config(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_vqvae import validation
 from keras_vqvae.backend import backend
-from keras_vqvae.layers import index_shapes
+from keras_vqvae.layers import index_shapes, input_checks
 from keras_vqvae.layers.added_losses import AddedLosses
 from keras_vqvae.layers.code_counts import CountedCodes
 from keras_vqvae.layers.masks import valid_vectors
@@ -20,45 +20,47 @@ from keras_vqvae.types import Sizes, Tensor
 class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     """Base class of all quantizers: replaces each vector of the last axis by a code from a finite set.
 
-    A subclass sets `num_embeddings`, the number of codes, creates its weights in `build`, calls
-    `super().build(input_shape)` there, and implements, on float32 vectors `[N, D]` whatever the input's rank and dtype:
+    A subclass sets `num_embeddings`, the number of codes. It creates its weights in `build`, and calls
+    `super().build(input_shape)` there. It implements these methods, which get float32 vectors `[N, D]` for any inputs:
 
     - `project(vectors)`: transforms vectors before quantization, for example to unit norm. Defaults to the identity.
-    - `assign(vectors)`: the int32 indices of the codes, `[N]`. Or `choose(vectors)`: indices and codes.
-    - `lookup(indices)`: the codes `[N, D]`, with the gradient of the codebook.
-    - `estimate(vectors, codes, training)`: the output, with the gradient of the encoder. Defaults to straight-through.
-    - `compute_losses(record)`: float32 scalars by name, means over `record.valid`. Defaults to none.
-    - `update(record, counts)`: updates the layer's own state in training. Defaults to nothing.
+    - `assign(vectors)`: returns the int32 indices of the codes, `[N]`. Alternatively `choose(vectors)`, which returns
+      indices and codes.
+    - `lookup(indices)`: returns the codes `[N, D]`, differentiable with respect to the codebook.
+    - `estimate(vectors, codes, training)`: returns the output and defines the encoder's gradient. Defaults to
+      straight-through.
+    - `compute_losses(record)`: returns float32 scalars by name, means over `record.valid`. Defaults to no losses.
+    - `update(record, counts)`: updates the layer's own state in training. Defaults to no update.
 
-    A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. If it quantizes whole grids,
-    it sets `quantizes_grids = True`, and `quantize_vectors` gets `[batch, *grid, D]`, `lookup` the indices as `encode`
-    returns them. It also implements `index_axes` and `vector_axes`.
+    A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. A wrapper that quantizes
+    whole grids sets `quantizes_grids = True`, and also implements `index_axes` and `vector_axes`. Its
+    `quantize_vectors` gets `[batch, *grid, D]`, and its `lookup` gets indices in the shape that `encode` returns.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
         mask: Optional booleans `[batch, ...]` over the leading dimensions. Masked vectors are quantized like the
             others, but they are excluded from losses, statistics and codebook updates. A vector with a NaN or an
             infinity counts as masked.
-        training: Whether to update statistics, and to draw if the quantizer draws. Losses are added either way.
+        training: Whether to update statistics, and to add noise if the quantizer uses any. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
-        reverse: Whether `inputs` are indices to decode: what `decode` is in functional models. Defaults to `False`.
+        reverse: Whether `inputs` are indices to decode. `decode` sets it in functional models. Defaults to `False`.
 
     Output shape:
         `[..., D]`, in the compute dtype; the indices are int32 `[..., *index_shape]`.
     """
 
     min_index: int = 0
-    """-1 if an index may stand for no code."""
+    """Smallest index that `decode` accepts: 0, or -1 if an index can mean "no code"."""
     has_fixed_codes: bool = False
-    """Whether codes lie at fixed places within bounds, so that each stage of a residual needs finer ones."""
+    """Whether codes are fixed points within bounds. Each stage of a residual then gets finer codes."""
     supports_beam_search: bool = False
-    """Whether any code may be assigned to any vector, and the nearest one is best, as a beam search requires."""
+    """Whether a beam search may assign codes: any code is allowed for any vector, and the nearest code is best."""
     refines: bool = True
-    """Whether codes can have any length, so that they can quantize what other stages leave."""
+    """Whether codes can have any norm. Only such codes can quantize the residual of another stage."""
     quantizes_grids: bool = False
-    """Whether it quantizes whole grids. Such a quantizer can only be the outermost wrapper."""
+    """Whether the layer quantizes whole grids. Such a quantizer can only be the outermost wrapper."""
     stage: int | None = None
-    """How many stages of a residual precede this quantizer; `None` outside of a residual."""
+    """Number of residual stages before this quantizer. `None` outside of a residual."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -67,27 +69,6 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         self._dim = input_shape[-1]
-
-    def _check_input_shape(
-        self, input_shape: tuple[int | None, ...], argument: str | None = None, dim: int | None = None
-    ) -> int:
-        """Returns the size of the last axis, which must be `dim`, if given: an argument's, or that it was built for."""
-        if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(
-                f"`{self.__class__.__name__}` needs inputs of rank 2 or more with a known last axis. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
-        if dim not in (None, input_shape[-1]):
-            if argument is not None:
-                raise ValueError(
-                    f"`{argument}` must be the size of the inputs' last axis. "
-                    f"Received: {argument}={dim}, input_shape={tuple(input_shape)}"
-                )
-            raise ValueError(
-                f"`{self.name}` was built for inputs whose last axis is {dim}. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
-        return input_shape[-1]
 
     def call(
         self,
@@ -100,16 +81,16 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         if reverse:
             return self._decode(inputs)
         shape = ops.shape(inputs)
-        self._check_input_shape(shape, dim=self._dim)
+        input_checks.last_axis(self, shape, dim=self._dim)
         axes = self.index_axes(shape[:-1])
         # `[..., D]` -> `[N, D]`, in float32: squares of float16 overflow from 256 on.
         vectors = ops.reshape(ops.cast(inputs, "float32"), (-1, shape[-1]))
         valid = valid_vectors(vectors, shape[:-1], mask)
         with backend.full_precision(vectors):
-            # Grids are quantized as they are.
+            # A quantizer of grids needs their shape.
             vectors = ops.reshape(vectors, shape) if self.quantizes_grids else vectors
             record = self.quantize_vectors(vectors, valid, bool(training), shape[0])
-            # Output and losses come before the updates, which change the codebook that they may read.
+            # Output and losses are computed first: they may read the codebook, and the updates change it.
             quantized = ops.reshape(ops.cast(record.output, self.compute_dtype), shape)
             self.add_record(record)
             self.apply_updates(record)
@@ -118,7 +99,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return quantized, ops.reshape(ops.cast(record.indices, "int32"), (*axes, *self.index_shape))
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-        # Under `keras.RematScope` a layer runs again for its gradient, and would be updated twice.
+        # Not rematerialized. Under `keras.RematScope` a layer runs again for its gradient, which would update it twice.
         return layer_call
 
     def quantize_vectors(
@@ -134,7 +115,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return Record(self, vectors, valid, indices, codes, training)
 
     def compute_output(self, record: Record) -> Tensor:
-        """Returns the output `[N, D]` of a record, with the gradient of the encoder. Wrappers override it."""
+        """Returns the output `[N, D]` of a record. It defines the encoder's gradient. Wrappers override this method."""
         return self.estimate(record.vectors, record.codes, record.updates_state)
 
     def all_losses(self, record: Record) -> list[tuple[str, Tensor]]:
@@ -143,23 +124,23 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return [*parts, *self.compute_losses(record).items()]
 
     def copies_gradient(self, training: bool) -> bool:
-        """Whether the output is the codes, with its gradient copied to the vectors and to nothing else.
+        """Whether the output is straight-through: its value is the codes, and its gradient goes to the vectors only.
 
-        `ResidualQuantizer` then copies the gradient once for all stages, which costs least.
+        `ResidualQuantizer` then copies the gradient once for all stages, instead of once per stage.
         """
         names = ("quantize_vectors", "compute_output", "project", "estimate")
         return all(getattr(type(self), name) is getattr(Quantizer, name) for name in names)
 
     def index_axes(self, axes: Sizes) -> Sizes:
-        """Returns the axes of the indices before `index_shape`, given the inputs' axes before the last."""
+        """Returns the leading axes of the indices, those before `index_shape`, given the leading axes of the inputs."""
         return axes
 
     def vector_axes(self, axes: Sizes) -> Sizes:
-        """Returns the inputs' axes before the last, given the axes of the indices before `index_shape`."""
+        """Returns the leading axes of the inputs, given the leading axes of the indices, those before `index_shape`."""
         return axes
 
     def bound(self, vectors: Tensor) -> Tensor:
-        """Bounds vectors `[N, D]` once, before the first stage of a residual."""
+        """Bounds vectors `[N, D]` to the range of the codes. A residual does this once, before its first stage."""
         return vectors
 
     def set_stage(self, stage: int) -> None:
@@ -188,7 +169,10 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         pass
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> Tensor | None:
-        raise ValueError(f"`{self.__class__.__name__}` has no codebook to adapt. Received: self={self.name}")
+        raise ValueError(
+            f"`{self.__class__.__name__}` has no codebook to adapt. Use it without `adapt`, or use a quantizer with a "
+            f"codebook, such as `VectorQuantizer`. Received: self={self.name}"
+        )
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Returns the int32 indices `[..., *index_shape]` of inputs `[..., D]`."""
@@ -197,18 +181,18 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the vectors `[..., D]` of indices `[..., *index_shape]`, in the compute dtype.
 
-        The indices of the first stages of a residual, or of the first groups, decode as if those that are missing were
-        -1, which is no code.
+        Indices of only the first stages of a residual, or of only the first groups, are accepted, too. The missing
+        indices are filled with -1, which means "no code".
 
-        On a symbolic tensor it is a call of this layer, so that `keras.Model(codes, decoder(quantizer.decode(codes)))`
-        shares the layer with the model that made the codes, saves it and exports it.
+        With a symbolic tensor, `decode` is a call of the layer. A model such as
+        `keras.Model(codes, decoder(quantizer.decode(codes)))` then saves and exports the layer, and shares it with the
+        encoder's model.
 
         Raises:
             ValueError: If the layer is not built, or an index is out of range. Compiled code cannot raise; there,
                 indices are clipped to the valid range.
         """
-        if not self.built:
-            raise ValueError(f"`{self.__class__.__name__}` must be built before it decodes. Received: built=False")
+        input_checks.check_built(self, "decode")
         return self(indices, reverse=True) if isinstance(indices, keras.KerasTensor) else self._decode(indices)
 
     def _decode(self, indices: Tensor) -> Tensor:
@@ -219,7 +203,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return ops.reshape(ops.cast(codes, self.compute_dtype), (*axes, self._dim))
 
     def check_indices(self, name: str, indices: Tensor) -> Tensor:
-        """Returns `indices` as an int32 tensor inside the codebook, with -1 for stages or groups that are left out."""
+        """Returns `indices` as an int32 tensor. Checks their range, and fills in -1 for missing stages or groups."""
         indices = validation.code_indices(name, indices, self.num_embeddings, self.min_index)
         index_shapes.leading_axes(name, indices.shape, self.index_shape)
         indices = index_shapes.completed(indices, self.index_shape)
@@ -227,15 +211,16 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
 
     @property
     def output(self) -> Any:
-        # Keras gives every call of a layer in a functional model as many outputs as `output` has, and that is the first
-        # call's. Called without indices and then with them, the second call would lack one.
+        # Keras expects every call of a layer in a functional model to have as many outputs as `output`, which is the
+        # output of the first call. If that call does not return indices, a later call could not. This returns the
+        # output of the call with the most outputs.
         if not self._inbound_nodes:
             return super().output
         most = max(range(len(self._inbound_nodes)), key=lambda i: len(self._inbound_nodes[i].outputs))
         return self._get_node_attribute_at_index(most, "output_tensors", "output")
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        # One for the quantized vectors, one for the indices: Keras pairs them with as many outputs as there are.
+        # One mask for the quantized vectors and one for the indices. Without indices, Keras ignores the second mask.
         return None if previous_mask is None else (previous_mask, previous_mask)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -249,11 +234,12 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return_indices: bool = False,
         reverse: bool = False,
     ) -> keras.KerasTensor | tuple[keras.KerasTensor, keras.KerasTensor]:
-        # Inferred from `compute_output_shape`, the indices would be floats.
+        # By default Keras would give the indices the compute dtype, a float.
         if reverse:
             axes = self.vector_axes(index_shapes.leading_axes("indices", inputs.shape, self.index_shape))
             return keras.KerasTensor((*axes, self._dim), dtype=self.compute_dtype)
-        self._check_input_shape(inputs.shape, dim=self._dim)
+        input_checks.last_axis(self, inputs.shape, dim=self._dim)
+        input_checks.check_channels_last(self, inputs)
         quantized = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         indices = keras.KerasTensor((*self.index_axes(inputs.shape[:-1]), *self.index_shape), dtype="int32")
         return (quantized, indices) if return_indices else quantized

@@ -1,8 +1,7 @@
-"""What a quantizer did with the vectors of one call, as plain data.
+"""Records of calls: the data that a quantizer's output, losses and updates are computed from.
 
-`Quantizer.quantize_vectors` returns a record. The layer's output, losses and updates are functions of it, and each is
-computed only where it is needed: `predict` needs no losses, and a residual of straight-through stages no stage's
-output.
+`Quantizer.quantize_vectors` returns a record. Output, losses and updates are computed from it only if they are needed.
+`predict` needs no losses. A residual of straight-through stages does not need the output of each stage.
 """
 
 import dataclasses
@@ -18,19 +17,19 @@ from keras_vqvae.types import Tensor
 
 @dataclasses.dataclass
 class Record:
-    """Vectors `[N, D]` and what a quantizer made of them.
+    """The vectors of one call of a quantizer, with their indices and codes.
 
     Attributes:
         quantizer: The `Quantizer` that made the record.
-        vectors: `[N, D]`, as they were quantized, with the gradient of the encoder.
-        valid: Booleans `[N]`: which vectors count.
+        vectors: Vectors `[N, D]` after `Quantizer.project`. Their gradient reaches the encoder.
+        valid: Booleans `[N]`. `False` for vectors that are masked or not finite.
         indices: Integers `[N, *index_shape]`.
-        codes: `[N, D]`, with the gradient of the codebook.
-        training: Whether the call was one of training.
-        parts: Records of the quantizers within a wrapper.
-        used: Booleans `[N]`: which vectors use the quantizer, under quantizer dropout; `None` for all. The others get
-            the code 0 and the index -1.
-        losses: The losses of the record and its parts, with their names; `None` until they are computed.
+        codes: Codes `[N, D]`. Their gradient reaches the codebook.
+        training: Whether the layer was called with `training=True`.
+        parts: Records of the inner quantizers of a wrapper.
+        used: Booleans `[N]` under quantizer dropout. `False` for vectors that do not use the quantizer: they get the
+            code 0 and the index -1. `None` if all vectors use it.
+        losses: Names and values of the losses of the record and its parts. `None` until they are computed.
     """
 
     quantizer: Any
@@ -50,17 +49,17 @@ class Record:
         for part in self.parts:
             for each in part.walk():
                 if each.valid is self.valid:
-                    # Counted once for all of them.
+                    # Records with the same `valid` share its count.
                     each._count = self._count
 
     @property
     def updates_state(self) -> bool:
-        """Whether the call trains the quantizer's own state: codes, averages and draws."""
+        """Whether the call trains the quantizer: it then updates its own state and may add noise."""
         return self.training and self.quantizer.trainable
 
     @property
     def output(self) -> Tensor:
-        """The quantizer's output `[N, D]`, with the gradient of the encoder. Computed once, because it may be drawn."""
+        """The quantizer's output `[N, D]`. It is computed only once, because it may contain noise."""
         if self._output is None:
             output = self.quantizer.compute_output(self)
             self._output = output if self.used is None else backend.masked(output, self.used)
@@ -68,33 +67,33 @@ class Record:
 
     @property
     def used_codes(self) -> Tensor:
-        """The codes `[N, D]`, and 0 for vectors that do not use the quantizer."""
+        """The codes `[N, D]`, with 0 for vectors that do not use the quantizer."""
         return self.codes if self.used is None else backend.masked(self.codes, self.used)
 
     @property
     def used_indices(self) -> Tensor:
-        """The indices `[N, *index_shape]`, and -1 for vectors that do not use the quantizer."""
+        """The indices `[N, *index_shape]`, with -1 for vectors that do not use the quantizer."""
         if self.used is None:
             return self.indices
         return ops.where(ops.reshape(self.used, (-1,) + (1,) * (len(self.indices.shape) - 1)), self.indices, -1)
 
     @property
     def count(self) -> Tensor:
-        """How many vectors are valid, a float32 scalar."""
+        """Number of valid vectors, a float32 scalar."""
         if not self._count:
             self._count.append(backend.count_true(self.valid))
         return self._count[0]
 
     @property
     def differences(self) -> Tensor:
-        """`vectors - codes`, and 0 where a vector is not valid, as a constant `[N, D]`."""
+        """`vectors - codes` without a gradient, with 0 for vectors that are not valid: `[N, D]`."""
         if self._differences is None:
             differences = ops.stop_gradient(self.vectors) - ops.stop_gradient(self.codes)
             self._differences = backend.masked(differences, self.valid)
         return self._differences
 
     def squared_errors(self, commitment_weight: float, codebook_weight: float) -> dict[str, Tensor]:
-        """Returns the commitment loss and the codebook loss, those of them that have a weight above 0."""
+        """Returns the weighted commitment loss and codebook loss by name. A loss with the weight 0 is left out."""
         weights = commitment_weight, codebook_weight
         if not any(weights):
             return {}
@@ -110,10 +109,10 @@ class Record:
 
 
 def apply_updates(record: Record, within_call: bool = True) -> None:
-    """Updates counts and state of each quantizer of a record.
+    """Updates the counts and the state of each quantizer in a record.
 
-    This comes after the losses, which read what is updated here. A quantizer that several stages share is updated once,
-    with the vectors of all of them.
+    Compute the losses first, because they read the state before the update. A quantizer that several stages share is
+    updated once, with the vectors of all these stages.
     """
     if not any(each.updates_state or each.quantizer.count_in_inference for each in record.walk()):
         return
@@ -132,7 +131,7 @@ def apply_updates(record: Record, within_call: bool = True) -> None:
 
 
 def _count(record: Record, found: dict[int, list[tuple[Record, Tensor | None]]]) -> Tensor | None:
-    """Returns the counts of a record's codes, and adds them to those `found` for its quantizer and its parts'."""
+    """Returns how often each code of a record was chosen. Adds the record and its parts, with counts, to `found`."""
     parts = [_count(part, found) for part in record.parts]
     counts = record.quantizer.count_record(record, parts)
     found.setdefault(id(record.quantizer), []).append((record, counts))
@@ -140,7 +139,7 @@ def _count(record: Record, found: dict[int, list[tuple[Record, Tensor | None]]])
 
 
 def _joined(records: Sequence[Record]) -> Record:
-    """One record of all the vectors of a quantizer."""
+    """Joins the records of one quantizer into one record of all their vectors."""
     if len(records) == 1:
         return records[0]
     names = ("vectors", "valid", "indices", "codes")
@@ -150,10 +149,10 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 def _joined_rows(parts: Sequence[Tensor]) -> Tensor:
-    """The rows of several tensors: `[n_i, ...]` -> `[sum n_i, ...]`.
+    """Joins the rows of several tensors: `[n_i, ...]` -> `[sum n_i, ...]`.
 
-    Sample by sample where the sizes are known. One tensor after the other would send rows to other devices where a
-    batch is spread over several.
+    The rows are ordered by sample if the sizes are known. A batch that is sharded over devices then stays on its
+    devices, while plain concatenation would send rows between them.
     """
     rows = [part.shape[0] for part in parts]
     if not all(isinstance(n, int) and n for n in rows):

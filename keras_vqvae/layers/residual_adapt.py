@@ -1,4 +1,4 @@
-"""Codebooks of a residual that are filled from data: k-means, stage by stage."""
+"""Initialization of a residual's codebooks with k-means, stage by stage."""
 
 from typing import Any
 
@@ -6,62 +6,75 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae.backend import backend
-from keras_vqvae.layers import wrappers
+from keras_vqvae.layers import input_checks, wrappers
 from keras_vqvae.ops import clustering
 from keras_vqvae.types import Tensor
 
 BEAM_WIDTH = 4
-"""With a beam, a stage clusters what up to this many of a vector's best sums leave."""
+"""Maximum number of sums per vector whose residuals a stage clusters, if `beam_width > 1`."""
 MAX_ERROR = 2.0
-"""Of them, only sums whose squared error is at most this many times that of the best one."""
+"""Largest squared error of such a sum, relative to the error of the vector's best sum."""
 ROUNDS = 5
-"""How often the codes of every stage then move along the sums that the beam finds."""
+"""Number of rounds of refinement after that. Each round updates the codes of every stage once."""
 
 
 def adapt(residual: Any, vectors: Tensor, **keywords: Any) -> None:
-    """Fills the codebooks of a `ResidualQuantizer`, given vectors `[..., D]` and the arguments of `kmeans`."""
-    vectors = ops.convert_to_numpy(vectors)
-    # A copy, which may be changed.
+    """Initializes the codebooks of a `ResidualQuantizer`.
+
+    Args:
+        residual: The `ResidualQuantizer`.
+        vectors: Outputs of the encoder, `[..., D]`.
+        **keywords: Arguments of `CodebookQuantizer.adapt`.
+    """
+    vectors = ops.convert_to_numpy(input_checks.vectors_to_adapt(residual, vectors))
+    # A copy, because `_residuals` changes it in place.
     vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32")
-    if not residual.built:
-        residual.build(vectors.shape)
-    rest = vectors
-    for depth, quantizer in enumerate(residual.quantizers, start=1):
+    residuals = vectors
+    for num_stages, quantizer in enumerate(residual.quantizers, start=1):
         if not wrappers.keeps_codes(residual, quantizer):
-            quantizer.adapt(rest, **keywords)
-        if depth < residual.num_quantizers:
-            rest = _rests(residual, vectors, rest, depth)
+            quantizer.adapt(residuals, **keywords)
+        if num_stages < residual.num_quantizers:
+            residuals = _residuals(residual, vectors, residuals, num_stages)
     if residual.beam_width > 1:
         _refine(residual, vectors, {**keywords, "init": "codebook", "epochs": 1, "verbose": 0})
 
 
-def _rests(residual: Any, vectors: np.ndarray, rest: np.ndarray, depth: int) -> np.ndarray:
-    """What the first stages leave, given what those before the last of them left: `[N, D]` -> `[M, D]`."""
-    if residual.beam_width > 1:
-        return np.concatenate([_near_rests(residual, vectors[chunk], depth) for chunk in clustering.chunks(vectors)])
-    # In place: large data is in memory twice, and no more. Without a beam `vectors` are not needed again.
-    for chunk in clustering.chunks(rest):
-        nearest = wrappers.nearest(residual.quantizers[depth - 1], backend.spread_rows(rest[chunk]))
-        rest[chunk] -= ops.convert_to_numpy(nearest)
-    return rest
+def _residuals(residual: Any, vectors: np.ndarray, previous: np.ndarray, num_stages: int) -> np.ndarray:
+    """Returns the residuals `[M, D]` of the first stages.
 
-
-def _near_rests(residual: Any, vectors: np.ndarray, depth: int) -> np.ndarray:
-    """What the best sums of the first stages' codes leave, and those that are nearly as good: `[n, D]` -> `[m, D]`.
-
-    The best sums alone show the next stage too little of what a beam will leave. All of a fixed number show it too
-    much: of clusters, the second best sum is a code of another cluster, which no vector will use.
+    Args:
+        residual: The `ResidualQuantizer`.
+        vectors: The vectors `[N, D]`.
+        previous: Residuals of the stages before the last of these. Without a beam they are changed in place.
+        num_stages: Number of first stages.
     """
-    # `[n, S, depth]`
-    indices = ops.stack(residual.search(backend.spread_rows(vectors), depth), axis=-1)[:, :BEAM_WIDTH]
-    sums = ops.convert_to_numpy(residual.lookup(ops.reshape(indices, (-1, depth))))
-    rests = vectors[:, None] - sums.reshape(len(vectors), -1, vectors.shape[-1])
-    errors = np.einsum("nsd,nsd->ns", rests, rests)
-    return rests[errors <= MAX_ERROR * errors[:, :1]]
+    if residual.beam_width > 1:
+        chunks = clustering.chunks(vectors)
+        return np.concatenate([_near_residuals(residual, vectors[chunk], num_stages) for chunk in chunks])
+    # In place, so that large data is in memory only twice. Without a beam, `vectors` are not needed again.
+    for chunk in clustering.chunks(previous):
+        nearest = wrappers.nearest(residual.quantizers[num_stages - 1], backend.spread_rows(previous[chunk]))
+        previous[chunk] -= ops.convert_to_numpy(nearest)
+    return previous
+
+
+def _near_residuals(residual: Any, vectors: np.ndarray, num_stages: int) -> np.ndarray:
+    """Returns the residuals of each vector's best sums of codes of the first stages: `[n, D]` -> `[m, D]`.
+
+    The best sum of each vector is too little: in a beam search, the next stage also gets residuals of other sums. A
+    fixed number of sums is too much: if the vectors form clusters, the second-best sum is a code of another cluster,
+    which no vector will use. So a sum is kept if its error is close to that of the best sum.
+    """
+    # `[n, S, num_stages]`
+    indices = ops.stack(residual.search(backend.spread_rows(vectors), num_stages), axis=-1)[:, :BEAM_WIDTH]
+    sums = ops.convert_to_numpy(residual.lookup(ops.reshape(indices, (-1, num_stages))))
+    residuals = vectors[:, None] - sums.reshape(len(vectors), -1, vectors.shape[-1])
+    errors = np.einsum("nsd,nsd->ns", residuals, residuals)
+    return residuals[errors <= MAX_ERROR * errors[:, :1]]
 
 
 def _refine(residual: Any, vectors: np.ndarray, keywords: dict[str, Any]) -> None:
-    """Moves the codes of each stage in turn, with those of the others as they are."""
+    """Updates the codes of one stage after the other, while the other stages keep their codes."""
     parts = list(clustering.chunks(vectors))
     for _ in range(ROUNDS):
         best = [residual.search(backend.spread_rows(vectors[part]), residual.num_quantizers) for part in parts]

@@ -1,4 +1,4 @@
-"""Residual quantization: each stage quantizes what the stages before it left."""
+"""Residual quantization: each stage quantizes the residual of the stages before it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_vqvae import serialization, validation
-from keras_vqvae.layers import residual_adapt, wrappers
+from keras_vqvae.layers import input_checks, residual_adapt, wrappers
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
 from keras_vqvae.layers.resized import ResizableWrapper
@@ -18,29 +18,29 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class ResidualQuantizer(ResizableWrapper):
-    """Quantizes a vector by a sum of codes, stage by stage: each stage quantizes the residual of those before it.
+    """Quantizes a vector as a sum of codes: each stage quantizes the residual of the stages before it.
 
-    With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)` and leaves `r_(i + 1) = r_i - q_i`. The output is the sum of the
-    `q_i`, and gradients are those of this formula: projections, soft assignments, rotations and noise inside the stages
-    are trained by the decoder and by the losses of later stages. Straight-through stages copy the gradient: the encoder
-    gets that of the output exactly once, however many stages there are, and each stage's commitment loss, on
+    With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
+    the sum of the `q_i`, and gradients follow this formula. The decoder and the losses of later stages therefore
+    train the projections and soft assignments inside a stage. If the stages are straight-through, the encoder gets the
+    gradient of the output exactly once, for any number of stages. Each stage's commitment loss, on
     `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
 
     Quantizers with fixed codes (FSQ, LFQ, BSQ) get finer from stage to stage. Vectors are bounded once, and each stage
-    subdivides the bins of the previous one: an axis with 8 levels gets bins 8 times narrower, so its squared error
-    falls 64-fold per stage.
+    subdivides the bins of the previous stage. For an axis with 8 levels, each stage makes the bins 8 times narrower and
+    the squared error 64 times lower.
 
     Args:
-        quantizer: The quantizer of a stage, not built: the stages are copies of it, each with a seed of its own. Or a
-            list of quantizers, which are the stages themselves. They may differ in everything but the shape of their
-            indices, and may have been trained before.
+        quantizer: The quantizer of a stage, not built. Each stage is a copy of it, with its own seed. Or a list of
+            quantizers, which become the stages. They need indices of the same shape, may differ in all else, and may
+            have been trained before.
         num_quantizers: Number of stages, `Q`. Defaults to `None`, the length of the list.
-        shared_codebook: Whether all stages are the same quantizer, with one codebook. Defaults to `False`.
+        shared_codebook: Whether all stages are one quantizer with one codebook. Defaults to `False`.
         quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training: a random
-            number of them, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
+            number of stages, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
         beam_width: Beam width of the search, in training and inference. A wider beam lowers the error; the cost of the
             search grows in proportion. Defaults to `1`: each stage takes the nearest code.
-        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random one.
+        seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:
@@ -48,16 +48,16 @@ class ResidualQuantizer(ResizableWrapper):
         mask, training, return_indices: As for every `Quantizer`.
 
     Output shape:
-        `[..., D]`; the indices are int32 `[..., Q]`, with a further axis where the inner quantizer has one. `decode`
-        takes -1 for no code: with the last columns so, it decodes the first stages.
+        `[..., D]`. The indices are int32 `[..., Q, *index_shape]` with the `index_shape` of the inner quantizer.
+        `decode` reads -1 as "no code". Set the indices of the last stages to -1 to decode the first stages only.
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer, or is one that is built already; if `num_quantizers` is not
-            positive; if `distance` is `"cosine"` in a stage after the first; if stages are to share codes that get
-            finer; if a list has a quantizer twice, or one with fixed codes; or if `beam_width > 1` and a stage has no
-            codebook, or compares codes by direction.
+        ValueError: If `quantizer` is not a quantizer, or is built already. If `num_quantizers` is not positive. If a
+            stage after the first has `distance="cosine"`. If `shared_codebook=True` with fixed codes. If a list has a
+            quantizer twice, or a quantizer with fixed codes. If `beam_width > 1` and a stage has no codebook, or has
+            `distance="direction"`.
 
-    Example: four stages of equal sizes, and three whose sizes fall.
+    Example: four stages of equal size, and three stages of decreasing size.
 
     >>> layer = ResidualQuantizer(VectorQuantizer(num_embeddings=16), num_quantizers=4)
     >>> quantized, indices = layer(keras.random.normal((2, 5, 8)), return_indices=True)
@@ -91,7 +91,7 @@ class ResidualQuantizer(ResizableWrapper):
         self.quantizer_dropout = validation.fraction("quantizer_dropout", quantizer_dropout)
         self.beam_width = validation.positive_int("beam_width", beam_width)
         self.seed = validation.seed(seed)
-        # Stages of a list are not copies of anything.
+        # A list has no template, because its quantizers are the stages themselves.
         self.template: wrappers.Untracked | None = None
         if isinstance(quantizer, list | tuple):
             if num_quantizers is not None or shared_codebook:
@@ -112,13 +112,13 @@ class ResidualQuantizer(ResizableWrapper):
         if shared_codebook and self.has_fixed_codes:
             raise ValueError(
                 "`shared_codebook` must be False for quantizers with fixed codes, which get finer from stage to stage. "
-                f"Received: shared_codebook=True, quantizer={quantizer!r}"
+                f"Received: shared_codebook=True, quantizer={validation.shown(quantizer)}"
             )
         if self.beam_width > 1 and not all(stage.supports_beam_search for stage in self.quantizers):
             raise ValueError(
                 "`beam_width > 1` ranks sums of codes by their squared error. It needs quantizers with an explicit "
                 "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
-                f"Received: beam_width={beam_width}, quantizer={quantizer!r}"
+                f"Received: beam_width={beam_width}, quantizer={validation.shown(quantizer)}"
             )
         for stage in self.quantizers[1:]:
             wrappers.check_refines(stage)
@@ -140,7 +140,7 @@ class ResidualQuantizer(ResizableWrapper):
         self._set_stages(stage * self.num_quantizers)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        wrappers.build_once(self.quantizers, self._check_input_shape(input_shape))
+        wrappers.build_once(self.quantizers, input_checks.last_axis(self, input_shape))
         super().build(input_shape)
 
     def copies_gradient(self, training: bool) -> bool:
@@ -149,7 +149,7 @@ class ResidualQuantizer(ResizableWrapper):
     def quantize_vectors(
         self, vectors: Tensor, valid: Tensor, training: bool, batch_size: Tensor, indices: Tensor | None = None
     ) -> Record:
-        """Quantizes vectors stage by stage, each stage the residuals of those before it."""
+        """Quantizes vectors stage by stage."""
         used = wrappers.draw_used(self, vectors, batch_size, training)
         if self.stage is None:
             vectors = self.bound(vectors)
@@ -166,11 +166,11 @@ class ResidualQuantizer(ResizableWrapper):
         indices = ops.stack([part.used_indices for part in parts], axis=1)
         return Record(self, vectors, valid, indices, total.codes, training, parts, _output=total.output(training))
 
-    def search(self, vectors: Tensor, depth: int) -> Sequence[Tensor]:
-        """Returns the indices `[N, B]` of the best sums of the first stages' codes, for each of these stages."""
+    def search(self, vectors: Tensor, num_stages: int) -> Sequence[Tensor]:
+        """Searches for the best sums of codes of the first stages. Returns indices `[N, B]` for each of the stages."""
         codebooks = [
             quantizer.lookup(ops.arange(quantizer.num_embeddings, dtype="int32"))
-            for quantizer in self.quantizers[:depth]
+            for quantizer in self.quantizers[:num_stages]
         ]
         return search.beam_search(vectors, codebooks, self.beam_width)
 
@@ -181,19 +181,26 @@ class ResidualQuantizer(ResizableWrapper):
         )
 
     def adapt(self, vectors: Tensor, **keywords: Any) -> None:
-        """Fills the codebooks stage by stage, each by k-means of what the stages before it left; see `kmeans`.
+        """Initializes the codebooks stage by stage, each with k-means of the residuals of the stages before it.
 
-        With a beam, a stage clusters what up to four of the best sums of the stages before it leave. Afterwards the
-        stages are refined in turn: the codes of one move to the means of what the others leave, along the sums that the
-        beam finds. A stage that is frozen on its own keeps its codes.
+        With `beam_width > 1`, a stage clusters the residuals of up to 4 of the best sums of each vector. Afterwards the
+        stages are refined in turn: with the sums that the beam search finds, each code moves to the mean of the
+        residuals that the other stages leave. A stage that is frozen on its own keeps its codebook.
+
+        It takes outputs of the encoder `[..., D]`, and the other arguments of `CodebookQuantizer.adapt`.
         """
         if self.shared_codebook:
-            raise ValueError("`adapt` needs a codebook for each stage. Received: shared_codebook=True")
+            raise ValueError(
+                "`adapt` needs a codebook for each stage. Make the layer with `shared_codebook=False`. "
+                "Received: shared_codebook=True"
+            )
         residual_adapt.adapt(self, vectors, **keywords)
 
     def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ResidualQuantizer":
         if self.shared_codebook:
-            raise ValueError("A residual with one codebook cannot be resized. Received: shared_codebook=True")
+            raise ValueError(
+                "`resize` and `prune_unused` need a codebook for each stage. Received: shared_codebook=True"
+            )
         config = {**serialization.live_config(self), "quantizer": list(quantizers), "num_quantizers": None}
         layer = type(self).from_config(config)
         layer.build((None, self._dim))

@@ -1,4 +1,4 @@
-"""Quantizers of another size with the codes of a trained one."""
+"""New quantizers with another number of codes, and with the codes of a trained quantizer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ Resized = tuple[Any, np.ndarray]
 
 
 def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> Resized:
-    """Returns a new layer that begins with the codes `rows` of a quantizer, and the new index of each old code.
+    """Returns a new layer that starts with the given codes of a quantizer, and the new index of each old code.
 
     Args:
         quantizer: A built `CodebookQuantizer`.
-        rows: Integers `[n]`: the codes to take, with all that belongs to them.
+        rows: Indices `[n]` of the codes to keep, with their counts and other state.
         num_embeddings: Number of codes of the new layer, at least `n`. Its initializer draws the others.
 
     Returns:
@@ -32,7 +32,7 @@ def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> Resized
     layer.build((None, quantizer.embedding_dim))
     for old, new in zip(quantizer.weights, layer.weights, strict=True):
         values, drawn = ops.convert_to_numpy(old), ops.convert_to_numpy(new)
-        # A weight has a row for each code, or does not depend on their number.
+        # A weight has one row for each code, or its shape does not depend on the number of codes.
         new.assign(values if old.shape == new.shape else np.concatenate([values[rows], drawn[len(rows) :]]))
     new_indices = np.full(quantizer.num_embeddings, -1, "int32")
     new_indices[rows] = np.arange(len(rows))
@@ -40,29 +40,36 @@ def with_codes(quantizer: Any, rows: np.ndarray, num_embeddings: int) -> Resized
 
 
 def checked_counts(quantizer: Quantizer, counts: Tensor | None) -> np.ndarray:
-    """Returns the counts to go by, `[*codebook_shape, K]`: those given, or `code_counts`."""
+    """Returns `counts`, or `code_counts` if they are `None`, as a checked array `[*codebook_shape, K]`."""
     shape = (*quantizer.codebook_shape, quantizer.num_embeddings)
     if not quantizer.built or quantizer.code_counts is None:
-        raise ValueError(f"`{quantizer.name}` must be built, and count its codes, to be resized. Received: built=False")
+        raise ValueError(
+            f"`{quantizer.name}` must be built before it is resized. Call it on data, or call `build`, first. "
+            f"Received: built={quantizer.built}, code_counts={quantizer.code_counts}"
+        )
     counts = ops.convert_to_numpy(quantizer.code_counts if counts is None else counts)
-    if not (counts >= 0).all():
-        raise ValueError(f"`counts` must be numbers from 0 on. Received: counts={counts}")
     if counts.shape != shape:
-        raise ValueError(f"`counts` must have the shape {shape}. Received: counts of shape {counts.shape}")
+        raise ValueError(
+            f"`counts` must have the shape {shape}, as `layer.count_codes(indices)` returns them. "
+            f"Received: counts of shape {counts.shape}"
+        )
+    if not (counts >= 0).all():
+        wrong = counts[~(counts >= 0)][:5].tolist()
+        raise ValueError(f"`counts` must be numbers of at least 0. Received: counts with {wrong}")
     return counts
 
 
 class ResizableWrapper(Quantizer):
-    """A wrapper whose quantizers can be resized. A subclass has `quantizers`."""
+    """Base class of wrappers whose quantizers can be resized. A subclass sets `quantizers`."""
 
     quantizers: Any
 
     def inner_quantizers(self) -> Sequence[Any]:
-        """The quantizers within."""
+        """Returns the quantizers that the wrapper holds."""
         return self.quantizers
 
     def with_quantizers(self, quantizers: Sequence[Quantizer]) -> "ResizableWrapper":
-        """Returns a new wrapper, built, with copies of these quantizers."""
+        """Returns a new wrapper, already built, with copies of the given quantizers."""
         config = {**serialization.live_config(self), "quantizer": wrappers.copy(quantizers[0], 0)}
         layer = type(self).from_config(config)
         layer.build((None, self._dim))
@@ -73,14 +80,14 @@ class ResizableWrapper(Quantizer):
         return layer
 
     def resize(self, num_embeddings: int, counts: Tensor | None = None) -> Resized:
-        """Returns a new layer with another number of codes in each codebook, and where the old codes went.
+        """Returns a new layer with another number of codes per codebook, and the new index of each old code.
 
-        Everything else that the layer has learned is kept.
+        The new layer keeps all other weights.
 
         Args:
-            num_embeddings: Number of codes of each codebook.
-            counts: How often each code was chosen, `[*codebook_shape, K]`, such as `layer.count_codes(indices)` of data
-                that matter. Defaults to `None`, `code_counts`, those of the whole training.
+            num_embeddings: Number of codes of each codebook of the new layer.
+            counts: How often each code was chosen, `[*codebook_shape, K]`, for example `layer.count_codes(indices)` of
+                your data. Defaults to `None`: the layer's `code_counts`.
 
         Returns:
             `(layer, new_indices)`: the layer, built, and an int32 array `[*codebook_shape, K]` from old indices to new
@@ -90,10 +97,17 @@ class ResizableWrapper(Quantizer):
         return self._resized(lambda quantizer, own: quantizer.resize(num_embeddings, own), counts)
 
     def prune_unused(self, counts: Tensor | None = None) -> Resized:
-        """Returns a new layer with the codes in use, those that were counted; otherwise as `resize`.
+        """Returns a new layer without unused codes, those with a count of 0, and the new index of each old code.
+
+        Args:
+            counts: How often each code was chosen, `[*codebook_shape, K]`. Defaults to `None`: the layer's
+                `code_counts`.
+
+        Returns:
+            `(layer, new_indices)`, as from `resize`.
 
         Raises:
-            ValueError: If no code of a codebook was counted.
+            ValueError: If all counts of a codebook are 0.
         """
         return self._resized(lambda quantizer, own: quantizer.prune_unused(own), counts)
 
@@ -101,10 +115,11 @@ class ResizableWrapper(Quantizer):
         for quantizer in self.inner_quantizers():
             if not hasattr(quantizer, "resize"):
                 raise ValueError(
-                    f"`{type(quantizer).__name__}` has no codebook to resize. Received: quantizer={quantizer.name}"
+                    f"`{type(quantizer).__name__}` has no codebook to resize. Only a wrapper of a quantizer with a "
+                    f"codebook, such as `VectorQuantizer`, can be resized. Received: quantizer={quantizer.name}"
                 )
         counts = checked_counts(self, counts)
-        # A wrapper with an axis of its own has a codebook for each quantizer.
+        # Residuals and groups add an axis to `codebook_shape`, with an entry for each quantizer. Projections add none.
         own = counts if len(self.codebook_shape) > len(self.inner_quantizers()[0].codebook_shape) else counts[None]
         changed = [
             change(quantizer, part[..., : quantizer.num_embeddings])
@@ -120,7 +135,7 @@ class ResizableWrapper(Quantizer):
 
 
 def _copy_own_weights(old: ResizableWrapper, new: ResizableWrapper, new_indices: np.ndarray) -> None:
-    """Copies the weights that are not those of the quantizers within, and the counts of the codes that were taken."""
+    """Copies the wrapper's own weights, and the counts of the codes that are kept."""
     for source, target in zip(_own_weights(old), _own_weights(new), strict=True):
         if source is not old.code_counts:
             target.assign(source)

@@ -1,4 +1,4 @@
-"""The convolutions that refine the scales of `MultiScaleQuantizer`, some of them shared by several scales."""
+"""The convolutions that refine the scales of `MultiScaleQuantizer`. Several scales can share a convolution."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from keras_vqvae.types import Tensor
 
 
 class ScaleConvolutions:
-    """`x + conv(x) + bias` with a convolution over 3 elements an axis, 0 at the start, for each scale.
+    """Convolutions `x + conv(x) + bias` with a kernel of 3 elements per axis. Kernels and biases start at 0.
 
     Args:
         convolution: `False` for none, `True` for one that all scales share, or the number of each scale's convolution.
-        num_scales: How many scales there are.
+        num_scales: Number of scales.
     """
 
     def __init__(self, convolution: object, num_scales: int):
@@ -23,8 +23,9 @@ class ScaleConvolutions:
             self.given = self._numbers = tuple(validation.non_negative_int("convolution", each) for each in convolution)
             if len(self._numbers) != num_scales or set(self._numbers) != set(range(max(self._numbers) + 1)):
                 raise ValueError(
-                    f"`convolution` must be True, False, or the number of the convolution of each of {num_scales} "
-                    f"scales, from 0 on and without gaps. Received: convolution={convolution!r}"
+                    f"`convolution` must be True, False, or a sequence with a convolution's number for each of the "
+                    f"{num_scales} scales. Numbers start at 0 and have no gaps. "
+                    f"Received: convolution={validation.shown(self.given)}"
                 )
         else:
             self.given = validation.boolean("convolution", convolution)
@@ -34,14 +35,14 @@ class ScaleConvolutions:
         return bool(self._numbers)
 
     def build(self, layer: Any, rank: int, dim: int) -> None:
-        """Gives `layer` the weights of all of them, `kernel` and `bias`."""
+        """Creates the weights of all convolutions, `kernel` and `bias`, in `layer`."""
         if self:
             number = max(self._numbers) + 1
             layer.kernel = layer.add_float32("kernel", (number, *(3,) * rank, dim, dim), trainable=True)
             layer.bias = layer.add_float32("bias", (number, dim), trainable=True)
 
     def refine(self, layer: Any, x: Tensor, scale: int) -> Tensor:
-        """`[n, *grid, D]` of a scale -> the same, refined by the weights of `layer`."""
+        """Applies a scale's convolution to `x` `[n, *grid, D]`, with the weights of `layer`."""
         if not self:
             return x
         kernel = ops.convert_to_tensor(layer.kernel)[self._numbers[scale]]

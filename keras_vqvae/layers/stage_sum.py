@@ -1,4 +1,4 @@
-"""The sum of a residual's stages, with the gradient of each."""
+"""The sum of a residual's stages and its gradient."""
 
 from keras import ops
 
@@ -7,14 +7,14 @@ from keras_vqvae.types import Tensor
 
 
 class StageSum:
-    """Adds up the outputs `q_i` of stages, each of which quantizes the `residual` of those before it.
+    """Adds up the outputs `q_i` of stages. Each stage quantizes the `residual` of the stages before it.
 
-    The residual is `r_(i + 1) = r_i - q_i`, with the gradient of this formula. Where every stage copies the gradient it
-    would have none, and the losses of the stages would not reach the encoder; it is `r_i - stop_gradient(q_i)` then.
+    The residual is `r_(i + 1) = r_i - q_i`, with the gradient of this formula. If every stage is straight-through, this
+    gradient is 0, and the losses of the stages would not reach the encoder. Then it is `r_i - stop_gradient(q_i)`.
 
     Args:
-        vectors: What the first stage quantizes, `z`.
-        copied: Whether every stage copies the gradient. The sum then copies it once, which is the same.
+        vectors: Vectors `z` that the first stage quantizes.
+        copied: Whether every stage is straight-through. The sum then copies the gradient once, with the same result.
     """
 
     def __init__(self, vectors: Tensor, copied: bool):
@@ -26,14 +26,14 @@ class StageSum:
 
     @property
     def residual(self) -> Tensor:
-        """What the stages so far have left."""
+        """The residual of the stages so far."""
         if self._last is not None:
-            # Here and not in `add`: the last stage's residual is never needed.
+            # Computed only when read, because the residual of the last stage is not needed.
             self._residual, self._last = self._residual - self._last, None
         return self._residual
 
     def add(self, codes: Tensor, quantized: Tensor | None) -> None:
-        """Adds a stage: its codes, with the gradient of the codebook, and its output unless the gradient is copied."""
+        """Adds the codes of a stage, and its output. The output is `None` if every stage is straight-through."""
         self._codes = codes if self._codes is None else self._codes + codes
         if self._copied:
             self._last = ops.stop_gradient(codes)
@@ -43,13 +43,13 @@ class StageSum:
 
     @property
     def codes(self) -> Tensor:
-        """The sum of the codes, with the gradient of the codebooks."""
+        """The sum of the codes. Its gradient reaches the codebooks."""
         return self._codes
 
     def output(self, training: bool) -> Tensor | None:
-        """Returns the sum of the outputs; in inference exactly the sum of the codes, as `decode` adds them.
+        """Returns the sum of the outputs. In inference its value is the sum of the codes, exactly as in `decode`.
 
-        `None` where every stage copies the gradient: the output is then the straight-through one of the codes.
+        Returns `None` if every stage is straight-through. The output is then computed from the sum of the codes.
         """
         if self._copied:
             return None

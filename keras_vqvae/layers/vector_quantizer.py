@@ -1,4 +1,4 @@
-"""The vector quantizer of VQ-VAE, its codebook learned by the optimizer or by a moving average."""
+"""The vector quantizer of VQ-VAE. The optimizer or a moving average trains its codebook."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,39 +19,39 @@ from keras_vqvae.types import FromKeras, Tensor
 class VectorQuantizer(CodebookQuantizer):
     """Replaces each vector of the last axis by the nearest code of a learned codebook.
 
-    By default the optimizer trains the codebook, through a codebook loss. With `ema_decay` the layer does: each code
-    follows the moving average of the vectors that chose it. Either way, a commitment loss keeps the encoder near its
-    codes, and in training codes that fall out of use move onto vectors of the batch.
+    By default the optimizer trains the codebook, through a codebook loss. With `ema_decay` the layer trains it: each
+    code follows the moving average of the vectors that chose it. In both cases, a commitment loss keeps the encoder
+    near its codes, and in training dead codes move onto vectors of the batch.
 
     A codebook that the optimizer trains is the sum of two weights, the trainable `codebook` and the non-trainable
-    `offset_codebook`, because a layer may change only the latter while it is called. A regularizer or constraint sees
-    the sum; an optimizer's weight decay shrinks the trainable part only.
+    `offset_codebook`. The layer moves dead codes by the offset, because a call can update non-trainable weights only.
+    A regularizer or constraint sees the sum; an optimizer's weight decay shrinks the trainable part only.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
-        codebook_weight: Weight of the codebook loss, at least 0. There is none under `ema_decay`. Defaults to `1.0`.
+        codebook_weight: Weight of the codebook loss, at least 0. Must be left at its default with `ema_decay`, which
+            needs no codebook loss. Defaults to `1.0`.
         ema_decay: Decay of the moving average, between 0 and 1 (`0.99` is usual), or `None` to leave the codebook to
             the optimizer. Defaults to `None`.
-        distance: How a vector finds its code. `"euclidean"`: the nearest one. `"direction"`: the one with the most
-            similar direction, which is returned as it is; losses and output are those of vectors and codes as they are.
-            `"cosine"`: the same among vectors and codes that are scaled to length 1, also in the losses and the output.
-            Defaults to `"euclidean"`.
-        estimator: How the gradient passes the assignment: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or
-            a function of vectors and codes, and of a `seed` if it draws. Defaults to `"straight_through"`.
-        dead_code_threshold: A code is dead when it is chosen less often than this fraction of uniform use. In training
-            it then moves onto a vector of the batch. 0 leaves dead codes where they are. Defaults to `0.1`.
+        distance: How vectors and codes are compared. `"euclidean"`: by Euclidean distance. `"direction"`: by cosine
+            similarity; losses and output use vectors and codes at their own norm. `"cosine"`: by cosine similarity;
+            losses and output use vectors and codes scaled to unit norm. Defaults to `"euclidean"`.
+        estimator: Gradient estimator: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or a function of vectors
+            and codes, which may also take a `seed`. Defaults to `"straight_through"`.
+        dead_code_threshold: A code is dead if it is chosen less often than this fraction of uniform usage. In training,
+            dead codes move onto vectors of the batch. 0 turns this off. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
-            deviation of `1 / sqrt(D)`, so that codes have length 1; under `ema_decay` a quarter of it; for
-            `"rotation"`, which needs short ones, uniform within `sqrt(3 / (16 K))`.
-        embeddings_regularizer: Regularizer of a codebook that the optimizer owns. Defaults to `None`.
-        embeddings_constraint: Constraint of the codebook, whoever owns it. Defaults to `None`.
-        assignment_regularizer: A function of vectors `[N, D]`, codebook `[K, D]` and which vectors are valid, `[N]`,
-            that returns a loss, such as `AssignmentEntropy`. With `distance="direction"` it gets vectors and codes
-            scaled to length 1. Defaults to `None`.
-        seed: Integer seed of the default initializer, `adapt`, the dead codes' new places and estimators that draw.
-            Defaults to `None`, a random one.
+            deviation of `1 / sqrt(D)`, or `1 / (4 sqrt(D))` with `ema_decay`. For `"rotation"` it is uniform within
+            `sqrt(3 / (16 K))`.
+        embeddings_regularizer: Regularizer of the codebook. Must be `None` with `ema_decay`. Defaults to `None`.
+        embeddings_constraint: Constraint of the codebook. Defaults to `None`.
+        assignment_regularizer: A function `(vectors, codebook, valid)` that returns a loss, such as
+            `AssignmentEntropy`. It gets `[N, D]`, `[K, D]` and booleans `[N]`, `False` for masked vectors. With
+            `distance="direction"`, vectors and codes are scaled to unit norm. Defaults to `None`.
+        seed: Integer seed of the default initializer, `adapt`, the moves of dead codes and estimators that add noise.
+            Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer. `trainable=False` freezes the codebook and all
             statistics.
 
@@ -101,9 +101,9 @@ class VectorQuantizer(CodebookQuantizer):
         **kwargs: Any,
     ):
         if embeddings_initializer is None and ema_decay is not None:
-            # A code that no vector chooses stays where it is: short ones lie among the vectors of a new encoder, and
-            # two to three times as many of them come into use.
-            embeddings_initializer = default_initializer(estimators.get(estimator), validation.seed(seed), length=1 / 4)
+            # A code that no vector chooses does not move. Short codes are among the vectors of an untrained encoder,
+            # so that 2 to 3 times as many codes come into use.
+            embeddings_initializer = default_initializer(estimators.get(estimator), validation.seed(seed), norm=1 / 4)
         super().__init__(
             num_embeddings,
             embedding_dim,
@@ -125,21 +125,21 @@ class VectorQuantizer(CodebookQuantizer):
             callable(assignment_regularizer) and validation.takes(assignment_regularizer, 3)
         ):
             raise ValueError(
-                "`assignment_regularizer` must be None or a function of vectors, codebook and which vectors are valid. "
-                "A function of the codebook alone is an `embeddings_regularizer`. "
-                f"Received: assignment_regularizer={assignment_regularizer!r}"
+                "`assignment_regularizer` must be None or a function `(vectors, codebook, valid)`. "
+                "A function of the codebook only is an `embeddings_regularizer`. "
+                f"Received: assignment_regularizer={validation.shown(assignment_regularizer)}"
             )
         self.assignment_regularizer = assignment_regularizer
         self.codebook_trainable = ema_decay is None
         if self.codebook_weight != 1.0 and not self.codebook_trainable:
             raise ValueError(
-                "`codebook_weight` must be left at 1.0 under `ema_decay`: the moving average needs no codebook loss. "
+                "`codebook_weight` must be left at 1.0 with `ema_decay`, which needs no codebook loss. "
                 f"Received: codebook_weight={codebook_weight!r}"
             )
         if embeddings_regularizer is not None and not self.codebook_trainable:
             raise ValueError(
-                "`embeddings_regularizer` must be None under `ema_decay`: the codebook has no gradient. "
-                f"Received: embeddings_regularizer={embeddings_regularizer!r}"
+                "`embeddings_regularizer` must be None with `ema_decay`: the codebook has no gradient. "
+                f"Received: embeddings_regularizer={validation.shown(embeddings_regularizer)}"
             )
 
     def build_codebook(self) -> None:
@@ -152,7 +152,7 @@ class VectorQuantizer(CodebookQuantizer):
         if self.assignment_regularizer is not None:
             vectors, codes = self.compared(record.vectors, self.codebook)
             if self.ema_decay is not None:
-                # A copy: PyTorch keeps what a loss was made of for its gradient, and `update` writes to the codebook.
+                # A copy, because PyTorch needs these values for the gradient, and `update` overwrites the codebook.
                 codes = ops.copy(codes)
             added["assignment_loss"] = self.assignment_regularizer(vectors, codes, record.valid)
         return added
@@ -168,7 +168,7 @@ class VectorQuantizer(CodebookQuantizer):
             self.embeddings, self.ema_counts, ops.cast(counts, "float32"), backend.sum_over_replicas(differences), rate
         )
         if self._constraint is not None:
-            # The codes that have not moved stay equal to the last bit.
+            # Codes that have not moved keep their exact values.
             moved = ops.expand_dims(counts > 0, -1)
             backend.replace_where(self.embeddings, moved, self._constraint(self.codebook))
         # A batch without a valid vector does not count as a step.
@@ -179,7 +179,7 @@ class VectorQuantizer(CodebookQuantizer):
     def adapt(self, vectors: Tensor, seed: int | None = None, **keywords: Any) -> np.ndarray:
         counts = super().adapt(vectors, seed, **keywords)
         if self.ema_decay is not None:
-            # The span of `ema_decay`: these codes are not to be forgotten.
+            # The warm-up of the decay is skipped, because it would soon overwrite these codes.
             self.ema_span.assign(1 / (1 - self.ema_decay))
         return counts
 

@@ -1,8 +1,9 @@
-"""k-means by the package's own search: a codebook to start from.
+"""k-means with the package's own search, for the initialization of codebooks.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
 
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -28,29 +29,30 @@ def kmeans(
     seed: int | None = None,
     verbose: str | int = "auto",
 ) -> tuple[Tensor, np.ndarray]:
-    """Places codes by k-means.
+    """Computes a codebook with k-means.
 
-    Without `batch_size` an epoch is a step of Lloyd's: every code moves to the mean of its vectors. With it a code
-    moves after every batch, to the mean of all vectors that ever chose it, which is sooner done where there are many.
-    A code that no vector chose moves to a vector drawn at random. It ends early when codes stand still. The vectors
-    stay in the host's memory; the device holds a block of them at a time.
+    Without `batch_size` an epoch is one step of Lloyd's algorithm: every code moves to the mean of its vectors. With
+    `batch_size` (mini-batch k-means) codes move after every batch, to the mean of all vectors that have chosen them so
+    far, which needs fewer epochs on large data. A code that no vector chose moves to a random vector. k-means ends
+    early when no code moves. The vectors stay in host memory, and the device holds one block of them at a time.
 
     Args:
         vectors: `[..., D]`, a NumPy array or a tensor. Vectors with a NaN or an infinity are left out.
-        num_embeddings: Number of codes, `K`.
-        init: Where the codes start: `"k-means++"`, on vectors drawn in proportion to their squared distance from those
-            before, the best of a few draws (among 32 vectors for every code, if there are more), `"random"`, on
-            any, or codes `[K, D]`. Defaults to `"k-means++"`.
-        epochs: Most passes over the vectors. Defaults to `20`.
-        batch_size: Vectors of a step. Defaults to `None`: all.
-        distance: `"euclidean"`; `"cosine"`, which scales vectors and codes to length 1; or `"direction"`, by which a
-            vector chooses the code of the most similar direction, and a code moves to the mean of its vectors as they
-            are, where their squared error is least. Defaults to `"euclidean"`.
-        seed: Integer, the seed of all draws. Defaults to `None`, a random one.
+        num_embeddings: Number of codes, `K`. There should be at least as many vectors.
+        init: Initial codes. `"k-means++"` draws one vector after the other, with a probability in proportion to the
+            squared distance from the nearest code so far. For each code it makes a few draws and keeps the best. It
+            draws from a sample of at most `32 K` vectors. `"random"` draws vectors uniformly. Codes `[K, D]` are used
+            as given. Defaults to `"k-means++"`.
+        epochs: Maximum number of passes over the vectors. Defaults to `20`.
+        batch_size: Number of vectors per step. Defaults to `None`, all vectors.
+        distance: `"euclidean"`; `"cosine"`, which scales vectors and codes to unit norm; or `"direction"`, which
+            compares by cosine similarity, but moves each code to the mean of its unscaled vectors. Defaults to
+            `"euclidean"`.
+        seed: Integer seed of all draws. Defaults to `None`, a random seed.
         verbose: 0 for silence, 1 for a progress bar, 2 for its last line. Defaults to `"auto"`, which is 1.
 
     Returns:
-        `(codebook, counts)`: a float32 tensor `[K, D]`, and how many vectors chose each code, int64 `[K]`.
+        `(codebook, counts)`: a float32 tensor `[K, D]`, and the number of vectors of each code, int64 `[K]`.
 
     Raises:
         ValueError: If an argument is out of its range, or there is no finite vector.
@@ -64,12 +66,21 @@ def kmeans(
 
     References:
 
-    - [Arthur and Vassilvitskii, 2007](https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf), the start
-    - [Sculley, 2010](https://dl.acm.org/doi/10.1145/1772690.1772862), batches
+    - [Arthur and Vassilvitskii, 2007](https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf), k-means++
+    - [Sculley, 2010](https://dl.acm.org/doi/10.1145/1772690.1772862), mini-batches
     """
     num_embeddings = validation.positive_int("num_embeddings", num_embeddings)
     epochs = validation.positive_int("epochs", epochs)
     vectors = _finite(vectors, search.check_distance(distance))
+    if len(vectors) < num_embeddings:
+        warnings.warn(
+            "`vectors` has fewer finite vectors than there are codes, so some codes are equal. Give more vectors (256 "
+            "per code are enough) or a smaller `num_embeddings`. "
+            f"Received: {len(vectors)} vectors, num_embeddings={num_embeddings}",
+            stacklevel=2,
+        )
+    if verbose not in ("auto", 0, 1, 2):
+        raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
     generator = np.random.default_rng(validation.seed(seed))
     codes = _start(vectors, num_embeddings, init, distance, generator)
     step = len(vectors) if batch_size is None else validation.positive_int("batch_size", batch_size)
@@ -82,9 +93,9 @@ def kmeans(
         for start in range(0, len(vectors), step):
             batch = vectors if order is None else vectors[order[start : start + step]]
             chosen, sums, squares = _assign(batch, codes, distance)
-            # Lloyd's means are those of this step alone.
+            # Lloyd's algorithm counts the vectors of this step only.
             counts = counts + chosen if batched else chosen
-            # `((N - n) e + s) / N`, Lloyd's mean `s / n` to the last bit where `N` is `n`
+            # `((N - n) e + s) / N`. If `N` is `n`, this is exactly Lloyd's mean, `s / n`.
             earlier, weights = (
                 ops.convert_to_tensor(number[:, None].astype("float32"))
                 for number in (counts - chosen, np.maximum(counts, 1))
@@ -94,7 +105,7 @@ def kmeans(
             codes = ops.normalize(codes, axis=-1) if distance == "cosine" else codes
             error += squares
         done = bool(ops.all(codes == before))
-        # A mean over elements, as the error of a reconstruction is.
+        # The mean squared error over elements, as for a reconstruction.
         progress.update(epochs if done else epoch + 1, [("error", error / vectors.size)], finalize=done or None)
         if done:
             break
@@ -102,23 +113,29 @@ def kmeans(
 
 
 def chunks(vectors: np.ndarray) -> Iterator[slice]:
-    """The parts of `[N, D]` that the device holds at a time."""
+    """Yields slices of `[N, D]`, one for each block of rows that the device holds at a time."""
     rows = max(_CHUNK_ELEMENTS // vectors.shape[1], 1)
     for start in range(0, len(vectors), rows):
         yield slice(start, start + rows)
 
 
 def _finite(vectors: Tensor, distance: str) -> np.ndarray:
-    """The finite ones of `[..., D]` in float32, of length 1 for the cosine: `[N, D]`."""
+    """Returns the finite vectors of `[..., D]` in float32, scaled to unit norm for `"cosine"`: `[N, D]`."""
     vectors = ops.convert_to_numpy(vectors)
+    if not vectors.ndim:
+        raise ValueError(f"`vectors` must be an array [..., D]. Received: vectors of shape {vectors.shape}")
+    given = vectors.shape
     vectors = vectors.reshape(-1, vectors.shape[-1]).astype("float32", copy=False)
-    # The sum of squares, which must not overflow, as in training.
+    # A vector is finite if its sum of squares is, as in training.
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", vectors, vectors)
     finite = np.isfinite(squares)
     vectors = vectors if finite.all() else vectors[finite]
     if not len(vectors):
-        raise ValueError(f"`vectors` must contain at least one finite vector. Received: shape {vectors.shape}")
+        raise ValueError(
+            "`vectors` must contain at least one vector without NaN or infinity. "
+            f"Received: vectors of shape {given}, none of them finite"
+        )
     if distance == "cosine":
         vectors = vectors / np.sqrt(np.maximum(squares[finite], 1e-12))[:, None]
     return vectors
@@ -127,14 +144,16 @@ def _finite(vectors: Tensor, distance: str) -> np.ndarray:
 def _start(
     vectors: np.ndarray, num_embeddings: int, init: str | Tensor, distance: str, generator: np.random.Generator
 ) -> Tensor:
-    """The codes to begin with, `[K, D]`, drawn on the host so that they are the same on every backend."""
+    """Returns the initial codes `[K, D]`. They are drawn on the host, and so are the same on every backend."""
     if not isinstance(init, str) and getattr(init, "shape", None) == (num_embeddings, vectors.shape[1]):
         codes = ops.convert_to_tensor(init, dtype="float32")
         return ops.normalize(codes, axis=-1) if distance == "cosine" else codes
-    if init not in ("k-means++", "random"):
+    if not isinstance(init, str) or init not in ("k-means++", "random"):
+        shape = getattr(init, "shape", None)
+        given = f"={init!r}" if isinstance(init, str) else f" of type {type(init).__name__} and shape {shape}"
         raise ValueError(
-            f"`init` must be 'k-means++', 'random' or codes of shape {(num_embeddings, vectors.shape[1])}. "
-            f"Received: init={init!r}"
+            f"`init` must be 'k-means++', 'random' or an array of codes of shape {(num_embeddings, vectors.shape[1])}. "
+            f"Received: init{given}"
         )
     if init == "random":
         distinct = num_embeddings <= len(vectors)
@@ -150,11 +169,11 @@ def _start(
     chosen: list[int] = []
     trials = 2 + int(np.log(num_embeddings))
     for _ in range(num_embeddings):
-        # The first draw, and those where every vector has its code already, are uniform.
+        # Draws are uniform for the first code, and if every vector is a code already.
         total = np.cumsum(distances, dtype="float64") if chosen and distances.any() else np.arange(1.0, len(sample) + 1)
         drawn = np.searchsorted(total, generator.random(trials) * total[-1], side="right")
         drawn = np.minimum(drawn, len(sample) - 1)
-        # `[n, D]`, `[trials, D]` -> `[n, trials]`: of several draws the one that leaves the least distance is taken.
+        # `[n, D]`, `[trials, D]` -> `[n, trials]`. The best draw leaves the smallest sum of distances.
         to_drawn = np.maximum(squares[:, None] - 2 * points @ points[drawn].T + squares[drawn], 0)
         left = np.minimum(distances[:, None], to_drawn)
         best = left.sum(axis=0).argmin()
@@ -165,13 +184,13 @@ def _start(
 
 
 def _assign(vectors: np.ndarray, codes: Tensor, distance: str) -> tuple[np.ndarray, Tensor, float]:
-    """Of each code, how many vectors chose it and their sum, `[K]` and `[K, D]`; the sum of squared distances."""
+    """Returns each code's number of vectors `[K]` and their sum `[K, D]`, and the sum of all squared distances."""
     num_embeddings, dim = codes.shape
     counts, sums, squares = np.zeros(num_embeddings, "int64"), ops.zeros((num_embeddings, dim), "float32"), 0.0
     for part in chunks(vectors):
         # `[n, D]`
         chunk = backend.spread_rows(vectors[part])
-        # By cosine all have length 1 already.
+        # For `"cosine"`, vectors and codes have unit norm already.
         indices = search.nearest_code(chunk, codes, "euclidean" if distance == "cosine" else distance)
         valid = ops.ones_like(indices, dtype="bool")
         counts += ops.convert_to_numpy(codebook.count_codes(indices, valid, num_embeddings))

@@ -1,4 +1,4 @@
-"""Pure functions of vectors and a codebook: lookup, statistics and upkeep.
+"""Pure functions of vectors and a codebook: creation, lookup and counts.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
@@ -21,7 +21,7 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
     Args:
         num_embeddings: Number of codes, `K`.
         embedding_dim: Size of a code, `D`.
-        seed: Integer; equal seeds give equal codebooks on one backend. Defaults to `42`.
+        seed: Integer seed. On one backend, equal seeds give equal codebooks. Defaults to `42`.
 
     Returns:
         A float32 tensor `[K, D]`.
@@ -39,12 +39,12 @@ def init_codebook(num_embeddings: int, embedding_dim: int, seed: int = 42) -> Te
 
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
-    """The rows `indices` of `codebook`, unchecked, with a dense gradient."""
+    """Returns the rows of a codebook at `indices`, which are not checked. The gradient is dense."""
     return backend.gather_rows(ops.convert_to_tensor(codebook), indices)
 
 
 def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
-    """Returns the codes of `indices`, with the gradient of the codebook.
+    """Returns the codes of `indices`, differentiable with respect to the codebook.
 
     Args:
         codebook: `[K, D]`.
@@ -54,8 +54,8 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
         A tensor `[..., D]` of the codebook's dtype.
 
     Raises:
-        ValueError: If an index lies outside the codebook. In a compiled function, where it cannot be known, the index
-            is moved to the nearest one inside.
+        ValueError: If an index is out of range. Compiled code cannot raise; there, indices are clipped to the valid
+            range.
 
     Example:
 
@@ -67,19 +67,19 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
 
 
 def quantize(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Replaces each vector by its nearest code, and passes the gradient straight through.
+    """Replaces each vector by its nearest code, with a straight-through gradient.
 
-    For the losses take the raw codes, `lookup(codebook, indices)`: see `keras_vqvae.loss`.
+    The losses need the raw codes, `lookup(codebook, indices)`, in place of `z_q`: see `keras_vqvae.loss`.
 
     Args:
         z_e: Encoder outputs `[..., D]`, with any leading dimensions.
         codebook: `[K, D]`.
 
     Returns:
-        `(z_q, indices)`: the codes `[..., D]` with the gradient of the identity to `z_e`, and int32 `[...]`.
+        `(z_q, indices)`: the codes `[..., D]`, whose gradient is copied to `z_e`, and int32 indices `[...]`.
 
     Raises:
-        ValueError: If the last dimensions differ.
+        ValueError: If the last dimensions of `z_e` and `codebook` differ.
 
     Example:
 
@@ -99,7 +99,7 @@ def quantize(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def count_codes(indices: Tensor, valid: Tensor, num_embeddings: int) -> Tensor:
-    """How often each code occurs among the valid indices: `[N]`, booleans `[N]` -> int32 `[K]`."""
+    """Counts how often each code occurs among the valid indices: `[N]`, booleans `[N]` -> int32 `[K]`."""
     return backend.segment_sum(ops.cast(valid, "int32"), indices, num_embeddings)
 
 
@@ -110,30 +110,32 @@ def count_columns(
 
     Args:
         indices: Integers `[N, Q]`.
-        valid: Booleans `[N, Q]`: which of them count.
+        valid: Booleans `[N, Q]`. An index is counted if its entry is true.
         num_embeddings: Number of codes of each codebook, `K`.
-        codebooks: The codebook of each column, `Q` numbers from 0 to `C - 1`. Defaults to `None`: each has its own.
+        codebooks: Number of the codebook of each column, `Q` integers from 0 to `C - 1`. Defaults to `None`: each
+            column has its own codebook.
     """
     columns = indices.shape[-1]
     number = columns if codebooks is None else max(codebooks) + 1
     indices = backend.at_least(indices, 0)
     if number > 1:
         owners = ops.arange(columns, dtype="int32") if codebooks is None else backend.constants(codebooks, indices)
-        # Each codebook in a range of its own.
+        # Shifts the indices of each codebook to a separate range.
         indices = indices + num_embeddings * owners
     counts = count_codes(ops.reshape(indices, (-1,)), ops.reshape(valid, (-1,)), number * num_embeddings)
     return ops.reshape(counts, (number, num_embeddings))
 
 
 def codebooks_in_turn(num_codebooks: int | Iterable[int]) -> tuple[int, ...]:
-    """Returns the codebook of each of a sample's indices, as a number from 0 on.
+    """Returns the number of the codebook, from 0, of each index of a sample.
 
     Args:
-        num_codebooks: The number of codebooks, which have one index each. Or how many indices in turn each of them has.
+        num_codebooks: Number of codebooks, with one index each. Or a sequence with the number of indices of each
+            codebook, for samples whose indices are ordered by codebook.
     """
     if hasattr(num_codebooks, "__iter__"):
         sizes = validation.positive_ints("num_codebooks", num_codebooks)
         if not sizes:
-            raise ValueError(f"`num_codebooks` must not be empty. Received: num_codebooks={num_codebooks!r}")
+            raise ValueError(f"`num_codebooks` must have at least one entry. Received: num_codebooks={num_codebooks!r}")
         return tuple(codebook for codebook, size in enumerate(sizes) for _ in range(size))
     return tuple(range(validation.positive_int("num_codebooks", num_codebooks)))

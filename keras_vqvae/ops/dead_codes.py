@@ -1,4 +1,4 @@
-"""Dead codes, which no vectors choose, and where they move.
+"""Dead codes, which few or no vectors choose, and the vectors that they move onto.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
@@ -12,20 +12,20 @@ from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 STRIDE = 1052792407
-"""What the seeds of all codes grow by in each step, until they wrap around at 2^31: about 2^31 times 0.49, and odd."""
+"""Increment of all seeds in each step, modulo 2^31. It is odd and about 0.49 times 2^31."""
 
 
 def initial_seeds(shape: tuple[int], seed: int | None) -> Tensor:
-    """Returns int32 numbers `[K]` from which the draws of all steps follow.
+    """Returns int32 seeds `[K]`, which determine the draws of all steps.
 
-    Seeds modulo the number of rows are the rows drawn. They are a random number plus multiples of a prime, so the rows
-    of a step are different and spread over the batch. All of them lie within 2^26, so that few steps see some of them
-    wrap around at 2^31 and others not, which can make rows equal.
+    A code draws the row `seed % number of rows`. The seeds are a random number plus multiples of a prime, so the codes
+    draw different rows, spread over the batch. All seeds are within a range of 2^26. So they usually wrap around at
+    2^31 in the same step. In a step in which only some have wrapped around, rows may be equal.
     """
-    # Drawn by NumPy, so that they are the same on every backend. `keras.utils.set_random_seed` sets its state.
+    # NumPy draws the same number on every backend, and `keras.utils.set_random_seed` sets its state.
     first = np.random.randint(2**31 - 1) if seed is None else np.random.default_rng(seed).integers(2**31 - 1)
     spacing = max(int(0.6180339887 * 2**26 / shape[0]), 2)
-    # A prime: with a factor of the number of rows, only a fraction of them would be drawn.
+    # The spacing is prime. If it shared a factor with the number of rows, only a fraction of the rows would be drawn.
     while any(spacing % factor == 0 for factor in range(2, math.isqrt(spacing) + 1)):
         spacing += 1
     numbers = int(first) + spacing * np.arange(shape[0])
@@ -33,10 +33,12 @@ def initial_seeds(shape: tuple[int], seed: int | None) -> Tensor:
 
 
 def candidates(vectors: Tensor, valid: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a row for each code: `[N, D]`, booleans `[N]`, int32 `[K]` -> `[K, D]` and whether they are valid, `[K]`.
+    """Draws a vector for each code to move onto, and returns whether it is valid.
 
-    A draw is a number modulo the number of rows. This needs no random numbers in the step, no sorting, and no knowledge
-    of where the valid rows are; a dead code whose row is not valid waits for the next step.
+    `[N, D]`, booleans `[N]`, int32 seeds `[K]` -> `[K, D]`, booleans `[K]`.
+
+    The row of a code is its seed modulo the number of rows. This needs no random numbers in the step, no sorting, and
+    no search for the valid rows. A dead code whose row is not valid waits for the next step.
     """
     count = ops.shape(vectors)[0]
 
@@ -56,15 +58,15 @@ def candidates(vectors: Tensor, valid: Tensor, seeds: Tensor) -> tuple[Tensor, T
 
 
 def dead_codes(ema_counts: Tensor, usable: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Finds dead codes: those with a moving count below `threshold` times the mean count, which uniform use would have.
+    """Finds dead codes: codes whose moving count is below `threshold` times the mean moving count.
 
     Args:
         ema_counts: Moving counts, `[K]`.
-        usable: Booleans `[K]`: whether there is a vector for each code to move to.
-        threshold: Fraction of uniform use; at 0 nothing is dead.
+        usable: Booleans `[K]`. `False` for codes without a valid vector to move onto, which are not returned as dead.
+        threshold: Fraction of the mean, at least 0. With 0, no code is dead.
 
     Returns:
-        `(dead, alive_from)`: booleans `[K]`, and the count of a code that is just alive, a scalar.
+        `(dead, alive_from)`: booleans `[K]`, and the smallest moving count of a code that is not dead, a scalar.
     """
     alive_from = ops.mean(ema_counts) * threshold
     return ops.logical_and(ema_counts < alive_from, usable), alive_from

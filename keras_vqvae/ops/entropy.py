@@ -1,4 +1,4 @@
-"""A regularizer of how vectors are spread over the codes.
+"""An entropy loss on the assignment of vectors to codes.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
@@ -17,21 +17,21 @@ from keras_vqvae.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class AssignmentEntropy:
-    """Makes each vector sure of its code, and all codes equally used: an entropy loss on soft assignments.
+    """An entropy loss that makes the assignment of each vector certain, and the usage of all codes equal.
 
-    `weight * (E[H(p)] - diversity_weight * H(E[p]))`, where `p = softmax(-|z - e|^2 / temperature)` are a vector's
-    soft assignments to the codes, and the means go over the vectors. Both vectors and codes get its gradient. The
-    `N x K` assignments are not held: forward and backward hold a block of them at a time.
+    The loss is `weight * (E[H(p)] - diversity_weight * H(E[p]))`. Here `p = softmax(-|z - e|^2 / temperature)` are the
+    soft assignments of a vector to the codes, and `E` is the mean over vectors. Vectors and codes both get a gradient.
+    The `N x K` assignments are never in memory as a whole: both passes compute them in blocks.
 
     Args:
         weight: Weight of the loss, at least 0. Defaults to `0.1`.
-        diversity_weight: Weight of the second entropy beside the first, at least 0. Defaults to `1.0`.
-        temperature: Of the assignments, in units of a squared distance, above 0. Defaults to `0.1`.
+        diversity_weight: Weight of `H(E[p])` relative to `E[H(p)]`, at least 0. Defaults to `1.0`.
+        temperature: Temperature of the softmax, above 0, in units of a squared distance. Defaults to `0.1`.
 
     Call arguments:
         vectors: `[N, D]`.
         codebook: `[K, D]`.
-        valid: Booleans `[N]`, the vectors that count.
+        valid: Booleans `[N]`. Only vectors whose entry is true are used.
 
     Returns:
         A float32 scalar.
@@ -72,61 +72,65 @@ class AssignmentEntropy:
 def entropy_loss(
     vectors: Tensor, codebook: Tensor, valid: Tensor, diversity_weight: float, inverse_temperature: float
 ) -> Tensor:
-    """`E[H(p)] - diversity_weight H(E[p])` over the valid vectors, for `p = softmax(inverse_temperature z e)`."""
+    """Returns `E[H(p)] - diversity_weight H(E[p])` over valid vectors, where `p = softmax(inverse_temperature z e)`."""
     codebook = ops.convert_to_tensor(codebook)
-    shares = ops.cast(valid, "float32")
+    weights = ops.cast(valid, "float32")
     value, by_vectors, by_codebook = _entropies(
-        # A vector that does not count may be no number at all.
+        # Vectors that are not valid may contain NaN.
         backend.masked(ops.stop_gradient(vectors), valid),
         ops.stop_gradient(codebook),
-        shares / backend.at_least(ops.sum(shares), 1.0),
+        weights / backend.at_least(ops.sum(weights), 1.0),
         inverse_temperature,
         diversity_weight,
         backend.block_scores(vectors),
     )
-    # The backward pass needs nothing of the blocks.
+    # The gradients are known already, so the backward pass needs no block again.
     return backend.with_gradients(value, [(vectors, by_vectors), (codebook, by_codebook)])
 
 
 @functools.partial(backend.jit, static_argnums=(5,))
 def _entropies(
-    vectors: Tensor, codebook: Tensor, shares: Tensor, sharpness: float, diversity: float, block_scores: int
+    vectors: Tensor, codebook: Tensor, weights: Tensor, sharpness: float, diversity: float, block_scores: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients by vectors and codebook; `shares` `[N]`, which sum to 1, are the vectors' weights."""
+    """Returns the loss and its gradients with respect to vectors and codebook.
+
+    The weights of the vectors, `[N]`, sum to 1. `sharpness` is the inverse temperature.
+    """
     rows, dim = ops.shape(vectors)
     num_embeddings = codebook.shape[0]
-    # Vectors with their shares, `[N, D + 1]` -> `[n, blocks, D + 1]`, filled up with vectors of no weight
-    rows_and_shares = ops.concatenate([vectors, ops.expand_dims(shares, -1)], axis=-1)
-    parts = backend.split_rows(rows_and_shares, max(block_scores // num_embeddings, 1))
+    # Vectors with their weights, `[N, D + 1]` -> `[n, blocks, D + 1]`, padded with vectors of weight 0
+    weighted = ops.concatenate([vectors, ops.expand_dims(weights, -1)], axis=-1)
+    parts = backend.split_rows(weighted, max(block_scores // num_embeddings, 1))
     blocks = ops.shape(parts)[1]
     factors = sharpness * ops.transpose(codebook)
 
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
         # `[n, D]` -> `[n, K]` twice
         log_p = ops.log_softmax(backend.matmul(z, factors), axis=-1)
-        # Processors are slow where numbers underflow, here three times as slow. And XLA, which makes one operation of a
-        # product of one axis and the difference to its maximum, finds infinity for vectors of 1e9.
+        # Clipped for two reasons. Processors take 3 times as long if the exponentials underflow. And if there is only
+        # one axis, XLA fuses the product with the subtraction of the maximum, and gets infinity for vectors of 1e9.
         log_p = backend.clip(log_p, -60.0, 0.0)
         return ops.exp(log_p), log_p
 
     def first_pass(i: Tensor, sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         part = parts[:, i]
-        share = part[:, dim:]
+        weight = part[:, dim:]
         p, log_p = assignments(part[:, :dim])
-        sure = ops.sum(share * ops.sum(p * log_p, axis=-1, keepdims=True))
-        return sums[0] - sure, sums[1] + backend.matmul(ops.transpose(share), p)[0]
+        negentropy = ops.sum(weight * ops.sum(p * log_p, axis=-1, keepdims=True))
+        return sums[0] - negentropy, sums[1] + backend.matmul(ops.transpose(weight), p)[0]
 
-    sure, mean = ops.fori_loop(
+    mean_entropy, mean = ops.fori_loop(
         0, blocks, first_pass, (ops.zeros((), "float32"), ops.zeros((num_embeddings,), "float32"))
     )
     mean = backend.mean_over_replicas(mean)
-    # 0 log 0 is 0.
+    # `0 log 0` must be 0, and the logarithm of 0 is not finite.
     log_mean = ops.log(backend.at_least(mean, 1e-30))
-    value = sure + diversity * ops.sum(mean * log_mean)
+    value = mean_entropy + diversity * ops.sum(mean * log_mean)
 
     def by_logits(z: Tensor) -> Tensor:
         p, log_p = assignments(z)
-        # By the logits `a`: `dH(p)/da = -p (log p - E_p[log p])`, and of the mean's entropy the same with `log E[p]`.
+        # The gradient with respect to the logits `a` is `dH(p) / da = -p (log p - E_p[log p])`. For the entropy of the
+        # mean, `log E[p]` takes the place of `log p`.
         slope = diversity * log_mean - log_p
         return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 

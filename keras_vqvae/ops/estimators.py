@@ -1,8 +1,8 @@
-"""How the gradient passes the assignment of codes, which has none of its own.
+"""Gradient estimators for the assignment of codes, which is not differentiable.
 
-An estimator maps encoder outputs and their codes, both `[..., D]`, to the quantizer's output. Without randomness its
-value is the codes, and its gradient what the estimator says. One that takes a `seed`, too, draws its value near the
-codes or at their distance: a training noise, to which the straight-through estimator is the counterpart in inference.
+An estimator maps encoder outputs and their codes, both `[..., D]`, to the quantizer's output, and defines its gradient.
+Without randomness, the value of the output is the codes. An estimator with a `seed` argument adds noise in training. In
+inference, the straight-through estimator takes its place.
 """
 
 import inspect
@@ -21,7 +21,7 @@ Estimator: TypeAlias = Callable[..., Tensor]
 
 
 def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
-    """The codes, with the gradient of a copy: `z_q` forward, the identity to `z_e` backward.
+    """Returns the codes, and copies the gradient to the encoder: `z_q` forward, the identity to `z_e` backward.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -45,13 +45,12 @@ def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
 
 
 def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
-    """The codes, with the gradient of the rotation and scaling that takes each vector to its code.
+    """Returns the codes, with the gradient of the rotation and scaling that maps each vector to its code.
 
-    With `u = z / |z|`, `c = q / |q|` and `w = (u + c) / |u + c|`, all held constant, the output is
-    `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, which is `q`. Angles between gradient and vector become angles between
-    gradient and code. Where there is no such rotation (`q = 0`, `q` opposite to `z`, or `z = 0` but for rounding) the
-    gradient is copied.
-    The codes get no gradient.
+    With `u = z / |z|`, `c = q / |q|` and `w = (u + c) / |u + c|` as constants, the output is
+    `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, whose value is `q`. The angle between a gradient and its code becomes the
+    angle between the gradient and the vector. If there is no such rotation, the gradient is copied: if `q = 0`, if `z`
+    is almost 0, or if `q` is opposite to `z`. The codes get no gradient.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -75,19 +74,19 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
 
 
 def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> Tensor:
-    """The vector moved as far as its code is away, in nearly the code's direction: DiVeQ.
+    """Moves each vector by the distance to its code, approximately in the direction of the code (DiVeQ).
 
-    `z + |q - z| * stop_gradient(unit(q - z + stddev * v))` with `v` standard normal. The distance has a gradient, to
-    vectors and codes alike: the codebook learns from the reconstruction, and needs no losses of its own.
+    The output is `z + |q - z| * stop_gradient(unit(q - z + stddev * v))`, where `v` is standard normal. The gradient of
+    the distance reaches vectors and codes. The codebook therefore learns from the reconstruction, and needs no losses.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
         z_q: Their codes, of the same shape.
-        seed: Integer or `keras.random.SeedGenerator`.
-        stddev: Noise of the direction, at least 0. Defaults to `0.03`.
+        seed: Integer or `keras.random.SeedGenerator`. Defaults to `None`, a random seed.
+        stddev: Standard deviation of the direction's noise, at least 0. Defaults to `0.03`.
 
     Returns:
-        A tensor of the same shape, at the codes but for the noise.
+        A tensor of the same shape. Without noise, it is equal to the codes.
 
     Example:
 
@@ -105,15 +104,15 @@ def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> 
 
 
 def nsvq(z_e: Tensor, z_q: Tensor, seed: Seed = None) -> Tensor:
-    """The vector with noise of the length of its quantization error: noise substitution.
+    """Replaces the quantization error of each vector by random noise of the same norm (NSVQ).
 
-    `z + |q - z| * v / |v|` with `v` standard normal. The length has a gradient, to vectors and codes alike: the
-    codebook learns from the reconstruction, and needs no losses of its own.
+    The output is `z + |q - z| * v / |v|`, where `v` is standard normal. The gradient of `|q - z|` reaches vectors and
+    codes. The codebook therefore learns from the reconstruction, and needs no losses.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
         z_q: Their codes, of the same shape.
-        seed: Integer or `keras.random.SeedGenerator`.
+        seed: Integer or `keras.random.SeedGenerator`. Defaults to `None`, a random seed.
 
     Returns:
         A tensor of the same shape, as far from `z_e` as the codes are.
@@ -150,27 +149,27 @@ _BY_NAME: dict[str, Estimator] = {function.__name__: function for function in (s
 
 
 def apply(estimator: Estimator, z_e: Tensor, z_q: Tensor, seed: Seed, training: bool) -> Tensor:
-    """The estimator's output; always the codes outside of training."""
+    """Applies an estimator. Outside of training, the straight-through estimator replaces estimators with noise."""
     if "seed" not in inspect.signature(estimator).parameters:
         return estimator(z_e, z_q)
     return estimator(z_e, z_q, seed=seed) if training else straight_through(z_e, z_q)
 
 
 def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
-    """Returns the estimator of that name, of what `serialize` made of it, or the callable itself."""
+    """Returns an estimator, given its name, its saved configuration or the function itself."""
     if isinstance(identifier, dict) and "class_name" in identifier:
         identifier = keras.saving.deserialize_keras_object(identifier)
     if callable(identifier):
         return identifier
     if not isinstance(identifier, str) or identifier not in _BY_NAME:
         raise ValueError(
-            f"`estimator` must be callable or one of {sorted(_BY_NAME)}. Received: estimator={identifier!r}"
+            f"`estimator` must be a function or one of {sorted(_BY_NAME)}. Received: estimator={identifier!r}"
         )
     return _BY_NAME[identifier]
 
 
 def serialize(estimator: Estimator) -> str | dict[str, Any] | Estimator:
-    """Returns the name of an estimator of this module, or what Keras saves of another function."""
+    """Returns the name of an estimator of this module, or Keras's configuration of another function."""
     for name, function in _BY_NAME.items():
         if function is estimator:
             return name

@@ -1,4 +1,4 @@
-"""Losses of a VQ-VAE. All are float32 scalars: means over all elements, or over the valid positions of a mask."""
+"""Losses of a VQ-VAE. All are float32 scalars: means over all elements, or over the unmasked positions."""
 
 from keras import ops
 
@@ -8,13 +8,13 @@ from keras_vqvae.types import Tensor
 
 
 def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of `(a - b) ** 2`, over the valid positions of a mask `[...]`."""
+    """Returns the mean of `(a - b) ** 2`, over all elements or over the unmasked positions of a mask `[...]`."""
     # Squares of float16 overflow from 256 on.
     a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
     if mask is None:
-        # Not `mean`, which is NaN for an empty batch.
+        # The mean of an empty batch must be 0, and `ops.mean` returns NaN.
         return ops.sum(ops.square(a - b)) / ops.maximum(ops.cast(ops.size(a), "float32"), 1.0)
-    # `where` comes before the square: a NaN that is squared first comes back as 0 * NaN in the gradient.
+    # Masked before they are squared: the gradient of a masked square of NaN is `0 * NaN`, a NaN.
     mask = ops.cast(mask, "bool")
     differences = backend.masked(a - b, mask)
     count = backend.at_least(backend.count_true(mask), 1.0)
@@ -24,9 +24,8 @@ def mean_squared_difference(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor
 def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pulls the codes towards the encoder's outputs: `mean((stop_gradient(z_e) - z_q) ** 2)`.
 
-    Its gradient goes to `z_q` alone, so `z_q` must be the raw codes, `lookup(codebook, indices)`. With the
-    straight-through output of `quantize` the codebook gets no gradient, and the encoder is pushed *away* from its
-    codes.
+    Only `z_q` gets a gradient, so `z_q` must be the raw codes, `lookup(codebook, indices)`. With the straight-through
+    output of `quantize`, the codebook gets no gradient, and the loss pushes the encoder *away* from its codes.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -53,11 +52,11 @@ def codebook_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tenso
 def commitment_loss(z_e: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pulls the encoder's outputs towards their codes: `mean((z_e - stop_gradient(z_q)) ** 2)`.
 
-    Its gradient goes to `z_e` alone.
+    Only `z_e` gets a gradient.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
-        z_q: Their codes, of the same shape; the straight-through output serves as well.
+        z_q: Their codes, of the same shape, or the straight-through output of `quantize`.
         mask: Optional booleans `[...]`; positions that are `False` do not count.
 
     Returns:
@@ -81,7 +80,7 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
 
     `mean((reconstruction - target) ** 2) + codebook_loss(z_e, z_q) + commitment_weight * commitment_loss(z_e, z_q)`
 
-    Give it the raw codes as `z_q`, and the straight-through ones to the decoder:
+    Pass the raw codes as `z_q`, and the straight-through codes to the decoder:
 
     ```python
     z_e = encoder(x)
@@ -90,13 +89,13 @@ def loss(reconstruction: Tensor, target: Tensor, z_e: Tensor, z_q: Tensor, commi
     value = keras_vqvae.loss(decoder(z_q), x, z_e, codes)
     ```
 
-    With `z_q` in place of `codes` the value is the same and the gradients are not: the codebook gets none, and the
-    codebook term reaches the encoder with its sign reversed, which at the default weight pushes it away from its
-    code (by -0.75 times the commitment gradient).
+    With `z_q` in place of `codes`, the value is the same, but the gradients are wrong. The codebook gets no gradient.
+    The codebook loss reaches the encoder with the opposite sign, and outweighs the commitment loss: with the default
+    weight, it pushes the encoder away from its codes.
 
     Args:
         reconstruction: The decoder's output.
-        target: What it should be, of the same shape.
+        target: The target of the reconstruction, of the same shape.
         z_e: Encoder outputs, `[..., embedding_dim]`.
         z_q: Their raw codes, of the same shape.
         commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.

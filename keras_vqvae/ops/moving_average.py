@@ -10,25 +10,25 @@ from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
 SPAN_GROWTH = 1 / 20
-"""What the span of the average grows by in each step: it goes over the last twentieth of the training so far."""
+"""Increment of the average's span in each step. During the warm-up, the span is about 1/20 of the steps so far."""
 
 
 def rate_of_step(decay: float, span: Tensor, total: Tensor, num_embeddings: int) -> Tensor:
-    """The rate of a step, `1 - g` for a decay `g`; 0 for a batch without a valid vector.
+    """Returns the rate of a step, `1 - g` for a decay `g`. It is 0 for a batch without a valid vector.
 
-    It begins as `1 / span`, and falls to `1 - decay`. At the start codes and vectors move most: with `decay` only,
-    codes would long average over what was there first. The residuals of stages change most, and the deepest stage would
-    end up to 12% above k-means, see `docs/studies/residual-training.md`. The average never begins over fewer than ten
-    vectors a code.
+    The rate starts at `1 / span` and falls to `1 - decay` (the warm-up). Vectors move most at the start of training,
+    and with a constant decay the codes would average over old vectors for too long. This matters most for the last
+    stage of a residual, whose error would end up to 12% above the error of k-means: see `docs/studies/residual-training.md`. The rate is
+    also limited so that, at the start, the average covers at least 10 vectors per code.
 
     Args:
-        decay: Decay in the end.
-        span: Over how many steps the average goes at the start: 1, and `SPAN_GROWTH` more for each step.
-        total: How many vectors count, a float32 scalar.
+        decay: Decay after the warm-up.
+        span: Number of steps that the average covers during the warm-up: 1, plus `SPAN_GROWTH` for each step.
+        total: Number of valid vectors, a float32 scalar.
         num_embeddings: Number of codes, `K`.
     """
     start = ops.minimum(ops.reciprocal(span), total * (0.1 / num_embeddings))
-    # Changes nothing unless `total` is 0.
+    # This minimum only matters if `total` is 0.
     return ops.minimum(backend.at_least(start, 1 - decay), total)
 
 
@@ -37,20 +37,20 @@ def update(
 ) -> None:
     """Moves the codebook one step towards the moving average of the vectors that chose each code.
 
-    With `n` the counts of the batch, `s` the sums of each code's vectors, `N` the moving counts (0 at the start) and
-    `g` the decay:
+    Here `n` are the counts of the batch, `s` the sums of each code's vectors, `N` the moving counts (0 at the start)
+    and `g` the decay:
 
         N <- g N + (1 - g) n
         e <- e + (1 - g) (s - n e) / N
 
-    This keeps `m = N e` of the paper's appendix A.1 without storing it. There is no start-up bias (the first vectors
-    put a code on their mean), and a code that was not chosen stays where it is.
+    This is the update of the paper's appendix A.1, without storing its `m = N e`. The average has no start-up bias: the
+    first vectors of a code move it to their mean. A code that was not chosen does not move.
 
     Args:
-        codebook: `[K, D]`, `e`, the one that the vectors were assigned by.
-        ema_counts: `[K]`, `N`.
-        counts: Float32 `[K]`, `n`.
-        differences: `[K, D]`, `s - n e`: the sums of the differences between vectors and their code.
+        codebook: Codes `e`, `[K, D]`, to which the vectors were assigned.
+        ema_counts: Moving counts `N`, `[K]`.
+        counts: Counts of the batch `n`, float32 `[K]`.
+        differences: Sums of the differences between vectors and their codes, `s - n e`, `[K, D]`.
         rate: `1 - g`.
 
     Reference:
@@ -58,6 +58,6 @@ def update(
     - [van den Oord et al., 2017](https://arxiv.org/abs/1711.00937), appendix A.1
     """
     backend.move_to(ema_counts, counts, rate)
-    # A code that was not chosen may have the moving count 0; its difference is 0, too.
+    # Avoids a division by 0 for a code that was never chosen. Its difference is 0, too.
     step = rate / backend.at_least(ops.convert_to_tensor(ema_counts), 1e-30)
     backend.add_product(codebook, ops.expand_dims(step, -1), differences)

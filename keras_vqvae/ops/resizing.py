@@ -1,6 +1,6 @@
-"""Grids of other sizes: means over areas, and interpolation, along any number of axes, by products.
+"""Resizing of grids along any number of axes: means over areas and interpolation, as matrix products.
 
-`keras.ops.image.resize` is for two axes, and no format but SavedModel takes all of its forms.
+`keras.ops.image.resize` only handles two axes, and only SavedModel exports all of its modes.
 """
 
 import functools
@@ -23,32 +23,32 @@ def _linear(distances: np.ndarray) -> np.ndarray:
 
 
 def _cubic(distances: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """The cubic convolution of Keys with the parameter `a` that PyTorch uses."""
+    """Returns the cubic convolution kernel of Keys, with the parameter `a` of PyTorch."""
     x = np.abs(distances)
     inner, outer = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
     return np.where(x <= 1, inner, np.where(x < 2, outer, 0))
 
 
 KERNELS = {"nearest": (_nearest, 0), "linear": (_linear, 1), "cubic": (_cubic, 2)}
-"""Of each interpolation: the weight of an element by its distance, and how many elements on each side have one."""
+"""For each interpolation, the kernel and its reach: the number of elements on each side that have a weight."""
 
 
 def check_interpolation(interpolation: object) -> str:
-    """Returns `interpolation`, which must be the name of one."""
+    """Returns `interpolation` if it is a known name."""
     if not isinstance(interpolation, str) or interpolation not in KERNELS:
         raise ValueError(f"`interpolation` must be one of {sorted(KERNELS)}. Received: interpolation={interpolation!r}")
     return interpolation
 
 
 def _means(size: int, smaller: int) -> np.ndarray:
-    """Weights of means over equal parts of an axis, `[smaller, size]`; a part has every element that it touches."""
+    """Returns weights `[smaller, size]` of means over equal parts of an axis. Parts contain all elements they touch."""
     parts, elements = np.arange(smaller)[:, None], np.arange(size)
     inside = (parts * size // smaller <= elements) & (elements < -(-(parts + 1) * size // smaller))
     return inside / inside.sum(axis=1, keepdims=True)
 
 
 def _interpolated(kernel: Callable[[np.ndarray], np.ndarray], size: int, larger: int) -> np.ndarray:
-    """Weights of interpolation between the middles of elements, `[larger, size]`; the outermost elements continue."""
+    """Returns weights `[larger, size]` of interpolation between the centers of elements, with the ends repeated."""
     places = (2 * np.arange(larger) + 1) * size / (2 * larger) - 0.5
     weights = np.zeros((larger, size))
     for step in range(-1, 3):
@@ -59,20 +59,20 @@ def _interpolated(kernel: Callable[[np.ndarray], np.ndarray], size: int, larger:
 
 
 def _phases(kernel: Callable[[np.ndarray], np.ndarray], reach: int, stride: int) -> np.ndarray:
-    """Weights of the `stride` elements that take the place of one, `[stride, 2 reach + 1]`, far from the borders."""
+    """Returns weights `[stride, 2 reach + 1]` of the `stride` elements that replace one element, far from the ends."""
     taps = 2 * reach + 1
     return _interpolated(kernel, taps, taps * stride)[reach * stride : (reach + 1) * stride]
 
 
-# Made once, because a tensor is kept for each function and its arguments.
+# Made once, because `backend.array` caches a tensor for each function and its arguments.
 _INTERPOLATED = {name: functools.partial(_interpolated, kernel) for name, (kernel, _) in KERNELS.items()}
 _PHASES = {name: functools.partial(_phases, kernel, reach) for name, (kernel, reach) in KERNELS.items()}
 
 
 def resize(x: Tensor, sizes: tuple[int, ...], interpolation: str = "linear") -> Tensor:
-    """Gives the axes after the first other sizes, all of them smaller or all of them larger: `[N, *old, D]`.
+    """Resizes the axes between the first and the last: `[N, *old, D]` -> `[N, *sizes, D]`.
 
-    An axis becomes smaller by means over equal parts, as in adaptive average pooling, and larger by interpolation.
+    A smaller size takes means over equal parts, as adaptive average pooling does. A larger size interpolates.
     """
     shape = list(x.shape[1:])
     for axis, size in enumerate(sizes):
@@ -87,9 +87,9 @@ def resize(x: Tensor, sizes: tuple[int, ...], interpolation: str = "linear") -> 
 
 
 def shrink(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Means over blocks of `strides` elements, which divide the sizes: `[N, *sizes, D]` -> `[N, *sizes / strides, D]`.
+    """Takes means over blocks of `strides` elements: `[N, *sizes, D]` -> `[N, *sizes / strides, D]`.
 
-    Unlike those of `resize`, the sizes may be known only at run time.
+    Sizes must be divisible by `strides`. Unlike in `resize`, sizes may be known only at run time.
     """
     for axis, stride in enumerate(strides, start=1):
         if stride > 1:
@@ -99,9 +99,9 @@ def shrink(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def stretch(x: Tensor, strides: tuple[int, ...], interpolation: str) -> Tensor:
-    """Interpolates `strides` elements in the place of each one: `[N, *sizes, D]` -> `[N, *sizes * strides, D]`.
+    """Replaces each element by `strides` interpolated elements: `[N, *sizes, D]` -> `[N, *sizes * strides, D]`.
 
-    Unlike those of `resize`, the sizes may be known only at run time.
+    Unlike in `resize`, sizes may be known only at run time.
     """
     reach = KERNELS[interpolation][1]
     for axis, stride in enumerate(strides, start=1):

@@ -1,4 +1,4 @@
-"""The search for the nearest code: exact, in float32, and without the `N x K` distances.
+"""The search for the nearest code: exact, in float32, and without storing `N x K` distances.
 
 Shapes in comments: `N` vectors, `K` codes, `D` dimensions.
 """
@@ -17,13 +17,13 @@ from keras_vqvae.types import Tensor
 def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean") -> Tensor:
     """Finds each vector's nearest code.
 
-    The search goes by blocks of vectors and codes, so its memory does not grow with `N x K`. Of codes equally near, the
-    first is taken. It has no gradient.
+    The search runs in blocks of vectors and codes, so its memory does not grow with `N x K`. If several codes are
+    equally near, it returns the first. It has no gradient.
 
     Args:
         vectors: `[..., D]`, with any leading dimensions.
         codebook: `[K, D]`.
-        distance: `"euclidean"`, or `"cosine"` or `"direction"`, which both compare directions. Defaults to
+        distance: `"euclidean"`, or `"cosine"` or `"direction"`, which both compare by cosine similarity. Defaults to
             `"euclidean"`.
 
     Returns:
@@ -45,7 +45,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
             f"Received: vectors of shape {tuple(vectors.shape)}, codebook of shape {tuple(codebook.shape)}"
         )
     if check_distance(distance) != "euclidean":
-        # |z - e|^2 is 2 - 2 cos(z, e) between unit vectors: the nearest code is the same.
+        # Between vectors of unit norm, |z - e|^2 is 2 - 2 cos(z, e), so the nearest code has the highest cosine.
         vectors, codebook = geometry.unit(vectors), geometry.unit(codebook)
     leading = ops.shape(vectors)[:-1]
     # `[..., D]` -> `[N, D]` -> `[...]`
@@ -54,19 +54,19 @@ def nearest_code(vectors: Tensor, codebook: Tensor, distance: str = "euclidean")
 
 
 def search(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest_code` without checks, in the integer dtype that costs least: `[N, D]`, `[K, D]` -> `[N]`."""
+    """Finds nearest codes without checks: `[N, D]`, `[K, D]` -> `[N]`, in the backend's cheapest integer dtype."""
     vectors, codebook = ops.stop_gradient(vectors), ops.stop_gradient(codebook)
     return _search(vectors, codebook, backend.block_scores(vectors), backend.block_codes(codebook.shape[0]))
 
 
 def search_groups(groups: Sequence[Tensor], codebooks: Sequence[Tensor]) -> Sequence[Tensor]:
-    """`search` for several groups of dimensions at once: `[N, d]` each, `[K, d]` each -> `[N]` each."""
+    """Finds nearest codes in several groups of dimensions: `[N, d]` each, `[K, d]` each -> `[N]` each."""
     found = backend.search_groups([ops.stop_gradient(x) for x in groups], [ops.stop_gradient(x) for x in codebooks])
     return [search(*pair) for pair in zip(groups, codebooks, strict=True)] if found is None else found
 
 
 def check_distance(distance: str) -> str:
-    """Returns `distance`, which must be the name of one."""
+    """Returns `distance` if it is a known name."""
     if not isinstance(distance, str) or distance not in ("euclidean", "cosine", "direction"):
         raise ValueError(f"`distance` must be 'euclidean', 'cosine' or 'direction'. Received: distance={distance!r}")
     return distance
@@ -77,22 +77,22 @@ def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: i
     """`[N, D]`, `[K, D]` -> int32 `[N]`."""
     if vectors.shape[0] == 0:
         return ops.zeros((0,), dtype="int32")
-    # Distances do not change when everything moves. Around the codes' mean the products below are small, and their
-    # rounding does not hide the distances of vectors far from the origin.
+    # Vectors and codes are shifted so that the mean of the codes is 0. This keeps the distances and makes the products
+    # below small, so that rounding does not distort the distances between points far from 0.
     centre = ops.mean(codebook, axis=0)
     best = found = None
     for start in range(0, codebook.shape[0], block_codes):
         codes = codebook[start : start + block_codes] - centre
         # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the nearest code has the highest score z e - |e|^2 / 2.
         bias = backend.search_bias(codes)
-        # The difference by blocks, which stay in the cache.
+        # Each block of vectors is shifted separately, so that it stays in the cache.
         best_code = functools.partial(_best_code, centre=centre, codes=codes, bias=bias)
         block_rows = max(block_scores // codes.shape[0], 1)
         scores, indices = backend.by_blocks(best_code, vectors, block_rows, (((), "float32"), ((), "int32")))
         if best is None:
             best, found = scores, indices
         else:
-            # A later code must be better: of equals the first stays.
+            # Strictly better, so that the first of equally near codes is kept.
             better = scores > best
             best, found = ops.where(better, scores, best), ops.where(better, indices + start, found)
     return found
@@ -103,22 +103,23 @@ def _best_code(vectors: Tensor, centre: Tensor, codes: Tensor, bias: Tensor) -> 
 
 
 def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> Sequence[Tensor]:
-    """Finds sums of a code of each codebook that are near the vector.
+    """Finds sums of codes, one from each codebook, that are near each vector.
 
-    Of the sums with each further codebook the `beam_width` nearest go on, whichever they continue. It goes by blocks of
-    vectors, and has no gradient.
+    After each codebook, the search keeps the `beam_width` best partial sums, regardless of which earlier sums they
+    extend. It runs in blocks of vectors, and has no gradient.
 
     Args:
         vectors: `[N, D]`.
-        codebooks: Those of the stages of a residual, `[K, D]` each.
-        beam_width: How many sums go on, `B`.
+        codebooks: Codebooks of the stages of a residual, `[K, D]` each.
+        beam_width: Number of sums to keep, `B`.
 
     Returns:
-        Int32 indices `[N, B]` of each stage, those of the nearest sum first; fewer than `B` where there are no more.
+        Int32 indices `[N, B]` for each stage, with the best sum first. There are fewer than `B` columns if there are
+        fewer than `B` sums.
 
     Reference:
 
-    - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, there for codes in any order
+    - [Babenko and Lempitsky, 2014](https://doi.org/10.1109/CVPR.2014.124), section 3.2, where codes may be in any order
     """
     vectors, codebooks = ops.stop_gradient(vectors), [ops.stop_gradient(codes) for codes in codebooks]
     return _beam_search(vectors, codebooks, beam_width, backend.block_scores(vectors))
@@ -138,25 +139,26 @@ def _beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int, bloc
 
 def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> list[Tensor]:
     """`[n, D]`, `[K, D]` each -> int32 `[n, B]` each."""
-    # What the sums leave, `[n, B, D]`, and their indices, `[n, B]` a stage
-    rest = ops.expand_dims(vectors, 1)
+    # Residuals of the partial sums, `[n, B, D]`, and their indices, `[n, B]` for each stage.
+    residuals = ops.expand_dims(vectors, 1)
     paths: list[Tensor] = []
     for codes in codebooks:
         size = codes.shape[0]
         centre = ops.mean(codes, axis=0)
-        rest, codes = rest - centre, codes - centre
-        # -|r - e|^2 / 2 = r e - |e|^2 / 2 - |r|^2 / 2 in one product, around the codes' mean as in `_search`
-        of_rest, of_codes = (-0.5 * ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (rest, codes))
+        residuals, codes = residuals - centre, codes - centre
+        # One product computes -|r - e|^2 / 2 = r e - |e|^2 / 2 - |r|^2 / 2. All is shifted as in `_search`.
+        squares = [-0.5 * ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (residuals, codes)]
         factors = (
-            ops.concatenate([rest, of_rest, ops.ones_like(of_rest)], axis=-1),
-            ops.concatenate([codes, ops.ones_like(of_codes), of_codes], axis=-1),
+            ops.concatenate([residuals, squares[0], ops.ones_like(squares[0])], axis=-1),
+            ops.concatenate([codes, ops.ones_like(squares[1]), squares[1]], axis=-1),
         )
         scores = backend.matmul(factors[0], ops.transpose(factors[1]))
         # `[n, B, K]` -> `[n, B K]` -> `[n, B]`
         scores = ops.reshape(scores, (-1, scores.shape[1] * size))
-        places = backend.best_places(scores, min(beam_width, scores.shape[1]))
-        parents = places // size
-        indices = places - parents * size
-        rest = ops.take_along_axis(rest, ops.expand_dims(parents, -1), axis=1) - backend.gather_rows(codes, indices)
+        best = backend.best_indices(scores, min(beam_width, scores.shape[1]))
+        parents = best // size
+        indices = best - parents * size
+        residuals = ops.take_along_axis(residuals, ops.expand_dims(parents, -1), axis=1)
+        residuals = residuals - backend.gather_rows(codes, indices)
         paths = [ops.take_along_axis(path, parents, axis=1) for path in paths] + [indices]
     return paths

@@ -12,19 +12,19 @@ from keras_vqvae import validation
 from keras_vqvae.types import Tensor
 
 FLOOR = 1e-3
-"""Magnitudes below it are silence, in units of the data: see `magnitudes`."""
+"""Magnitude of silence, in units of the data: the `floor` of `magnitudes`."""
 
 
 def window_sizes(name: str, values: object) -> tuple[int, ...]:
-    """Returns `values` as a tuple of sizes of windows."""
+    """Returns `values` as a tuple of window sizes, which must be multiples of 4."""
     sizes = validation.positive_ints(name, values)
     if not sizes or any(size % 4 for size in sizes):
-        raise ValueError(f"`{name}` must be one or more multiples of 4. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must be one or more multiples of 4. Received: {name}={validation.shown(values)}")
     return sizes
 
 
 def check_steps(name: str, shape: tuple[int | None, ...], steps: int | None, sizes: tuple[int, ...]) -> None:
-    """Raises an error if a sound is shorter than a window, as far as its length is known."""
+    """Raises an error if a sound of known length is shorter than the largest window."""
     if steps is not None and steps < max(sizes):
         raise ValueError(
             f"`{name}` must have at least as many steps as the largest window, {max(sizes)}: give longer sounds, or "
@@ -33,21 +33,22 @@ def check_steps(name: str, shape: tuple[int | None, ...], steps: int | None, siz
 
 
 def channels_first() -> bool:
-    """Whether data are `[batch, channels, ...]`."""
+    """Whether Keras's image data format is `[batch, channels, ...]`."""
     return keras.config.image_data_format() == "channels_first"
 
 
 def num_frames(steps: int | None, window_size: int) -> int | None:
-    """How many frames `magnitudes` returns for sounds of `steps` steps."""
+    """Returns the number of frames that `magnitudes` computes for sounds of `steps` steps."""
     return None if steps is None else 1 + steps // (window_size // 4)
 
 
 def magnitudes(sounds: Tensor, window_size: int, floor: float) -> Tensor:
-    """The magnitudes of a short-time Fourier transform, in float32 and at least `floor`.
+    """Returns the magnitudes of a short-time Fourier transform, in float32 and at least `floor`.
 
-    Hann windows a quarter of their size apart, the first centered at the first step; the sound is mirrored at its ends.
-    A magnitude is `sqrt(|X|^2 + floor^2)`, so that silence has a logarithm and a gradient. `X` is divided by the
-    window's Euclidean norm. White noise of variance 1 then has a mean of `|X|^2` of 1, whatever the window.
+    It uses Hann windows, with a hop of a quarter of the window. The first window is centered at the first step, and the
+    sound is mirrored at its ends. A magnitude is `sqrt(|X|^2 + floor^2)`, so that silence has a logarithm and a
+    gradient. `X` is divided by the window's Euclidean norm. For white noise of variance 1, the mean of `|X|^2` is then
+    1 with any window.
 
     Args:
         sounds: `[..., C, T]`.
