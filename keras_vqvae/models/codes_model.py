@@ -133,35 +133,28 @@ class CodesModel(CodesInputs):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def export(
-        self,
-        filepath: str | pathlib.Path,
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        *,
-        batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Exports a program that computes the logits, as `keras.Model.export` does.
+    def export(self, filepath: str | pathlib.Path, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
+        """Exports a model that returns the logits, with the arguments of `keras.Model.export`.
 
-        Its inputs are int32 codes `[batch_size, *shape]`, or a tuple of codes and int32 classes `[batch_size]` if the
-        prior has `num_classes`.
+        Its inputs are int32 `codes` `[batch_size, *shape]` and, if the prior has `num_classes`, int32 `labels`
+        `[batch_size]`.
 
         Args:
-            filepath: As in `keras.Model.export`.
-            format: As in `keras.Model.export`. Defaults to `"tf_saved_model"`.
-            verbose: As in `keras.Model.export`. Defaults to `None`.
-            input_signature: As in `keras.Model.export`. Defaults to `None`, the inputs above.
-            batch_size: Batch size of the program. On PyTorch, ONNX needs an integer, because Keras cannot export its
-                `LayerNormalization` without. Defaults to `None`, any size.
-            **kwargs: Further arguments of `keras.Model.export`.
+            filepath: Path of the exported file or folder.
+            *args: Further arguments of `keras.Model.export`.
+            batch_size: Batch size of the exported model. On PyTorch, ONNX needs an integer, because Keras cannot export
+                its `LayerNormalization` for any size. Defaults to `None`, any size.
+            **kwargs: Further arguments of `keras.Model.export`, such as `format`.
         """
-        if input_signature is None:
-            codes = keras.InputSpec(shape=(batch_size, *self.shape), dtype="int32")
-            labels = keras.InputSpec(shape=(batch_size,), dtype="int32")
-            input_signature = [(codes, labels) if self.num_classes else codes]
-        super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+        codes = keras.InputSpec(shape=(batch_size, *self.shape), dtype="int32", name="codes")
+        labels = keras.InputSpec(shape=(batch_size,), dtype="int32", name="labels")
+        signature = [[codes, labels] if self.num_classes else codes]
+        super().export(filepath, *args, **{"input_signature": signature, **kwargs})
+
+    @property
+    def _default_save_signature(self) -> None:
+        """No signature for TensorFlow but that of `export`: Keras would add one with float inputs."""
+        return None
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, on codes `x` `[samples, *shape]` and their classes `y` `[samples]`.

@@ -137,7 +137,7 @@ class Coding(CodeAutoencoder):
             ValueError: If the codes of `prior` differ from this model's in number or shape.
         """
         if not isinstance(prior, Prior):
-            raise ValueError(f"`prior` must be a prior, such as `MaskedPrior`. Received: prior={prior!r}")
+            raise ValueError(f"`prior` must be a `Prior`, such as a `MaskedPrior`. Received: prior={prior!r}")
         own = self.quantizer.num_embeddings, *self.tokenizer.output_shape[1:]
         sizes = self.quantizer.codebook_sizes
         repeats = max(len(sizes) // len(prior.codebook_sizes), 1)
