@@ -17,9 +17,9 @@ def rate_of_step(decay: float, span: Tensor, total: Tensor, num_embeddings: int)
     """Returns the rate of a step, `1 - g` for a decay `g`. It is 0 for a batch without a valid vector.
 
     The rate starts at `1 / span` and falls to `1 - decay` (the warm-up). Vectors move most at the start of training,
-    and with a constant decay the codes would average over old vectors for too long. This matters most for the last
-    stage of a residual, whose error would end up to 12% above the error of k-means: see `docs/studies/residual-training.md`. The rate is
-    also limited so that, at the start, the average covers at least 10 vectors per code.
+    and with a constant decay the codes would average over old vectors for too long. The last stage of a residual would
+    suffer most: see `docs/studies/residual-training.md`. The rate is also limited so that, at the start, the average
+    covers at least 10 vectors per code.
 
     Args:
         decay: Decay after the warm-up.
