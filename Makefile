@@ -58,6 +58,13 @@ test-across: .venv/done
 test-quick: .venv/done
 	KERAS_BACKEND=torch .venv/bin/python -m pytest $(TESTS) -m "not slow" --numprocesses 2 --dist loadfile
 
+# Random arguments and inputs, others for each seed: make fuzz CASES=10000 SEED=1
+.PHONY: fuzz
+CASES := 2000
+SEED := 0
+fuzz: .venv/done
+	KERAS_BACKEND=$${KERAS_BACKEND:-torch} OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz.py --cases $(CASES) --seed $(SEED)
+
 # The oldest Keras that the package claims. PyTorch is the quickest; its indexing warns there.
 test-oldest: test-oldest-torch
 .PHONY: $(BACKENDS:%=test-oldest-%)

@@ -1,4 +1,4 @@
-"""What `campaign.py` found: inputs and arguments at the edge of what a quantizer takes."""
+"""What `fuzz.py` found: inputs and arguments at the edge of what a quantizer takes."""
 
 import numpy as np
 import pytest

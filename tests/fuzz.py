@@ -1,15 +1,17 @@
 """Random layers on random inputs: each case is right, or a `ValueError` that says what it received.
 
-Not a part of `make test`: 10,000 cases take from some minutes to half an hour.
+Not part of `make test`: 10,000 cases take from some minutes to half an hour. A workflow runs 2,000 new ones each night.
 
-KERAS_BACKEND=torch python tests/campaign.py --cases 10000
-KERAS_BACKEND=torch python tests/campaign.py --only 123    # one case again, by its number
+make fuzz
+KERAS_BACKEND=torch python tests/fuzz.py --cases 10000
+KERAS_BACKEND=torch python tests/fuzz.py --only 123    # one case again, by its number
 """
 
 import argparse
 import collections
 import os
 import re
+import sys
 import traceback
 import warnings
 
@@ -211,6 +213,7 @@ def main() -> None:
             lines = " ".join(str(error).split())[:150]
             print(f"case {number}: {type(error).__name__} at {where.name}:{where.lineno}: {lines}", flush=True)
     print(keras.backend.backend(), dict(outcomes))
+    sys.exit(outcomes["wrong"] > 0)
 
 
 if __name__ == "__main__":
