@@ -37,12 +37,13 @@ SAMPLES = 2000
 """Images drawn from a prior, as many of each class."""
 
 
-def optimizer(rate: float) -> keras.optimizers.Optimizer:
-    """Adam, at a fraction of its rate for the discriminator."""
-    adam = keras.optimizers.Adam(LEARNING_RATE)
+def optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """Adam, at a fraction of its rate for the discriminator. The rate falls to 0: else the game oscillates to the end."""
+    schedule = keras.optimizers.schedules.CosineDecay
+    adam = keras.optimizers.Adam(schedule(LEARNING_RATE, steps))
     if rate == 1:
         return adam
-    own = keras.optimizers.Adam(rate * LEARNING_RATE)
+    own = keras.optimizers.Adam(schedule(rate * LEARNING_RATE, steps))
     return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(adam, {".*discriminator.*": own}))
 
 
@@ -55,9 +56,7 @@ def perceptual_loss(features: keras.Model, weight: float, train: np.ndarray) -> 
     return keras_vqvae.LossSum(losses, [factor / train.var(axis=0).mean(), factor * weight]), factor
 
 
-def train_model(
-    train: np.ndarray, run: dict, steps: int, spectral: bool, features: keras.Model | None
-) -> keras_vqvae.VQVAE:
+def train_model(train: np.ndarray, run: dict, steps: int, features: keras.Model | None) -> keras_vqvae.VQVAE:
     """Trains the model of one run."""
     seed = run["seed"]
     keras.utils.set_random_seed(seed)
@@ -68,13 +67,15 @@ def train_model(
     if run["perceptual"]:
         loss, factor = perceptual_loss(features, run["perceptual"], train)
     if run["weight"]:
-        constraint = {} if spectral else {"kernel_constraint": None}
+        constraint = {} if run["spectral"] else {"kernel_constraint": None}
         discriminator = keras_vqvae.build_conv_discriminator(train.shape[1:], (32, 64), **constraint)
+        if not run["features"]:
+            discriminator = keras.Model(discriminator.input, discriminator.output["logits"], name="discriminator")
         weight = factor * run["weight"]
         model = keras_vqvae.VQGAN(encoder, quantizer, decoder, discriminator, weight, run["start"])
     else:
         model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
-    model.compile(optimizer(run.get("rate", 1)), loss)
+    model.compile(optimizer(run.get("rate", 1), steps), loss)
     model.fit(batches, batch_size=64, shuffle=False, verbose=0)
     return model
 
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--perceptual", type=float, nargs="+", default=[0.0], help="weights of `PerceptualLoss`")
     parser.add_argument("--starts", type=int, nargs="+", default=[0], help="steps before the game")
     parser.add_argument("--rates", type=float, nargs="+", default=[1], help="the discriminator's, relative to 1e-3")
+    parser.add_argument("--no-features", action="store_true", help="the decoder does not match features")
     parser.add_argument("--no-spectral", action="store_true", help="no spectral normalization")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--prior-epochs", type=int, default=0, help="epochs of a prior for each run; 0: none")
@@ -145,12 +147,14 @@ def main() -> None:
     )
     for codes, seed, perceptual, weight, start, rate in runs:
         run = {"codes": codes, "seed": seed, "perceptual": perceptual, "weight": weight}
-        run |= {"start": start, "rate": rate, "spectral": not arguments.no_spectral} if weight else {}
+        if weight:
+            run |= {"start": start, "rate": rate, "spectral": not arguments.no_spectral}
+            run["features"] = not arguments.no_features
         run |= {"prior epochs": epochs} if epochs else {}
         name = " ".join([dataset, str(arguments.steps), *(f"{key}={value}" for key, value in run.items())])
         file = FOLDER / f"{name}.json"
         if not file.exists():
-            model = train_model(train, run, arguments.steps, not arguments.no_spectral, features)
+            model = train_model(train, run, arguments.steps, features)
             made = model.predict(test, batch_size=500, verbose=0)
             logs = model.evaluate(test, batch_size=500, verbose=0, return_dict=True)
             row = {**run, **judge.reconstructions(made), **{log: logs[log] for log in LOGS if log in logs}}

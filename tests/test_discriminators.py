@@ -15,12 +15,12 @@ SOUND = {"window_sizes": (32, 8), "filters": (3,)}
 def conv_judge(*args, **keywords):
     """A discriminator without its features."""
     model = keras_vqvae.build_conv_discriminator(*args, **keywords)
-    return keras.Model(model.inputs, model.output["logits"])
+    return keras.Model(model.input, model.output["logits"])
 
 
 def sound_judge(*args, **keywords):
     model = keras_vqvae.build_spectrogram_discriminator(*args, **keywords)
-    return keras.Model(model.inputs, model.output["logits"])
+    return keras.Model(model.input, model.output["logits"])
 
 
 @pytest.fixture
