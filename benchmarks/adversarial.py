@@ -38,7 +38,7 @@ SAMPLES = 2000
 
 
 def optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """Adam, at a fraction of its rate for the discriminator. The rate falls to 0: else the game oscillates to the end."""
+    """Adam, at a fraction of its rate for the discriminator. The rate falls to 0, or the game would oscillate."""
     schedule = keras.optimizers.schedules.CosineDecay
     adam = keras.optimizers.Adam(schedule(LEARNING_RATE, steps))
     if rate == 1:
