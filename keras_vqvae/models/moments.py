@@ -23,11 +23,19 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
+def _axes(shape: Sequence[int | None]) -> list[int]:
+    return [axis for axis, size in enumerate(shape) if axis == 0 or size is None]
+
+
+def count_of(x: Tensor, shape: Sequence[int | None]) -> int | Tensor:
+    """How many arrays a batch `[batch, ...]` has, one for each entry of the axes whose size in `shape` is not known."""
+    return math.prod(ops.shape(x)[axis] for axis in _axes(shape))
+
+
 def moments_of(x: Tensor, shape: Sequence[int | None]) -> Moments:
     """The moments of a batch `[batch, ...]`, over the axes whose size in `shape` is not known."""
-    axes = [axis for axis, size in enumerate(shape) if axis == 0 or size is None]
-    x = ops.cast(x, "float32")
-    count = math.prod(ops.shape(x)[axis] for axis in axes)
+    axes = _axes(shape)
+    x, count = ops.cast(x, "float32"), count_of(x, shape)
     count = backend.constants((count,), x)[0] if isinstance(count, int) else ops.cast(count, "float32")
     # No sample has the mean 0.
     divisor = backend.at_least(count, 1.0)

@@ -8,12 +8,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vqvae.models.moments import Moments, RunningMoments, moments_of, total_variance
+from keras_vqvae.backend import backend
+from keras_vqvae.models.moments import Moments, Pairs, RunningMoments, count_of, moments_of, total_variance
 from keras_vqvae.models.targets import aligned_targets
 from keras_vqvae.types import Sizes, Tensor
 
 WEIGHT = 0.125
 """Of the error of a sample, in units of the variance, per element of its latents. See `docs/studies.md`."""
+RAMP = 0.1
+"""The explained fraction of a batch's variance from which on the commitment loss counts in full."""
 MIN_RATIO = 1e-12
 """Variances below this fraction of the mean square are rounding of a constant."""
 
@@ -38,13 +41,13 @@ class Reconstruction:
         """Each output with its target in the same shape; `None` if these are not outputs of the decoder."""
         return aligned_targets(targets, y_pred, self.output_shapes)
 
-    def moments(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Moments]:
+    def moments(self, pairs: Pairs) -> list[Moments]:
         """The moments of the batch's targets."""
         return [moments_of(target, shape) for (target, _), shape in zip(pairs, self.output_shapes, strict=False)]
 
     def weight(
         self,
-        pairs: Sequence[tuple[Tensor, Tensor]],
+        pairs: Pairs,
         batch: Sequence[Moments],
         latents: Sizes | None,
         training: bool,
@@ -69,7 +72,30 @@ class Reconstruction:
         variance = ops.where(variance > MIN_RATIO * square, variance, fallback)
         return self.factor(pairs, latents) / variance
 
-    def factor(self, pairs: Sequence[tuple[Tensor, Tensor]], latents: Sizes | None) -> Tensor | float:
+    def withheld(self, pairs: Pairs, error: Tensor, own: Sequence[Moments], batch: Sequence[Moments]) -> Tensor:
+        """The fraction of the commitment loss that is left out of a step of training.
+
+        It is 1 where the outputs explain nothing of the batch's variance, and falls to 0 where they explain `RAMP` of
+        it. A new decoder ignores the codes, so the error of the reconstruction has nearly no gradient at the encoder,
+        and the commitment loss would make all vectors equal before the decoder has learned anything.
+
+        Args:
+            pairs: Targets and outputs.
+            error: Their mean squared error.
+            own: Moments of this replica's targets.
+            batch: The moments of the targets of all replicas.
+        """
+        if batch[0].count is not own[0].count:
+            error = backend.sum_over_replicas(own[0].count * error) / backend.at_least(batch[0].count, 1.0)
+        unexplained = ops.stop_gradient(error) / backend.at_least(total_variance(batch), 1e-30)
+        withheld = backend.clip(unexplained / RAMP - (1 / RAMP - 1), 0.0, 1.0)
+        # A single target has no variance of which a fraction could be explained.
+        count = count_of(pairs[0][0], self.output_shapes[0])
+        if isinstance(count, int):
+            return withheld if count > 1 else ops.zeros_like(withheld)
+        return ops.where(count > 1, withheld, 0.0)
+
+    def factor(self, pairs: Pairs, latents: Sizes | None) -> Tensor | float:
         """What the mean squared error in units of the variance is multiplied by; arguments as of `weight`."""
         outputs = self.output_shapes if latents is None else [ops.shape(output) for _, output in pairs]
         return WEIGHT * sum(map(_elements, outputs)) / _elements(latents or self.latent_shape)

@@ -16,7 +16,7 @@ from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
 from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
-from keras_vqvae.models.step import QUANTIZER_LOSSES, Pass, RecordedSteps, total
+from keras_vqvae.models.step import COMMITMENT_LOSS, QUANTIZER_LOSSES, Pass, RecordedSteps, total
 from keras_vqvae.models.targets import check_targets, targets_of
 from keras_vqvae.types import Data, Sizes, Tensor
 
@@ -121,15 +121,19 @@ class AutoencoderTraining(RecordedSteps):
         # Keras divides all losses by the number of replicas, as TensorFlow sums gradients over them.
         replicas = backend.replicas_in_turns()
         if passes is not None:
-            self._step.reconstructions.append(loss * replicas)
+            own_loss = loss if replicas == 1 else loss * replicas
+            self._step.reconstructions.append(own_loss)
             # What is masked counts in no loss, but in the moments.
             if pairs and not any(backend.mask_of(output) is not None for _, output in pairs):
                 plain = self._normalizes and sample_weight is None
-                error = loss * replicas if plain else moments.squared_error(pairs)
+                error = own_loss if plain else moments.squared_error(pairs)
                 self._step.targets.append((batch, error, own[0].count))
+                commitment = [each.losses[COMMITMENT_LOSS] for each in passes if COMMITMENT_LOSS in each.losses]
+                if training and commitment:
+                    added = added - total(commitment) * reconstruction.withheld(pairs, error, own, batch)
         if self._normalizes:
             loss = loss * reconstruction.weight(pairs, batch, passes[-1].latent_shape if passes else None, training)
-        return loss + added / replicas
+        return loss + (added if replicas == 1 else added / replicas)
 
     @contextlib.contextmanager
     def _without_losses(self) -> Iterator[None]:
