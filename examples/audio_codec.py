@@ -60,6 +60,13 @@ def stride_of(codec: keras_vqvae.VQVAE) -> int:
     return max(layer.strides[0] for layer in codec.encoder.layers if hasattr(layer, "strides"))
 
 
+def is_causal(codec: keras_vqvae.VQVAE) -> bool:
+    try:
+        return codec.latency > 0
+    except ValueError:
+        return False
+
+
 def encode(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> Packed:
     size = loudness(sound)
     codes = codec.encode(sound[None, :, None] / size, verbose=0)[0]
@@ -131,7 +138,7 @@ def main() -> None:
         distances = spectral_distance(*pair), mel_distance(*pair, RATE), signal_to_distortion(*pair)
         row = (stages, f"{bits / 1000:.1f}", file.stat().st_size - HEADER.size, *(f"{each:.2f}" for each in distances))
         print(f"| {' | '.join(map(str, row))} |")
-    if not arguments.look_ahead:
+    if is_causal(codec):
         alike, difference = streams_alike(codec, sound)
         print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
 

@@ -63,4 +63,3 @@ def test_an_encoder_that_the_decoder_ignores_stays_as_it_is(ema_decay):
     assert logs["explained_variance"] < 0
     for weight, old in zip(encoder.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
-

@@ -59,6 +59,10 @@ class AutoencoderTraining(RecordedSteps):
     ) -> None:
         """As `keras.Model.compile`, with a default loss that does not depend on the scale of the data.
 
+        Whatever the loss, a step of training leaves out the quantizer's commitment loss if the reconstruction explains
+        nothing of the batch's variance, and counts it in full if it explains 10% or more. Otherwise the commitment loss
+        could make all vectors equal before a new decoder has learned to use them. Under masks it always counts in full.
+
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.
             loss: The loss of the reconstruction, in any form that Keras takes. Or `"normalized_mse"`, the default: 1/8
