@@ -1,4 +1,4 @@
-"""An audio codec of causal 1D convolutions and a residual quantizer. It can send any number of the stages.
+"""An audio codec of 1D convolutions and a residual quantizer. It can send any number of the stages.
 
     python examples/speech.py speech
     KERAS_BACKEND=torch python examples/audio_codec.py --folder speech
@@ -10,11 +10,11 @@ stages, and reads them again. It prints their bits a second and three distances,
 """
 
 import argparse
-import math
 import pathlib
 
 import keras
 import numpy as np
+from codec_networks import build_decoder, build_encoder
 from packed_codes import HEADER, Packed, bits_per_index, pack, unpack
 from scipy.io import wavfile
 from sounds import load, loudness, mel_distance, signal_to_distortion, spectral_distance
@@ -22,9 +22,9 @@ from sounds import load, loudness, mel_distance, signal_to_distortion, spectral_
 import keras_vqvae
 
 RATE = 16_000
-FILTERS = (16, 32, 32, 64, 64, 64)
-"""Each halves the rate: a vector stands for 64 samples."""
-DIM = 32
+WIDTH, DIM, BLOCKS = 128, 32, 2
+"""Channels and residual blocks of the networks, and the size of a vector."""
+BATCH = 16
 
 
 def windows(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
@@ -33,9 +33,8 @@ def windows(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
 
 
 def build_codec(arguments: argparse.Namespace) -> keras_vqvae.VQVAE:
-    sizes = {"embedding_dim": DIM, "filters": FILTERS, "num_residual_blocks": 1, "causal": True}
-    encoder = keras_vqvae.build_conv_encoder((None, 1), **sizes)
-    decoder = keras_vqvae.build_conv_decoder((None, 1), **sizes)
+    sizes = arguments.stride, WIDTH, DIM, BLOCKS, not arguments.look_ahead
+    encoder, decoder = build_encoder(*sizes), build_decoder(*sizes)
     # The commitment losses of all stages add up.
     settings = {"ema_decay": 0.99, "commitment_weight": 0.25 / arguments.stages}
     stage = keras_vqvae.VectorQuantizer(arguments.codes, seed=arguments.seed, **settings)
@@ -49,17 +48,23 @@ def build_codec(arguments: argparse.Namespace) -> keras_vqvae.VQVAE:
 
 
 def train(codec: keras_vqvae.VQVAE, x: np.ndarray, spectral: float, epochs: int) -> None:
-    """Half of the epochs without the quantizer, whose codes then start at k-means of what the encoder has learned."""
     losses = [keras.losses.MeanSquaredError(), keras_vqvae.SpectralLoss()]
     loss = keras_vqvae.LossSum(losses, [1.0, spectral]) if spectral else losses[0]
-    network = keras.Sequential([codec.encoder, codec.decoder])
-    network.compile(keras.optimizers.Adam(2e-3), loss=loss)
-    first = epochs // 2
-    network.fit(x, x, batch_size=8, epochs=first, verbose=2)
-    steps = (epochs - first) * math.ceil(len(x) / 8)
+    steps = epochs * -(-len(x) // BATCH)
     codec.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)), loss=loss)
-    codec.adapt(x, seed=0, verbose=0)
-    codec.fit(x, batch_size=8, epochs=epochs - first, verbose=2)
+    codec.fit(x, batch_size=BATCH, epochs=epochs, verbose=2)
+
+
+def stride_of(codec: keras_vqvae.VQVAE) -> int:
+    """How many samples a vector stands for: the stride of the only convolution that has one."""
+    return max(layer.strides[0] for layer in codec.encoder.layers if hasattr(layer, "strides"))
+
+
+def is_causal(codec: keras_vqvae.VQVAE) -> bool:
+    try:
+        return codec.latency > 0
+    except ValueError:
+        return False
 
 
 def encode(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> Packed:
@@ -90,6 +95,8 @@ def main() -> None:
     parser.add_argument("--file", type=pathlib.Path, help="the sound to encode; by default the last of the folder")
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--stages", type=int, default=8)
+    parser.add_argument("--stride", type=int, default=64, help="samples that a vector stands for")
+    parser.add_argument("--look-ahead", action="store_true", help="a codec that is not causal, and does not stream")
     parser.add_argument("--window", type=int, default=2048, help="samples of a training example")
     parser.add_argument("--hop", type=int, default=4096, help="samples between training examples")
     parser.add_argument("--spectral", type=float, default=0.25, help="weight of the spectral loss")
@@ -116,7 +123,7 @@ def main() -> None:
 
     path = arguments.file or paths[-1]
     sound = load(path, RATE)
-    whole = encode(codec, sound)
+    whole, stride = encode(codec, sound), stride_of(codec)
     wavfile.write(arguments.output_dir / "original.wav", RATE, sound)
     print(f"{path.name}: {len(sound) / RATE:.2f} s, {whole.codes.shape[0]} x {whole.codes.shape[1]} indices")
     print("| stages | kbit/s | bytes | log-spectral dB | mel dB | SI-SDR dB |\n| --- | --- | --- | --- | --- | --- |")
@@ -124,15 +131,16 @@ def main() -> None:
         file = arguments.output_dir / f"{stages}_stages.vqs"
         file.write_bytes(pack(whole._replace(codes=whole.codes[:, :stages]), codec.quantizer.num_embeddings))
         # All that a receiver has: the codec and this file.
-        decoded = decode(codec, unpack(file.read_bytes(), codec.latency))
+        decoded = decode(codec, unpack(file.read_bytes(), stride))
         wavfile.write(file.with_suffix(".wav"), RATE, np.clip(decoded, -1, 1).astype("float32"))
-        bits = stages * bits_per_index(codec.quantizer.num_embeddings) * RATE / codec.latency
+        bits = stages * bits_per_index(codec.quantizer.num_embeddings) * RATE / stride
         pair = sound / whole.loudness, decoded / whole.loudness
         distances = spectral_distance(*pair), mel_distance(*pair, RATE), signal_to_distortion(*pair)
         row = (stages, f"{bits / 1000:.1f}", file.stat().st_size - HEADER.size, *(f"{each:.2f}" for each in distances))
         print(f"| {' | '.join(map(str, row))} |")
-    alike, difference = streams_alike(codec, sound)
-    print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
+    if is_causal(codec):
+        alike, difference = streams_alike(codec, sound)
+        print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
 
 
 if __name__ == "__main__":

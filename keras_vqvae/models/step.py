@@ -14,9 +14,10 @@ from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.moments import Moments
 from keras_vqvae.types import Sizes, Tensor
 
+COMMITMENT_LOSS = "commitment_loss"
 QUANTIZER_LOSSES = (
     "quantizer_loss",
-    *("commitment_loss", "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss"),
+    *(COMMITMENT_LOSS, "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss"),
 )
 """Names of the logs: the sum of a quantizer's losses, and its parts. Losses with other names are only in the sum."""
 

@@ -16,7 +16,7 @@ from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
 from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
-from keras_vqvae.models.step import QUANTIZER_LOSSES, Pass, RecordedSteps, total
+from keras_vqvae.models.step import COMMITMENT_LOSS, QUANTIZER_LOSSES, Pass, RecordedSteps, total
 from keras_vqvae.models.targets import check_targets, targets_of
 from keras_vqvae.types import Data, Sizes, Tensor
 
@@ -58,6 +58,10 @@ class AutoencoderTraining(RecordedSteps):
         self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = NORMALIZED, **kwargs: Any
     ) -> None:
         """Configures training as `keras.Model.compile` does. The default loss does not depend on the data's scale.
+
+        With the default loss, a training step leaves the quantizer's commitment loss out if the reconstruction explains
+        nothing of the variance, and counts it in full from 10% on. Otherwise the commitment loss could make all vectors
+        equal before a new decoder has learned to use them. Under masks, it always counts in full.
 
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.
@@ -124,16 +128,22 @@ class AutoencoderTraining(RecordedSteps):
             loss = super().compute_loss(x, targets, y_pred, sample_weight, training)
         # TensorFlow sums gradients over replicas, so Keras has divided the loss by their number. Logs undo this.
         replicas = backend.replicas_in_turns()
+        variance = reconstruction.variance(pairs, batch, training) if self._normalizes else None
         if passes is not None:
-            self._step.reconstructions.append(loss * replicas)
+            mean_loss = loss if replicas == 1 else loss * replicas
+            self._step.reconstructions.append(mean_loss)
             # Not for masked outputs: masked positions are excluded from losses, but not from the moments.
             if pairs and not any(backend.mask_of(output) is not None for _, output in pairs):
                 plain = self._normalizes and sample_weight is None
-                error = loss * replicas if plain else moments.squared_error(pairs)
-                self._step.targets.append((batch, error, own[0].count))
-        if self._normalizes:
-            loss = loss * reconstruction.weight(pairs, batch, passes[-1].latent_shape if passes else None, training)
-        return loss + added / replicas
+                error, count = mean_loss if plain else moments.squared_error(pairs), own[0].count
+                self._step.targets.append((batch, error, count))
+                commitment = [each.losses[COMMITMENT_LOSS] for each in passes if COMMITMENT_LOSS in each.losses]
+                if training and variance is not None and commitment:
+                    withheld = reconstruction.withheld(error, count, batch[0].count, variance)
+                    added = added - total(commitment) * withheld
+        if variance is not None:
+            loss = loss * (reconstruction.factor(pairs, passes[-1].latent_shape if passes else None) / variance)
+        return loss + (added if replicas == 1 else added / replicas)
 
     @contextlib.contextmanager
     def _without_losses(self) -> Iterator[None]:
