@@ -38,7 +38,7 @@ def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     # the maximum, and then the index in the group.
     parts = scores.unflatten(-1, (-1, 64))
     best, part = parts.amax(-1).max(-1)
-    index = part[..., None, None].expand(*part.shape, 1, 64)
+    index = part[..., None, None].expand(*[-1] * part.ndim, 1, 64)
     return best, torch.add(parts.gather(-2, index).squeeze(-2).argmax(-1), part, alpha=64)
 
 
