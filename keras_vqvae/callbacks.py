@@ -36,11 +36,12 @@ def _unique(layers: Iterator[keras.Layer]) -> list[keras.Layer]:
 class CodebookMonitor(keras.callbacks.Callback):
     """Adds perplexity and usage of the codebooks to the logs of training and validation.
 
-    With one quantizer, the logs are `perplexity` and `codebook_usage`, prefixed with `val_` for validation. With
-    several quantizers, the quantizer's name comes first: `top_perplexity`. If a quantizer has several codebooks, one
-    for each stage, group or scale, these logs are means, and `min_perplexity` and `min_codebook_usage` are the values
-    of the worst codebook. `VQVAE` reports all of these by itself. Put the callback before callbacks that read the logs,
-    such as `CSVLogger` and `EarlyStopping`, and give those that monitor one of them `mode="max"`.
+    With one quantizer, the logs are `perplexity`, `codebook_usage` and `bits_per_index`, prefixed with `val_` for
+    validation. With several quantizers, the quantizer's name comes first: `top_perplexity`. If a quantizer has several
+    codebooks, one for each stage, group or scale, these logs are means, and `min_perplexity` and `min_codebook_usage`
+    are the values of the worst codebook. `VQVAE` reports all of these by itself. Put the callback before callbacks that
+    read the logs, such as `CSVLogger` and `EarlyStopping`. A callback that monitors one of these logs needs
+    `mode="max"`.
 
     For a frozen quantizer (`trainable=False`), the training `perplexity` is 0, because its `code_counts` are not
     updated.

@@ -14,6 +14,12 @@ from keras_vqvae.ops import codebook
 def _strips(rows: list[tuple[str, np.ndarray, dict[str, Any]]], max_images: int, title: str) -> Figure:
     """Draws rows of images, each with its name in front."""
     columns = min(validation.positive_int("max_images", max_images), len(rows[0][1]))
+    for _, images, _ in rows:
+        if images.ndim not in (3, 4):
+            raise ValueError(
+                "`images` must have shape [samples, height, width] or [samples, height, width, channels]. "
+                f"Received: images of shape {images.shape}"
+            )
     figure = Figure(figsize=(columns + 1.2, len(rows) + 0.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -125,7 +131,7 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
     if several:
         title = (
             f"Use of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes on average, at least "
-            f"{min(used)}, perplexity {np.mean(perplexities):.0f}, at least {min(perplexities):.0f}"
+            f"{min(used)}\nPerplexity {np.mean(perplexities):.0f} on average, at least {min(perplexities):.0f}"
         )
     axis.set_title(title)
     axis.legend(ncols=1 + len(used) // 8)

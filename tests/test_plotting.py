@@ -46,6 +46,8 @@ def test_samples_of_each_class_stand_in_a_row(images):
     np.testing.assert_allclose(np.squeeze(drawn[5]), np.squeeze(np.clip(images[1] - 0.5, 0, 1)))
     assert figure.get_suptitle() == "10 new images"
     assert len(pictures(plotting.plot_samples(images))) == 5
+    with pytest.raises(ValueError, match="images.*Received: images of shape"):
+        plotting.plot_samples(np.zeros((5, 64)))
 
 
 def test_maps_stand_below_their_images(images, rng):
@@ -75,7 +77,8 @@ def test_use_is_counted_by_codebook(cells):
     np.testing.assert_allclose(first.get_data().values, [1, 0, 0, 0])
     assert second.get_data().values[3] == 0
     assert np.count_nonzero(second.get_data().values) == 3
-    assert "2 codebooks: 2 of 4 codes on average, at least 1, perplexity 2, at least 1" in figure.axes[0].get_title()
+    lines = "Use of 2 codebooks: 2 of 4 codes on average, at least 1\nPerplexity 2 on average, at least 1"
+    assert figure.axes[0].get_title() == lines
 
 
 def test_an_atlas_has_the_most_used_codes_first(images):

@@ -36,12 +36,12 @@ class VectorQuantizer(CodebookQuantizer):
         ema_decay: Decay of the moving average, between 0 and 1 (`0.99` is usual), or `None` to leave the codebook to
             the optimizer. Defaults to `None`.
         distance: How vectors and codes are compared. `"euclidean"`: by Euclidean distance. `"direction"`: by cosine
-            similarity; losses and output use vectors and codes at their own norm. `"cosine"`: by cosine similarity;
-            losses and output use vectors and codes scaled to unit norm. Defaults to `"euclidean"`.
+            similarity; losses and output use the unscaled vectors and codes. `"cosine"`: by cosine similarity; losses
+            and output use vectors and codes scaled to unit norm. Defaults to `"euclidean"`.
         estimator: Gradient estimator: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or a function of vectors
             and codes, which may also take a `seed`. Defaults to `"straight_through"`.
-        dead_code_threshold: A code is dead if it is chosen less often than this fraction of uniform usage. In training,
-            dead codes move onto vectors of the batch. 0 turns this off. Defaults to `0.1`.
+        dead_code_threshold: A code is dead if its moving count is below this fraction of the mean over all codes. In
+            training, dead codes move onto vectors of the batch. 0 turns this off. Defaults to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
             deviation of `1 / sqrt(D)`, or `1 / (4 sqrt(D))` with `ema_decay`. For `"rotation"` it is uniform within
             `sqrt(3 / (16 K))`.

@@ -27,7 +27,7 @@ MAX_START = 2**24
 class VQGAN(VQVAE):
     """A `VQVAE` with a discriminator, for sharp reconstructions.
 
-    A decoder that is trained with squared error only blurs the details that the codes do not determine. Here, a
+    A decoder whose only loss is the squared error blurs the details that the codes do not determine. Here, a
     discriminator learns to tell reconstructions from data, and the decoder learns to make reconstructions that pass for
     data. `fit` trains both in each step, with one loss. For the discriminator `D`, data `x` and reconstructions `r`:
 
