@@ -2,9 +2,9 @@
 
 On PyTorch, beside vector-quantize-pytorch: the operations of forward, losses, backward and update, and how many of them
 copy from the host or make it wait for the device. Views and allocations, which run nothing, are left out; each weight
-adds one operation, plain gradient descent. With `--fit` it is the whole step of `VQVAE.fit`, with its logs. On JAX: the
-instructions of the compiled step, of which each is a kernel or a loop. Counts depend on the device: other devices run
-other operations.
+adds one operation, plain gradient descent. With `--fit` it is the whole step of `fit` of a `VQVAE` and of a `VQGAN`,
+with its logs. On JAX: the instructions of the compiled step, of which each is a kernel or a loop. Counts depend on the
+device: other devices run other operations.
 
 KERAS_BACKEND=torch python -m benchmarks.launches --names
 KERAS_BACKEND=torch python -m benchmarks.launches --times
@@ -176,14 +176,25 @@ def row_of_counts(name: str, names: int) -> dict[str, object]:
     return row
 
 
-def row_of_fit(loss: str) -> dict[str, object]:
-    """A step of `VQVAE.fit` with dense networks of three layers each."""
+def discriminator(features: bool) -> keras.Model:
+    inputs = keras.Input((64,))
+    hidden = keras.layers.Dense(32, activation="leaky_relu")(inputs)
+    logits = keras.layers.Dense(1)(hidden)
+    return keras.Model(inputs, {"logits": logits, "features": [hidden]} if features else logits)
+
+
+def row_of_fit(loss: str, kind: str = "VQVAE") -> dict[str, object]:
+    """A step of `fit` with dense networks of three layers each, and two layers in the discriminator."""
     encoder, decoder = keras_vqvae.build(64, embedding_dim=8)
-    model = keras_vqvae.VQVAE(encoder, VQ(64, ema_decay=0.99), decoder)
+    parts = encoder, VQ(64, ema_decay=0.99), decoder
+    if kind == "VQVAE":
+        model = keras_vqvae.VQVAE(*parts)
+    else:
+        model = keras_vqvae.VQGAN(*parts, discriminator(features="features" in kind))
     model.compile(keras.optimizers.SGD(1e-3), loss=loss)
     x = ops.convert_to_tensor(batch("fit", 32)[0])
     found, host = operations(lambda: model.train_step(x))
-    return {"loss": loss, "ours": found.total(), "ours: host": host}
+    return {"model": kind, "loss": loss, "ours": found.total(), "ours: host": host}
 
 
 def row_of_times(name: str) -> dict[str, object]:
@@ -206,7 +217,9 @@ def main() -> None:
     ):
         parser.error("Runs on PyTorch or, for counts alone, on JAX.")
     if arguments.fit:
-        timing.report("launches-fit", [row_of_fit(loss) for loss in ("normalized_mse", "mse")])
+        rows = [row_of_fit(loss) for loss in ("normalized_mse", "mse")]
+        rows += [row_of_fit("normalized_mse", kind) for kind in ("VQGAN", "VQGAN with features")]
+        timing.report("launches-fit", rows)
     elif arguments.times:
         timing.report("launches-times", [row_of_times(name) for name in arguments.rows])
     else:
