@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--stage-codes", type=int, default=256, help="codes of each stage")
     parser.add_argument("--crops", type=int, default=1024, help="number of training crops of 64 x 64 pixels")
-    parser.add_argument("--photograph-epochs", type=int, default=6)
+    parser.add_argument("--photograph-epochs", type=int, default=5)
 
 
 def draw(arguments: argparse.Namespace) -> page.Sections:
