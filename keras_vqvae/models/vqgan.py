@@ -65,7 +65,7 @@ class VQGAN(VQVAE):
         adversarial_weight: Weight of the generator's loss, 0 or more. With the default loss of `compile`, it is
             relative to the squared error divided by the variance of the targets, which is `1 - explained_variance`.
             Then it does not depend on the scale of the data, or on the numbers of elements of data and latents. With
-            another loss, it is relative to the value of that loss. Defaults to `0.1`.
+            another loss, it is relative to the value of that loss. Defaults to `0.3`.
         start_step: Number of training steps without adversarial terms. In these steps, the model is trained as a
             `VQVAE`, and the discriminator is not trained. Defaults to `0`.
         preprocessing: As in `VQVAE`. The discriminator sees its outputs as data.
@@ -99,7 +99,7 @@ class VQGAN(VQVAE):
         quantizer: Quantizer,
         decoder: keras.Layer,
         discriminator: keras.Layer,
-        adversarial_weight: float = 0.1,
+        adversarial_weight: float = 0.3,
         start_step: int = 0,
         preprocessing: keras.Layer | None = None,
         **kwargs: Any,
