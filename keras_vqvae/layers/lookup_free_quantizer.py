@@ -17,8 +17,8 @@ class LookupFreeQuantizer(BinaryQuantizer):
     codes, keeps the codes in use. Both entropies are exact, in memory of `N 2^(D / 2) + 2^D` numbers. The first axis
     is the most significant bit of the index.
 
-    LFQ is meant for codebooks of 2^14 codes and more. With 2^10 codes on Fashion-MNIST, its error was twice the error
-    of `VectorQuantizer`.
+    LFQ was designed for large codebooks. With 1,024 codes, `VectorQuantizer` has a lower error: see
+    `docs/studies/quantizers.md`.
 
     Args:
         num_bits: Number of bits, `D`, from 1 to 30. There are 2^D codes. The input's last axis has `D` elements.

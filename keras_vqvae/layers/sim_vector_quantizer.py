@@ -15,9 +15,8 @@ from keras_vqvae.types import Tensor
 class SimVectorQuantizer(VectorQuantizer):
     """A vector quantizer whose codes are `C W`, with a frozen `C` and a trained `W` (SimVQ).
 
-    Each step moves all codes, also codes that no vector chose. SimVQ is meant for codebooks of 2^14 codes and more.
-    With 2^10 codes on Fashion-MNIST, its error was 1.3 times the error of `VectorQuantizer`, and about half of its
-    codes were in use.
+    Each step moves all codes, also codes that no vector chose. SimVQ was designed for large codebooks. With 1,024
+    codes, `VectorQuantizer` has a lower error: see `docs/studies/quantizers.md`.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
