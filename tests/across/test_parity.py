@@ -65,6 +65,16 @@ def test_a_step_is_the_same(trained, name, backend):
             np.testing.assert_allclose(value, reference, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_discriminator_trains_alike(trained, backend):
+    reference, found = (
+        {key: each[key] for key in each if key.startswith("VQGAN/")} for each in (trained["jax"], trained[backend])
+    )
+    assert found.keys() == reference.keys() >= {"VQGAN/feature_loss", "VQGAN/discriminator_loss"}
+    for key, value in found.items():
+        np.testing.assert_allclose(value, reference[key], rtol=1e-4, atol=1e-5, err_msg=key)
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("writer", BACKENDS)
 @pytest.mark.parametrize("reader", BACKENDS)

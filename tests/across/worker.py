@@ -3,7 +3,7 @@
 `PYTHONPATH` holds the folder `tests`. It reads phases line by line, and writes which of them it is through with.
 
 Phase `train`: equal weights and inputs -> indices, outputs, losses, gradients and state of a step, and a `.keras` file;
-the representatives are trained by `fit` before. Phase `load`: the indices by every backend's file.
+the representatives are trained by `fit` before, and a `VQGAN` is. Phase `load`: the indices by every backend's file.
 """
 
 import pathlib
@@ -61,9 +61,25 @@ def draws(prior: keras_vqvae.Prior) -> np.ndarray:
     return prior.generate(50, np.arange(50) % 3, temperature=3.0, guidance_scale=1.5, top_p=0.9, seed=5, verbose=0)
 
 
+def game() -> dict[str, np.ndarray]:
+    """A `VQGAN` after six steps: its weights, and the logs of the last epoch."""
+    inputs = keras.Input(SHAPE)
+    hidden = keras.layers.Dense(5, "tanh")(inputs)
+    judge = keras.Model(inputs, {"logits": keras.layers.Dense(1)(hidden), "features": [hidden]})
+    quantizer = keras_vqvae.VectorQuantizer(8, ema_decay=0.9, dead_code_threshold=0)
+    model = keras_vqvae.VQGAN(keras.layers.Dense(DIM), quantizer, keras.layers.Dense(DIM), judge)
+    model(keras.Input(SHAPE))
+    set_weights(model)
+    compiled(model, keras.optimizers.SGD(0.01))
+    history = model.fit(draw(3, 64, *SHAPE), epochs=3, verbose=0, shuffle=False).history
+    found = {name: np.array(values[-1]) for name, values in history.items()}
+    found |= {f"{i} {weight.name}": ops.convert_to_numpy(weight) for i, weight in enumerate(model.weights)}
+    return {f"VQGAN/{key}": value for key, value in found.items()}
+
+
 def train(folder: pathlib.Path) -> None:
     backend = keras.backend.backend()
-    results = {}
+    results = game()
     for name, kind in PRIORS.items():
         prior = kind(8, (3, 2), num_classes=3, index_shape=(2,), num_layers=1, num_heads=2, hidden_dim=8)
         set_weights(prior)
