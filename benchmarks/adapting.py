@@ -1,7 +1,7 @@
-"""Codebooks of a residual by `adapt` with a beam, on synthetic sets.
+"""Measures what a beam search in `adapt` gains for a residual quantizer, on synthetic data sets.
 
-Errors are measured on held-out vectors and divided by their variance. For comparison, codebooks
-by `adapt` without a beam, with those vectors encoded without and with one.
+Errors are measured on held-out vectors and divided by their variance. They are compared with codebooks that `adapt`
+found without a beam, where the held-out vectors are encoded both without and with a beam.
 
     KERAS_BACKEND=torch python -m benchmarks.adapting
 """
@@ -26,7 +26,7 @@ def clusters(rng: np.random.Generator, n: int, dim: int, number: int, noise: flo
 
 
 def tree(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
-    """300 clusters, whose centres are in 32 clusters themselves."""
+    """300 clusters, whose centres form 32 larger clusters."""
     centres = clusters(rng, 300, dim, 32, 0.5)
     return centres[rng.integers(0, 300, n)] + 0.25 * rng.standard_normal((n, dim))
 
@@ -38,7 +38,7 @@ def smooth(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def digits(rng: np.random.Generator, n: int) -> np.ndarray:
-    """4 x 4 patches of scikit-learn's digits, of which there are 44,925 in all."""
+    """4 x 4 patches of scikit-learn's digits. There are 44,925 patches in total."""
     from sklearn.datasets import load_digits
 
     windows = np.lib.stride_tricks.sliding_window_view(load_digits().images / 16, (4, 4), axis=(1, 2)).reshape(-1, 16)
@@ -67,7 +67,7 @@ def residual(arguments: argparse.Namespace, width: int) -> keras_vqvae.ResidualQ
 
 
 def errors(arguments: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> list[float]:
-    """Without a beam, with one in encoding only, and with one in both."""
+    """Returns the errors without a beam, with a beam in encoding only, and with one in `adapt` and encoding."""
     greedy, mixed, both = (residual(arguments, width) for width in (1, arguments.width, arguments.width))
     greedy.adapt(train, verbose=0)
     mixed.build(test.shape)

@@ -1,16 +1,16 @@
-"""Does a discriminator sharpen images? Squared error alone, with `PerceptualLoss`, with `VQGAN`, and with both.
+"""Does a discriminator sharpen images? Compares squared error, `PerceptualLoss`, `VQGAN`, and both together.
 
 The test images' reconstructions are compared by squared and absolute error, structural similarity (Wang et al., 2004),
 the Frechet distance in the features of a classifier, that classifier's accuracy, and the fraction of codes used.
-`PerceptualLoss` has a classifier of its own, from another seed. With `--prior-epochs`, an `AutoregressivePrior` is
-trained on the codes of each run, and what it draws is compared, too. `--pictures` draws a row for each run.
+`PerceptualLoss` uses a second classifier, trained from another seed. With `--prior-epochs`, an `AutoregressivePrior`
+is trained on the codes of each run, and its samples are compared, too. `--pictures` draws a row of images for each run.
 
 KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER_OF_IDX_FILES --seeds 0 1 2 --pictures
 KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER --weights 0 0.1 --perceptual 0.1 --prior-epochs 2
 KERAS_BACKEND=torch python -m benchmarks.adversarial --data-dir FOLDER --no-spectral --rates 0.3 --starts 500
 python -m benchmarks.adversarial --short
 
-Each run is a row, kept in `results/adversarial/` as soon as it is there. Rows that are there are not run again.
+Each run gives one row, saved in `results/adversarial/` when the run ends. Runs with a saved row are skipped.
 """
 
 import argparse
@@ -32,13 +32,13 @@ DIM = 32
 LEARNING_RATE = 1e-3
 LOGS = ("codebook_usage", "discriminator_loss", "real_accuracy", "fake_accuracy")
 SHOWN = 12
-"""Images in a row of a picture."""
+"""Number of images in each row of a picture."""
 SAMPLES = 2000
-"""Images drawn from a prior, as many of each class."""
+"""Number of images sampled from a prior, equally many of each class."""
 
 
 def optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """Adam, at a fraction of its rate for the discriminator. The rate falls to 0, or the game would oscillate."""
+    """Adam with a separate rate for the discriminator. The rates decay to 0, because training oscillates otherwise."""
     schedule = keras.optimizers.schedules.CosineDecay
     adam = keras.optimizers.Adam(schedule(LEARNING_RATE, steps))
     if rate == 1:
@@ -48,7 +48,7 @@ def optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
 
 
 def perceptual_loss(features: keras.Model, weight: float, train: np.ndarray) -> tuple[keras.losses.Loss, float]:
-    """The default loss of `VQVAE` with `weight` times a perceptual loss in its brackets, and the factor before them."""
+    """Returns the loss `factor * (mse / variance + weight * perceptual)`, and `VQVAE`'s default `factor`."""
     positions = (train.shape[1] // 4) ** 2 if train.shape[1] >= 16 else (train.shape[1] // 2) ** 2
     factor = WEIGHT * np.prod(train.shape[1:]) / (positions * DIM)
     names = [layer.name for layer in features.layers if "conv" in layer.name]
@@ -83,7 +83,7 @@ def train_model(train: np.ndarray, run: dict, steps: int, features: keras.Model 
 def sample(
     model: keras_vqvae.VQVAE, train: np.ndarray, labels: np.ndarray, seed: int, epochs: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images drawn from a prior over the codes of `train`, and their classes."""
+    """Returns images sampled from a prior over the codes of `train`, and their classes."""
     codes = model.encode(train, batch_size=500, verbose=0)
     prior = keras_vqvae.AutoregressivePrior.from_model(
         model, num_classes=10, num_layers=3, hidden_dim=128, dropout=0.0, seed=seed
@@ -119,16 +119,16 @@ def main() -> None:
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--codes", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--weights", type=float, nargs="+", default=[0.0, 0.03, 0.1, 0.3], help="0: without a discriminator"
-    )
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.03, 0.1, 0.3], help="0: no discriminator")
     parser.add_argument("--perceptual", type=float, nargs="+", default=[0.0], help="weights of `PerceptualLoss`")
-    parser.add_argument("--starts", type=int, nargs="+", default=[0], help="steps before the game")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1], help="the discriminator's, relative to 1e-3")
-    parser.add_argument("--no-features", action="store_true", help="the decoder does not match features")
-    parser.add_argument("--no-spectral", action="store_true", help="no spectral normalization")
+    parser.add_argument("--starts", type=int, nargs="+", default=[0], help="steps before adversarial training")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1], help="learning rates of the discriminator, relative to 1e-3"
+    )
+    parser.add_argument("--no-features", action="store_true", help="train without the feature matching loss")
+    parser.add_argument("--no-spectral", action="store_true", help="train without spectral normalization")
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--prior-epochs", type=int, default=0, help="epochs of a prior for each run; 0: none")
+    parser.add_argument("--prior-epochs", type=int, default=0, help="epochs of a prior for each run; 0 trains none")
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--short", action="store_true", help="30 steps on the digits")
     arguments = parser.parse_args()

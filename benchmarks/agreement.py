@@ -1,4 +1,4 @@
-"""Do the backends agree? One training on each, from equal weights over equal batches, epoch by epoch.
+"""Do the backends train alike? Trains on each from the same weights and batches, and compares every epoch.
 
 python -m benchmarks.agreement --dataset digits
 python -m benchmarks.agreement --dataset fashion_mnist --data-dir FOLDER_OF_IDX_FILES
@@ -32,7 +32,7 @@ def train(arguments: argparse.Namespace) -> dict[str, list[float]]:
     )
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.build((None, *train.shape[1:]))
-    # Each backend draws its own numbers from a seed; NumPy's are the same for all.
+    # Initialize with NumPy, because the backends draw different numbers for the same seed.
     for weight in (*encoder.weights, quantizer.codebook, *decoder.weights):
         if len(weight.shape) > 1:
             fan_in = np.prod(weight.shape[:-1]) if weight is not quantizer.codebook else weight.shape[-1]

@@ -1,14 +1,14 @@
-"""Anomaly scores: is what a prior finds unlikely unlike its training data?
+"""Does a prior give anomalies a low likelihood? Compares the scores of both priors with the reconstruction error.
 
 KERAS_BACKEND=torch python -m benchmarks.anomalies --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.anomalies --short
 
-A `VQVAE` and both priors learn Fashion-MNIST without one of its classes. They score test images of the other classes,
-which are normal, and two kinds of anomalies: test images of the class left out, and scikit-learn's handwritten digits,
-resized. A score is minus the log-likelihood of an image's codes, in nats, or the error of its reconstruction.
+A `VQVAE` and both priors are trained on Fashion-MNIST without one of its classes. Test images of the other classes are
+normal. There are two kinds of anomalies: test images of the class left out, and scikit-learn's handwritten digits,
+resized. The score is the negative log-likelihood of an image's codes, in nats, or its reconstruction error.
 
-A row is a score, with the area under the ROC curve for each kind of anomaly: the probability that an anomaly scores
-higher than a normal image, so 0.5 is chance.
+Each row is one score, with the area under the ROC curve for each kind of anomaly. This is the probability that an
+anomaly scores higher than a normal image; 0.5 is chance.
 """
 
 import argparse
@@ -91,11 +91,13 @@ def run(held_out: int, arguments: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
-    parser.add_argument("--held-out", type=int, nargs="+", default=[8], help="classes, each left out in a run; 8: bags")
+    parser.add_argument(
+        "--held-out", type=int, nargs="+", default=[8], help="classes to leave out, one per run; 8 is bags"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codes", type=int, default=128)
     parser.add_argument("--train", type=int, default=12000, help="images to train on")
-    parser.add_argument("--test", type=int, default=1000, help="images to score, of each kind")
+    parser.add_argument("--test", type=int, default=1000, help="images of each kind to score")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--prior-epochs", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Compiled functions and steps of each backend, that return when their work is done."""
+"""Compiled functions and training steps for each backend. They return only when the device has finished."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if BACKEND == "torch":
 
 
 def compiled(function: Callable, *arrays: np.ndarray) -> Callable[[], None]:
-    """`function(*arrays)` in the way that the backend is used: traced on JAX and TensorFlow, eager on PyTorch."""
+    """Returns `function(*arrays)` in the backend's usual mode: compiled on JAX and TensorFlow, eager on PyTorch."""
     tensors = [ops.convert_to_tensor(array) for array in arrays]
     if BACKEND == "jax":
         import jax
@@ -32,7 +32,7 @@ def compiled(function: Callable, *arrays: np.ndarray) -> Callable[[], None]:
         traced = tf.function(function, jit_compile=True)
 
         def run() -> None:
-            # Copying one number out waits for all.
+            # Copying one number to the host waits for the whole computation.
             [tf.reshape(x, (-1,))[:1].numpy() for x in tf.nest.flatten(traced(*tensors))]
 
         return run
@@ -46,7 +46,7 @@ def compiled(function: Callable, *arrays: np.ndarray) -> Callable[[], None]:
 
 
 class Scale(keras.layers.Layer):
-    """A trainable factor an axis: in front of a layer it makes the gradient go all the way."""
+    """Multiplies features by trainable factors. In front of a layer, it makes gradients flow through all of it."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(shape=input_shape[-1:], initializer="ones")
@@ -56,7 +56,7 @@ class Scale(keras.layers.Layer):
 
 
 def training_step(layer: keras.Layer, x: np.ndarray, jit_compile: bool | str = "auto") -> Callable[[], None]:
-    """Forward, backward and, with Adam, update of one layer whose output is averaged."""
+    """Returns a training step of one layer: forward, backward and Adam update. The loss is the mean of the output."""
     model = keras.Sequential([keras.Input(x.shape[1:]), Scale(), layer])
     model.compile("adam", loss=lambda y, y_pred: ops.mean(y_pred), jit_compile=jit_compile)
     x = ops.convert_to_tensor(x)

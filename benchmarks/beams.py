@@ -1,7 +1,7 @@
-"""Beam search of residual quantization beside FAISS's: error and time, on 4 x 4 patches of Fashion-MNIST.
+"""Compares our beam search for residual quantization with FAISS's: error and time on 4 x 4 patches of Fashion-MNIST.
 
-Codebooks are found on 40,000 patches, by `adapt` or FAISS's own training, and after that by 100 steps of 4,096 patches
-of the moving average; errors and the time of encoding are of 50,000 others.
+Codebooks are found on 40,000 patches, with `adapt` or FAISS's own training. Ours are then trained for 100 EMA steps of
+4,096 patches. Errors and encoding times are measured on 50,000 other patches.
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=2 python -m benchmarks.beams --data-dir FOLDER_OF_IDX_FILES
 """
@@ -23,7 +23,7 @@ def error(decoded: np.ndarray, test: np.ndarray) -> str:
 
 
 def compare(codes: int, depth: int, width: int, train: np.ndarray, test: np.ndarray, steps: int) -> dict[str, str]:
-    """Ours and FAISS's of one size: errors, and the medians of the times that encoding takes."""
+    """Returns the errors and the median encoding times of our quantizer and FAISS's, for one size."""
     keras.utils.set_random_seed(0)
     inner = keras_vqvae.VectorQuantizer(codes, ema_decay=0.99, seed=0)
     layer = keras_vqvae.ResidualQuantizer(inner, depth, beam_width=width)

@@ -1,9 +1,9 @@
-"""Do the parts of a residual learn? Three stages of 32 codes on the digits, test error by kind of stage.
+"""Do the stages of a residual learn? Compares test errors on the digits for three stages of 32 codes, by kind of stage.
 
 KERAS_BACKEND=jax python -m benchmarks.compositions
 KERAS_BACKEND=torch python -m benchmarks.compositions --alone
 
-With `--alone` a residual of projections is all that is trained, on Gaussian vectors, so that nothing else holds it.
+With `--alone`, only a residual of projections is trained, on Gaussian vectors, without networks around it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STAGES: dict[str, Callable[[], keras_vqvae.Quantizer]] = {
 
 
 def alone(rate: float, **keywords: object) -> list[float]:
-    """The explained variance of other vectors after each 300 steps."""
+    """Returns the explained variance of held-out vectors after every 300 steps."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(8000, 16)) * np.linspace(2, 0.2, 16)).astype("float32")
@@ -45,7 +45,7 @@ def alone(rate: float, **keywords: object) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--dim", type=int, default=16, help="of the encoder's output")
+    parser.add_argument("--dim", type=int, default=16, help="dimensions of the encoder's output")
     parser.add_argument("--alone", action="store_true")
     arguments = parser.parse_args()
     if arguments.alone:
@@ -63,7 +63,7 @@ def main() -> None:
         encoder, decoder = keras_vqvae.build(64, embedding_dim=arguments.dim)
         model = keras_vqvae.VQVAE(encoder, keras_vqvae.ResidualQuantizer(stage(), 3), decoder)
         model.compile(keras.optimizers.Adam(1e-3), "mse")
-        # 23 batches of 64 an epoch.
+        # An epoch has 23 full batches of 64.
         model.fit(train, batch_size=64, epochs=-(-arguments.steps // 24), verbose=0)
         error = ((model.predict(test, verbose=0) - test) ** 2).mean()
         rows.append({"stage": name, "error": f"{error:.4f}"})

@@ -1,9 +1,9 @@
-"""Codes with several levels: a prior over all of them in one sequence, or with a head that goes through the levels.
+"""Should residual codes be one sequence? Compares this with a prior that has a separate head over the stages.
 
 KERAS_BACKEND=torch python -m benchmarks.depth --data-dir FOLDER_OF_IDX_FILES
 
-The second is `AutoregressivePrior`, which does as RQ-Transformer does (Lee et al., 2022, section 3.2). Nats a code of
-test images, beside parameters and the time of a step.
+The second one is `AutoregressivePrior`, which follows RQ-Transformer (Lee et al., 2022, section 3.2). The table has the
+nats per code of test images, the number of parameters, and the time per step.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BATCH_SIZE = 32
 
 
 class OneSequence(CodeTransformer):
-    """A causal Transformer over all codes, the levels of a place one after another."""
+    """A causal Transformer over all codes in one sequence, with the stages of each position in order."""
 
     def call(self, codes: Tensor, labels: Tensor, training: bool | None = None) -> Tensor:
         before = ops.concatenate([ops.full_like(codes[:, :1], self.num_embeddings), codes[:, :-1]], axis=1)
@@ -40,7 +40,7 @@ class OneSequencePrior(keras_vqvae.AutoregressivePrior):
 
 
 def train_codes(arguments: argparse.Namespace) -> list[np.ndarray]:
-    """Codes `[samples, places, levels]` of images to train on and to test."""
+    """Returns the codes of training and of test images, each `[samples, positions, stages]`."""
     train, test = images.load(arguments.dataset, arguments.data_dir)
     train = train[: arguments.train]
     level = keras_vqvae.VectorQuantizer(arguments.codes, ema_decay=0.99, seed=0)

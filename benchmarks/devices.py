@@ -1,4 +1,4 @@
-"""A training step of one layer with an EMA codebook, its batch spread over the devices of JAX.
+"""Does a step get faster on several devices? Times a layer with an EMA codebook, its batch sharded over JAX's devices.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=4 KERAS_BACKEND=jax python -m benchmarks.devices
 """

@@ -1,6 +1,6 @@
-"""Which graphs of which quantizers leave Keras, in which format: the table of `docs/reference/export-matrix.md`.
+"""Which graphs can be exported in which format? The results are in `docs/reference/export-matrix.md`.
 
-Its packages are the extra `export`.
+It needs the packages of the extra `export`.
 
 KERAS_BACKEND=torch python -m benchmarks.export
 KERAS_BACKEND=jax python -m benchmarks.export --formats onnx --quantizers "nearest code"
@@ -30,7 +30,7 @@ def vector(num_embeddings: int = 256, **keywords) -> keras_vqvae.Quantizer:
     return keras_vqvae.VectorQuantizer(num_embeddings, seed=1, **keywords)
 
 
-# What makes it, the last axis that it takes, and how many vectors a sample has.
+# Each entry has a function that makes the quantizer, the size of a vector, and the vectors per sample.
 QUANTIZERS = {
     "nearest code": (lambda: vector(ema_decay=0.99), 8, 49),
     "nearest code, 8,192 codes": (lambda: vector(8192), 8, 4096),
@@ -120,7 +120,7 @@ FORMATS = {"SavedModel": saved_model, "ONNX": onnx, "LiteRT": litert, "OpenVINO"
 
 
 def cell(model: keras.Model, format: str, x: np.ndarray, folder: pathlib.Path, verbose: bool) -> str:
-    """Whether the exported graph gives what the layer gives, for batches of several sizes or at least of one."""
+    """Returns "yes" if the exported graph matches the layer, "batch fixed" if only at one batch size, or an error."""
     why = []
     for batch in (None, 2):
         try:
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
-    parser.add_argument("--verbose", action="store_true", help="print whole messages")
+    parser.add_argument("--verbose", action="store_true", help="print full error messages")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = []

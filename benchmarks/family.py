@@ -1,7 +1,7 @@
-"""The family beside its peers: FSQ's and groups' steps on PyTorch, `encode` of a residual on every backend.
+"""Compares other quantizers with their peers: FSQ and groups on PyTorch, `encode` of a residual on every backend.
 
-Steps are of the layer alone, forward and backward, eager on both sides: beside vector-quantize-pytorch. `encode` is of
-100,000 vectors of 128 dimensions by 3 x 256 codes, compiled where the backend compiles: beside FAISS.
+FSQ and groups are compared with vector-quantize-pytorch: forward and backward of only the layer, eager on both sides.
+`encode` is compared with FAISS on 100,000 vectors of 128 dimensions and 3 x 256 codes. It is eager only on PyTorch.
 
 KERAS_BACKEND=torch python -m benchmarks.family
 """
@@ -16,7 +16,7 @@ from benchmarks import backends, timing
 
 
 def steps(layer: Callable, peer: Callable, *shape: int) -> dict[str, Callable[[], None]]:
-    """Forward and backward of our layer and of the peer's module, which returns its output first and its loss last."""
+    """Returns forward and backward of our layer and of the peer's module, whose losses are among its outputs."""
     import torch
 
     x = torch.randn(*shape, requires_grad=True)

@@ -1,6 +1,7 @@
-"""`fit` end to end on Fashion-MNIST: a small convolutional autoencoder with and without a quantizer.
+"""What does a quantizer add to `fit`? Trains a small convolutional autoencoder on Fashion-MNIST with and without one.
 
-On the torch backend beside the same network in plain PyTorch with vector-quantize-pytorch, over the same batches.
+On the torch backend, it is compared with the same network in plain PyTorch with vector-quantize-pytorch, on the same
+batches.
 
     KERAS_BACKEND=torch python -m benchmarks.fit --data-dir FOLDER_OF_IDX_FILES --codes 1024 4096
 """
@@ -32,7 +33,7 @@ def our_model(num_embeddings: int | None):
 
 
 class Peer:
-    """The network of `networks.small_autoencoder` in PyTorch, `x` channels last as in Keras."""
+    """`networks.small_autoencoder` in plain PyTorch. Inputs are channels-last, as in Keras."""
 
     def __init__(self, num_embeddings: int | None):
         import torch
@@ -89,8 +90,8 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=10, help="steps a measurement")
-    parser.add_argument("--training-steps", type=int, default=0, help="then train on to this many, and give the error")
+    parser.add_argument("--steps", type=int, default=10, help="steps per measurement")
+    parser.add_argument("--training-steps", type=int, default=0, help="steps to train after that; adds test errors")
     arguments = parser.parse_args()
     train, test = images.load("fashion_mnist", arguments.data_dir)
     size, steps = arguments.batch_size, arguments.steps

@@ -1,8 +1,8 @@
-"""How long a prior takes to draw: with and without the cache of keys and values, and in steps of many codes.
+"""How long does a prior take to sample? Times it with and without a key-value cache, and in steps of many codes.
 
 KERAS_BACKEND=jax python -m benchmarks.generation
 
-The time does not depend on the weights, so they are those of a new prior. A row a length, in milliseconds for a batch.
+The time does not depend on the weights, so the priors are untrained. Each row is a length; times are ms per batch.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from keras_vqvae.types import Tensor
 
 
 class WithoutCache(keras_vqvae.AutoregressivePrior):
-    """Looks at all codes again for each new one."""
+    """Computes all positions again for each new code."""
 
     def sample_codes(
         self, known: Tensor, labels: Tensor, bits: Tensor, guidance_scale: None, **restrictions: None

@@ -1,4 +1,4 @@
-"""Does the cost grow as it should? The time of a training step, and of its memory, as `N` and `K` double.
+"""How does the time of a training step grow as the number of vectors `N` and of codes `K` doubles?
 
 KERAS_BACKEND=torch python -m benchmarks.growth
 """

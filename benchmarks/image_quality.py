@@ -1,4 +1,4 @@
-"""How good are reconstructions and samples of images? Structural similarity, and what a classifier sees."""
+"""Measures the quality of reconstructions and samples: errors, structural similarity and scores of a classifier."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from examples import images
 
 
 def train_classifier(path: pathlib.Path, dataset: str, data_dir: str | None, seed: int = 0) -> keras.Model:
-    """A small classifier of the images, trained once and kept at `path`."""
+    """Returns a small classifier of the images. It is trained once and saved at `path`."""
     if not path.exists():
         keras.utils.set_random_seed(seed)
         train, _ = images.load(dataset, data_dir)
@@ -33,7 +33,7 @@ def train_classifier(path: pathlib.Path, dataset: str, data_dir: str | None, see
 
 
 class Judge:
-    """Compares images with the test images, by the classes and the last hidden layer of a classifier."""
+    """Compares images with the test images, using the predictions and the last hidden layer of a classifier."""
 
     def __init__(self, classifier: keras.Model, test: np.ndarray, labels: np.ndarray):
         self.test, self.labels = test, labels
@@ -42,7 +42,7 @@ class Judge:
         self.accuracy = float(np.mean(classes.argmax(-1) == labels))
 
     def reconstructions(self, made: np.ndarray) -> dict[str, float]:
-        """The errors of reconstructions of the test images."""
+        """Returns the errors and scores of reconstructions of the test images."""
         return {
             "squared error": float(np.mean(np.square(made - self.test))),
             "L1": float(np.mean(np.abs(made - self.test))),
@@ -51,7 +51,7 @@ class Judge:
         }
 
     def samples(self, made: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The Frechet distance of any images to the test images, and the accuracy of the classifier on them."""
+        """Returns the Frechet distance between `made` and the test images, and the classifier's accuracy on `made`."""
         features, classes = self._outputs.predict(made, batch_size=500, verbose=0)
         return {
             "Frechet": frechet_distance(features, self._features),
@@ -60,7 +60,7 @@ class Judge:
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean structural similarity of images in 0..1, in Gaussian windows of 1.5 pixels (Wang et al., 2004)."""
+    """Mean structural similarity of images in 0..1, with Gaussian windows of sigma 1.5 (Wang et al., 2004)."""
     from scipy import ndimage
 
     def blurred(x: np.ndarray) -> np.ndarray:
@@ -75,9 +75,9 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Distance of the normal distributions with the moments of two sets of vectors `[N, D]` (Heusel et al., 2017)."""
+    """Frechet distance between normal distributions fitted to two sets of vectors `[N, D]` (Heusel et al., 2017)."""
     one, other = one.astype("float64"), other.astype("float64")
     a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
-    # The trace of the root of a product of two positive semidefinite matrices.
+    # The trace of the matrix square root of `a @ b`, whose eigenvalues are real and not negative.
     root = np.sqrt(np.clip(np.linalg.eigvals(a @ b).real, 0, None)).sum()
     return float(np.square(one.mean(0) - other.mean(0)).sum() + np.trace(a) + np.trace(b) - 2 * root)

@@ -1,4 +1,4 @@
-"""Which initializer of the codebook should be the default? Error and use of the codebook on the test images.
+"""Which codebook initializer should be the default? Compares the error and the codebook usage on test images.
 
 KERAS_BACKEND=torch python -m benchmarks.initializers --data-dir FOLDER_OF_IDX_FILES
 """

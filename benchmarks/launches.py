@@ -1,10 +1,10 @@
-"""What a training step asks the backend to run, which on small batches may take longer than the work itself.
+"""Counts the operations of a training step. On small batches, launching them may take longer than running them.
 
-On PyTorch, beside vector-quantize-pytorch: the operations of forward, losses, backward and update, and how many of them
-copy from the host or make it wait for the device. Views and allocations, which run nothing, are left out; each weight
-adds one operation, plain gradient descent. With `--fit` it is the whole step of `fit` of a `VQVAE` and of a `VQGAN`,
-with its logs. On JAX: the instructions of the compiled step, of which each is a kernel or a loop. Counts depend on the
-device: other devices run other operations.
+On PyTorch, it counts the operations of forward, losses, backward and update, for our layers and those of
+vector-quantize-pytorch, and how many of them copy from the host or wait for the device. Views and allocations are left
+out, because they run nothing. The update is plain gradient descent, one operation per weight. With `--fit`, it counts
+the whole `fit` step of a `VQVAE` and of a `VQGAN`, including its logs. On JAX, it counts the instructions of the
+compiled step; each is a kernel or a loop. Counts differ between devices.
 
 KERAS_BACKEND=torch python -m benchmarks.launches --names
 KERAS_BACKEND=torch python -m benchmarks.launches --times
@@ -26,10 +26,10 @@ from benchmarks import backends, timing
 
 VECTORS = 1024
 SIZES = (256, 1024, 4096, 16384)
-"""The same where time is measured."""
+"""Numbers of vectors for `--times`. Counts use `VECTORS`."""
 CODES = 1024
 DIMS = {"FSQ": 4, "LFQ": 10, "BSQ": 10}
-"""Of the vectors, where it is not 64."""
+"""Sizes of the vectors that do not have 64 dimensions."""
 
 VQ = keras_vqvae.VectorQuantizer
 OURS: dict[str, Callable[[], keras_vqvae.Quantizer]] = {
@@ -63,10 +63,10 @@ PEERS: dict[str, tuple[str, dict]] = {
     "SimVQ": ("SimVQ", {"dim": 64, "codebook_size": CODES, "rotation_trick": False}),
     "Gumbel": ("VectorQuantize", {**VECTOR, "straight_through": True, "stochastic_sample_codes": True}),
 }
-"""Class and arguments. Both sides replace dead codes; the implicit ones and `SimVQ` do not, of `Gumbel` only ours."""
+"""The peer's class and arguments. Both sides replace dead codes, except FSQ, LFQ, BSQ, SimVQ and the peer's Gumbel."""
 
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")
-"""PyTorch's operations on a tensor that comes from Python, or whose values decide what Python does next."""
+"""PyTorch operations that copy a tensor from Python, or make Python wait for its values."""
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 """XLA's instructions that run nothing."""
 
@@ -76,7 +76,7 @@ def batch(name: str, vectors: int) -> np.ndarray:
 
 
 def torch_step(forward: Callable[[object], tuple[object, list]], weights: Iterable, x: object) -> Callable[[], None]:
-    """A step of `forward`, from a batch to the quantized one and losses."""
+    """Returns a training step for `forward`, which maps a batch to quantized vectors and a list of losses."""
     import torch
 
     weights, accelerator = list(weights), torch.accelerator.is_available()
@@ -116,7 +116,7 @@ def torch_steps(name: str, vectors: int) -> dict[str, Callable[[], None]]:
 
 
 def operations(step: Callable[[], None]) -> tuple[collections.Counter, int]:
-    """How often a step runs each operation, and how many of all copy from the host or wait for the device."""
+    """Returns the count of each operation in a step, and how many of them copy from the host or wait for the device."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -127,13 +127,13 @@ def operations(step: Callable[[], None]) -> tuple[collections.Counter, int]:
             name = function.overloadpacket.__name__
             if name in HOST or not (function.is_view or name.startswith(("empty", "new_empty"))):
                 names[name] += 1
-            # Of booleans it has to know how many are true.
+            # Indexing with booleans waits for the number of true ones.
             indices = args[1] if name in ("index", "index_put", "index_put_") else []
             if name in HOST or any(index is not None and index.dtype == torch.bool for index in indices):
                 host.append(name)
             return function(*args, **(kwargs or {}))
 
-    # What only the first steps do does not count.
+    # Warm up, so that one-time work is not counted.
     step(), step()
     with Count():
         step()
@@ -141,14 +141,14 @@ def operations(step: Callable[[], None]) -> tuple[collections.Counter, int]:
 
 
 def instructions(name: str) -> collections.Counter:
-    """How many instructions of each kind the compiled step has; a loop is one, however often it goes round."""
+    """Counts the instructions of the compiled step by kind. A loop counts once, whatever its number of iterations."""
     import jax
 
     layer, x = OURS[name](), batch(name, VECTORS)
     layer.build(x.shape)
 
     def loss(weights, others, x):
-        # As Keras's trainer calls it.
+        # Keras's trainer calls the layer in the same way.
         quantized, others, losses = layer.stateless_call(weights, others, x, training=True, return_losses=True)
         return ops.mean(ops.square(quantized)) + sum(losses), others
 
@@ -184,7 +184,7 @@ def discriminator(features: bool) -> keras.Model:
 
 
 def row_of_fit(loss: str, kind: str = "VQVAE") -> dict[str, object]:
-    """A step of `fit` with dense networks of three layers each, and two layers in the discriminator."""
+    """Counts a step of `fit`, with encoder and decoder of three dense layers and a discriminator of two."""
     encoder, decoder = keras_vqvae.build(64, embedding_dim=8)
     parts = encoder, VQ(64, ema_decay=0.99), decoder
     if kind == "VQVAE":
@@ -207,15 +207,17 @@ def row_of_times(name: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", type=int, nargs="?", const=8, default=0, help="the most frequent operations, too")
-    parser.add_argument("--times", action="store_true", help="milliseconds in place of counts")
-    parser.add_argument("--fit", action="store_true", help="the step of a model, with its logs")
+    parser.add_argument(
+        "--names", type=int, nargs="?", const=8, default=0, help="list this many of the most frequent operations"
+    )
+    parser.add_argument("--times", action="store_true", help="measure times in milliseconds instead of counts")
+    parser.add_argument("--fit", action="store_true", help="count a whole step of `fit`, with its logs")
     parser.add_argument("--rows", nargs="+", default=list(OURS), choices=list(OURS))
     arguments = parser.parse_args()
     if backends.BACKEND != "torch" and (
         backends.BACKEND != "jax" or arguments.times or arguments.names or arguments.fit
     ):
-        parser.error("Runs on PyTorch or, for counts alone, on JAX.")
+        parser.error("`launches` supports PyTorch and, without `--names`, `--times` or `--fit`, JAX.")
     if arguments.fit:
         rows = [row_of_fit(loss) for loss in ("normalized_mse", "mse")]
         rows += [row_of_fit("normalized_mse", kind) for kind in ("VQGAN", "VQGAN with features")]

@@ -1,11 +1,15 @@
-"""Priors over a source whose entropy is known: samples of a Markov chain.
+"""Do priors learn a source of known entropy? Trains them on samples of a Markov chain.
 
 KERAS_BACKEND=torch python -m benchmarks.markov --seeds 0 1 2
 
-A row a prior and way to draw. `nats` of a code of new samples of the chain by the prior stand beside the chain's own,
-those of a code's frequency alone, and of equally likely ones. `drawn` is what samples of the prior need by the chain:
-more than its own nats are mistakes, less are samples too much alike. `pairs` is how far the frequencies of pairs of
-neighbours are from the chain's, half the sum of absolute differences, beside that of as many samples of the chain.
+Each row is a prior with its sampling arguments. The columns are
+
+- `nats`: the prior's cross-entropy per code on new samples of the chain. The first rows give it for equally likely
+  codes, for the frequencies of single codes, and for the chain itself.
+- `drawn`: the chain's cross-entropy per code on samples of the prior. A value above the chain's own means mistakes, and
+  a value below it means too little variety.
+- `pairs`: the total variation distance between the frequencies of neighbouring pairs in samples and in the chain. The
+  chain's row gives it for as many samples of the chain.
 """
 
 import argparse
@@ -18,11 +22,11 @@ from benchmarks import timing
 
 STEPS = (1, 4, 8, 12, 24, 48)
 CHOICE_TEMPERATURES = (0.0, 4.5, 1000.0)
-"""The last is a random order."""
+"""The last one is so large that the order is random."""
 
 
 class MarkovChain:
-    """Codes each of which depends on the one before it, the first drawn from the stationary distribution."""
+    """A Markov chain over codes. The first code is drawn from the stationary distribution."""
 
     def __init__(self, num_embeddings: int, seed: int):
         self.transitions = np.random.default_rng(seed).dirichlet(np.full(num_embeddings, 0.1), num_embeddings)
@@ -37,19 +41,19 @@ class MarkovChain:
         return codes
 
     def nats(self, codes: np.ndarray) -> float:
-        """What a code of these samples needs on average; a transition that cannot be counts as one in a million."""
+        """Returns the mean negative log-likelihood per code. Impossible transitions count as a probability of 1e-6."""
         first, others = self.stationary[codes[:, 0]], self.transitions[codes[:, :-1], codes[:, 1:]]
         return float(-np.log(np.maximum(np.column_stack([first, others]), 1e-6)).mean())
 
     def entropy(self, length: int) -> float:
-        """Of a code of samples of this length, in nats."""
+        """Returns the entropy per code of samples of this length, in nats."""
         first, others = (
             -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1) for p in (self.stationary, self.transitions)
         )
         return float((first + (length - 1) * self.stationary @ others) / length)
 
     def pair_distance(self, codes: np.ndarray) -> float:
-        """Half the sum of the differences of the frequencies of pairs of neighbours from the chain's."""
+        """Returns the total variation distance between the frequencies of neighbouring pairs and the chain's."""
         count = len(self.stationary)
         pairs = np.bincount((codes[:, :-1] * count + codes[:, 1:]).ravel(), minlength=count**2)
         expected = self.stationary[:, None] * self.transitions
@@ -96,7 +100,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=32)
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--train", type=int, default=16_000, help="samples to train on")
-    parser.add_argument("--samples", type=int, default=2000, help="to draw")
+    parser.add_argument("--samples", type=int, default=2000, help="number of samples to draw")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -1,4 +1,4 @@
-"""The memory that a search or a step needs beyond its inputs and weights: the peak of a process of its own.
+"""Measures the memory of a search or a step beyond its inputs and weights, as the peak of a separate process.
 
 KERAS_BACKEND=torch python -m benchmarks.memory --vectors 16384 --codes 8192
 KERAS_BACKEND=torch python -m benchmarks.memory --vectors 1024 --dim 18 --what lfq bsq peer-lfq
@@ -12,11 +12,11 @@ import sys
 
 WHATS = ("search", "ema", "optimizer", "peer-ema", "peer-optimizer")
 BINARY = ("lfq", "bsq", "peer-lfq")
-"""Steps of quantizers of `--dim` bits, whatever `--codes`."""
+"""Training steps of quantizers with `--dim` bits. They ignore `--codes`."""
 
 
 def status(key: str) -> float:
-    """A line of this process's status, in MB."""
+    """Returns the value of `key` in this process's status, in MB."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1024
@@ -43,11 +43,11 @@ def measure(what: str, vectors: int, codes: int, dim: int) -> float:
             return step.peer_step(x, k, ema=what.endswith("ema"), compile_it=False)
         return step.our_step(x, k, ema=what == "ema")
 
-    # A small one first: threads, kernels and what else is made once.
+    # Warm up on a small size, to create threads, kernels and other one-time allocations.
     make(64, 64)()
     run = make(vectors, codes)
     before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak starts anew.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Reset the peak.
     for _ in range(3):
         run()
     return status("VmHWM") - before

@@ -1,4 +1,4 @@
-"""The rows of the study: ours and, on the torch backend, vector-quantize-pytorch's of the same kind."""
+"""The methods of the study: ours and, on the torch backend, the corresponding ones of vector-quantize-pytorch."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Method = Callable[..., keras.Model]
 
 
 def ours(quantizer: Callable[[int, int], keras_vqvae.Quantizer], adapt: bool = False) -> Method:
-    """Our model; `quantizer` gets the number of codes and the seed."""
+    """Returns a method with our model. `quantizer` is called with the number of codes and the seed."""
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         model = keras_vqvae.VQVAE(encoder, quantizer(num_embeddings, seed), decoder)
@@ -24,8 +24,8 @@ def ours(quantizer: Callable[[int, int], keras_vqvae.Quantizer], adapt: bool = F
 
 
 def peer(**keywords) -> Method:
-    """The same of the peer. Its one weight is that of both losses: at .25 the encoder's is ours, and Adam does not see
-    the scale of the codebook's."""
+    """Returns a method with the peer's `VectorQuantize`. Its `commitment_weight` scales both losses. At 0.25 the
+    encoder's loss equals ours; the scale of the codebook's loss does not matter with Adam."""
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         from vector_quantize_pytorch import VectorQuantize
@@ -43,7 +43,7 @@ def peer(**keywords) -> Method:
 
 
 class Peer(layers.Layer):
-    """A quantizer of the peer as a Keras layer: `[batch, height, width, D]` -> the same and indices."""
+    """Wraps a quantizer of the peer as a Keras layer, `[batch, height, width, D]` -> quantized vectors and indices."""
 
     def __init__(self, module):
         super().__init__()
@@ -71,7 +71,7 @@ class PeerVQVAE(keras.Model):
 
 
 def peer_of(name: str, **keywords) -> Method:
-    """Another quantizer of the peer, at its defaults."""
+    """Returns a method with the peer's quantizer class `name`, with its defaults except for `keywords`."""
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         import vector_quantize_pytorch
@@ -131,7 +131,7 @@ FAMILY: dict[str, Method] = {
     ),
     "peer: VQ in 8 dimensions": peer(codebook_dim=8, threshold_ema_dead_code=2),
 }
-"""About 1,000 codes each, in one way or another."""
+"""Quantizers with about 1,000 codes or combinations of codes each."""
 
 
 def residual_scalars(depth: int) -> Method:
@@ -146,11 +146,11 @@ RESIDUALS: dict[str, Method] = {f"residual FSQ, {depth}": residual_scalars(depth
     f"peer: residual FSQ, {depth}": peer_of("ResidualFSQ", levels=[8, 5, 5, 5], num_quantizers=depth)
     for depth in (1, 2, 3, 4)
 }
-"""1,000 codes a level."""
+"""Residual FSQ with 1,000 codes per stage."""
 
 
 def in_8_dimensions(depth: int) -> dict[str, Method]:
-    """A projection for each stage, as in the Descript codec, and one around all of them, as the peer has it."""
+    """Residuals with a projection in each stage, as in the Descript codec, or one around all stages, as in the peer."""
     projected, residual = keras_vqvae.ProjectedQuantizer, keras_vqvae.ResidualQuantizer
     return {
         f"residual of projections, {depth}": ours(
@@ -174,5 +174,5 @@ def in_8_dimensions(depth: int) -> dict[str, Method]:
 PROJECTED: dict[str, Method] = {
     name: method for depth in (1, 2, 3, 4) for name, method in in_8_dimensions(depth).items()
 }
-"""256 codes a stage, in 8 dimensions."""
+"""Residuals with 256 codes per stage, in 8 dimensions."""
 ALL = METHODS | FAMILY | RESIDUALS | PROJECTED

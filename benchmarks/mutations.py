@@ -1,11 +1,11 @@
-"""Which faults do the tests catch? Each is put into a copy of the package, and the tests that run its line follow.
+"""Which faults do the tests find? Puts one at a time into a copy of the package, and runs the tests that reach it.
 
 KERAS_BACKEND=torch OMP_NUM_THREADS=1 python -m benchmarks.mutations --mutants 250
-KERAS_BACKEND=torch OMP_NUM_THREADS=1 python -m benchmarks.mutations --only 17 101    # some again, by their numbers
+KERAS_BACKEND=torch OMP_NUM_THREADS=1 python -m benchmarks.mutations --only 17 101    # repeat some, by number
 
-A fault is another comparison, sign or number, a condition negated, an operand alone, a call without its last argument
-or left out, a statement that is missing. Docstrings, annotations, names and the texts of errors stay. Each process is
-forked from one that has imported the backend, but neither the package nor a test.
+A fault replaces an operator or a constant, negates a condition, keeps only one operand, drops the last argument of a
+call, replaces a call by its first argument, or deletes a statement. Docstrings, annotations, names and error messages
+are not changed. Each test run is forked from a process that has imported the backend, but no test and not the package.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = ["ops/search.py", "ops/codebook.py", "ops/estimators.py"]
 FILES += sorted(f"layers/{path.name}" for path in ROOT.glob("keras_vqvae/layers/*.py"))
 LEFT_OUT = ["test_examples.py", "test_plotting.py", "test_figure_writer.py", "across"]
-"""Processes of their own, and pictures: long, and not about these files."""
+"""Tests that start processes or draw pictures. They take long, and do not test these files."""
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or, LShift RShift"
 OTHER = {"FloorDiv": "Mult", "Mod": "Mult", "Pow": "Mult"}
 for pair in PAIRS.split(", "):
@@ -46,7 +46,7 @@ def other(operator: ast.AST) -> ast.AST:
 
 
 def faults(node: ast.AST) -> Iterator[ast.AST]:
-    """What might stand in the place of a node."""
+    """Yields the nodes that may replace `node` as a fault."""
     match node:
         case ast.Compare():
             yield changed(node, ops=[other(node.ops[0]), *node.ops[1:]])
@@ -80,7 +80,7 @@ def faults(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def sites(node: ast.AST, lines: range, around: range) -> Iterator[tuple[ast.AST, ast.AST, range, range]]:
-    """Each node of code, what may replace it, and the lines of its statement and of the function around it."""
+    """Yields each node, its replacement, the lines of its statement, and the lines of the function around it."""
     if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
         return
     if isinstance(node, ast.stmt):
@@ -103,14 +103,14 @@ def sites(node: ast.AST, lines: range, around: range) -> Iterator[tuple[ast.AST,
 
 
 def mutants() -> list[dict]:
-    """All of them, in the order of their numbers."""
+    """Returns all mutants, in the order of their numbers."""
     found = []
     for file in FILES:
         source = (ROOT / "keras_vqvae" / file).read_text()
         rows = source.splitlines(keepends=True)
         starts = [sum(map(len, rows[:i])) for i in range(len(rows))]
         for node, fault, lines, around in sites(ast.parse(source), range(0), range(len(rows) + 1)):
-            # Columns count bytes, and the package is ASCII.
+            # `col_offset` counts bytes. These are characters, because the package is ASCII.
             start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
             text = ast.unparse(fault) if isinstance(fault, ast.stmt) else f"({ast.unparse(fault)})"
             was = " ".join(source[start:end].split())
@@ -120,7 +120,7 @@ def mutants() -> list[dict]:
 
 
 class Recorder:
-    """A plugin of pytest that notes which lines of the package each test runs, and how long it takes."""
+    """A pytest plugin that records which lines of the package each test runs, and how long it takes."""
 
     def __init__(self, folder: str):
         self.package, self.tests = f"{folder}/keras_vqvae/", {}
@@ -145,7 +145,7 @@ class Recorder:
 
 
 class Chooser:
-    """A plugin that runs some tests, in their order, and notes the first that fails."""
+    """A pytest plugin that runs only the `chosen` tests, in this order, and records a failed one."""
 
     def __init__(self, chosen: list[str]):
         self.order = {nodeid: i for i, nodeid in enumerate(chosen)}
@@ -170,7 +170,7 @@ def run_tests(folder: str, plugin: object, files: list[str]) -> None:
 
 
 def fork(*arguments: object, limit: float | None = None) -> int | None:
-    """The exit status of `run_tests`, or `None` where it took too long."""
+    """Runs `run_tests` in a fork. Returns its exit status, or `None` if it took longer than `limit`."""
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=arguments)
     process.start()
     process.join(limit)
@@ -179,7 +179,7 @@ def fork(*arguments: object, limit: float | None = None) -> int | None:
 
 
 def outcome(folder: str, mutant: dict, tests: dict[str, dict], seconds: float) -> tuple[str, str]:
-    """What became of a mutant, and by which test."""
+    """Returns "killed", "survived" or "endless", and the test that failed or the number of tests that passed."""
     ran = {name: {line for file, line in test["lines"] if file == mutant["file"]} for name, test in tests.items()}
     for lines in (mutant["lines"], mutant["around"], range(10**4)):
         chosen = sorted((name for name in ran if ran[name].intersection(lines)), key=lambda x: tests[x]["seconds"])
@@ -191,7 +191,7 @@ def outcome(folder: str, mutant: dict, tests: dict[str, dict], seconds: float) -
     original = path.read_text()
     failed.unlink(missing_ok=True)
     path.write_text(mutant["source"])
-    # A time of its own, by which Python knows that what it compiled of another one is old.
+    # Set a different modification time for each mutant, so that Python does not reuse cached bytecode of another.
     os.utime(path, (mutant["number"], mutant["number"]))
     status = fork(folder, Chooser(chosen), sorted({name.split("::")[0] for name in chosen}), limit=60 + 4 * seconds)
     path.write_text(original)
@@ -204,15 +204,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60, help="of tests a mutant meets, the shortest first")
+    parser.add_argument("--seconds", type=float, default=60, help="test time per mutant; the shortest tests run first")
     parser.add_argument("--only", type=int, nargs="+")
-    parser.add_argument("--recorded", help="what an earlier run recorded of the tests")
+    parser.add_argument("--recorded", help="file of test lines and times that an earlier run recorded")
     arguments = parser.parse_args()
     import keras
     import pytest  # noqa: F401
 
     sys.dont_write_bytecode = False
-    # Whatever Keras imports late, before the processes part.
+    # Train once before forking, so that Keras's late imports are done.
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("adam", "mse")
@@ -223,13 +223,13 @@ def main() -> None:
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "demo", "dist"), dirs_exist_ok=True)
         recorded = pathlib.Path(arguments.recorded or f"{folder}/recorded.json")
         if not arguments.recorded:
-            # Compiling takes hours where each line is recorded.
+            # Skip tests of torch.compile: they take hours when each line is recorded.
             options = ["-k", "not torch_compile", *(f"--ignore=tests/{name}" for name in LEFT_OUT)]
             fork(folder, Recorder(folder), ["tests", *options])
             timing.RESULTS.mkdir(exist_ok=True)
             shutil.copy(recorded, timing.RESULTS / "mutations-recorded.json")
         tests = json.loads(recorded.read_text())
-        print(f"{len(tests)} tests, {len(every)} mutants of which {len(numbers)} are tried", flush=True)
+        print(f"{len(tests)} tests, {len(every)} mutants, {len(numbers)} of them tried", flush=True)
         rows = {file: {"file": file, "killed": 0, "endless": 0, "survived": 0} for file in FILES}
         for number in numbers:
             mutant = every[number]

@@ -1,11 +1,11 @@
-"""The networks of the studies."""
+"""Networks for the studies."""
 
 import keras
 from keras import layers
 
 
 def small_autoencoder(image_size: int = 28, embedding_dim: int = 32) -> tuple[keras.Model, keras.Model]:
-    """Two stages down to a quarter of the size and two up again: that of vector-quantize-pytorch's own examples."""
+    """Returns an encoder to a quarter of the image size and its decoder, as in vector-quantize-pytorch's examples."""
     encoder = keras.Sequential(
         [
             keras.Input((image_size, image_size, 1)),

@@ -1,6 +1,6 @@
-"""Does the codebook learn? A layer trained by `fit` on 4 x 4 patches of Fashion-MNIST, with no network around it.
+"""Does the codebook learn? Trains a layer with `fit` on 4 x 4 patches of Fashion-MNIST, without networks around it.
 
-The error is that of vector quantization alone, so exact k-means is the mark to reach: about .0055 at 1024 codes.
+The only error is that of vector quantization, so the target is the error of k-means: about 0.0055 with 1024 codes.
 
     KERAS_BACKEND=jax python -m benchmarks.patches --data-dir FOLDER_OF_IDX_FILES
 """
@@ -21,7 +21,7 @@ INITIALIZERS = {
 
 
 def patches(data: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` random 4 x 4 patches as rows of 16 values."""
+    """Returns `count` random 4 x 4 patches, `[count, 16]`."""
     rng = np.random.default_rng(seed)
     image = rng.integers(len(data), size=count)
     top, left = rng.integers(25, size=(2, count))

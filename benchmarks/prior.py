@@ -1,11 +1,11 @@
-"""Priors over the codes of images: nats a code, and how real what they draw is to a classifier.
+"""What do priors over the codes of images learn? Measures nats per code, and a classifier's accuracy on samples.
 
 KERAS_BACKEND=torch python -m benchmarks.prior --data-dir FOLDER_OF_IDX_FILES --seeds 0 1 2
 python -m benchmarks.prior --short
 
-A row a prior and way to draw. A small classifier, trained on real images, is given test images, their reconstructions,
-and samples of each class. Nats stand beside those of a uniform code and of the codes' frequencies alone. `--output`
-takes the models and a picture of each way to draw.
+Each row is a prior with its sampling arguments. A small classifier, trained on real images, classifies test images,
+their reconstructions, and samples of each class. For comparison, the first row has the nats of uniform codes and of the
+frequencies of single codes. The models and a picture for each row are saved in the folder `--output`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from keras_vqvae import plotting
 GUIDANCES = (None, 2.0, 4.0)
 BATCH_SIZE = 32
 STEPS = (4, 8, 24)
-"""Beside 12, with the guidance in the middle."""
+"""Numbers of steps of the masked prior besides 12, sampled with the second guidance scale."""
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 
 
@@ -51,7 +51,7 @@ def train_classifier(train: np.ndarray, labels: np.ndarray, epochs: int) -> kera
 
 
 def unigram_nats(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> float:
-    """What the frequencies of codes in training alone need for a code of the test, a count more for each."""
+    """Returns the nats per test code under the frequencies of the training codes, with 1 added to each count."""
     counts = np.bincount(train.ravel(), minlength=num_embeddings) + 1
     return float(-np.log(counts / counts.sum())[test.ravel()].mean())
 
@@ -62,7 +62,7 @@ def ways_to_draw(name: str) -> list[dict]:
 
 
 def save_pictures(path: pathlib.Path, pictures: np.ndarray) -> None:
-    """A row a class, of pictures whose classes take turns."""
+    """Saves a figure with a row for each class. Picture `i` has class `i % 10`."""
     rows = {str(label): pictures[label::10][:12] for label in range(10)}
     plotting.plot_samples(rows).savefig(path, dpi=110)
 
@@ -133,13 +133,13 @@ def main() -> None:
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=2, help="of the autoencoder and of the classifier")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of the autoencoder and of the classifier")
     parser.add_argument("--prior-epochs", type=int, default=2)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--dropout", type=float, default=0.0, help="a few epochs of many images need none")
+    parser.add_argument("--dropout", type=float, default=0.0, help="dropout rate of the priors")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--output", type=pathlib.Path, help="folder of models and pictures")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for models and pictures")
     parser.add_argument("--short", action="store_true", help="the digits, one epoch, 64 codes")
     arguments = parser.parse_args()
     if arguments.short:

@@ -1,6 +1,6 @@
-"""Rate and distortion of residual quantization: the error at each depth, on 4 x 4 patches of Fashion-MNIST.
+"""How much does each stage of a residual add? Measures the error at each depth, on 4 x 4 patches of Fashion-MNIST.
 
-The mark is greedy k-means, level by level: `adapt`, which is where training begins, and scikit-learn's.
+The baseline is greedy k-means, stage by stage, with scikit-learn and with `adapt`.
 
     KERAS_BACKEND=torch python -m benchmarks.residuals --data-dir FOLDER_OF_IDX_FILES
 """
@@ -18,7 +18,7 @@ from examples import images
 
 
 def errors(layer: keras_vqvae.ResidualQuantizer, x: np.ndarray) -> dict[str, float]:
-    """The mean squared error of `x` by its first codes, for each number of them."""
+    """Returns the mean squared errors of `x` decoded from its first 1, 2, ... codes."""
     indices = keras.ops.convert_to_numpy(layer.encode(x))
     found = {}
     for depth in range(1, layer.num_quantizers + 1):
@@ -29,7 +29,7 @@ def errors(layer: keras_vqvae.ResidualQuantizer, x: np.ndarray) -> dict[str, flo
 
 
 def greedy(train: np.ndarray, test: np.ndarray, codes: int, depth: int, seed: int) -> dict[str, float]:
-    """The same by scikit-learn's k-means."""
+    """Returns the mean squared errors of `test` after 1, 2, ... stages of scikit-learn's k-means."""
     found = {}
     for level in range(1, depth + 1):
         model = KMeans(codes, n_init=1, random_state=seed).fit(train)

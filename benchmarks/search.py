@@ -1,4 +1,4 @@
-"""The search alone, beside FAISS's exact search and the bare product that writes the `N x K` scores.
+"""Is the search as fast as FAISS's exact one? Also times the matrix product that writes the `N x K` scores.
 
 KERAS_BACKEND=jax python -m benchmarks.search
 KERAS_BACKEND=jax python -m benchmarks.search --full
@@ -17,8 +17,8 @@ from benchmarks import backends, timing
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the whole grid")
-    parser.add_argument("--most-flops", type=float, default=2e11, help="leave out larger products")
+    parser.add_argument("--full", action="store_true", help="run the full grid of sizes")
+    parser.add_argument("--most-flops", type=float, default=2e11, help="skip sizes with larger matrix products")
     arguments = parser.parse_args()
     grid = (
         ((4096, 16384, 65536), (512, 1024, 8192, 65536), (8, 64, 256))

@@ -1,4 +1,4 @@
-"""Does memory grow? The resident memory of a process in long training, in calls whose losses nobody reads, in draws.
+"""Does memory grow over long runs? Reads the resident memory during training, calls of a layer, and sampling.
 
 KERAS_BACKEND=torch python -m benchmarks.soak
 """
@@ -15,11 +15,11 @@ import keras_vqvae
 from benchmarks import memory, timing
 
 READINGS = 25
-"""Of the memory in each run; the first fifth is warming up."""
+"""Number of memory readings per run. The first fifth is warm-up."""
 
 
 class Reader(keras.callbacks.Callback):
-    """Reads the memory every so many steps."""
+    """Reads the memory every `every` steps."""
 
     def __init__(self, every: int):
         super().__init__()
@@ -37,7 +37,7 @@ def resident() -> float:
 
 
 def fit(steps: int, quantizing: bool = True) -> list[tuple[int, float]]:
-    """Trains a functional model, with validation, metrics and a callback; an epoch has 100 steps."""
+    """Trains a functional model with validation, metrics and a callback. An epoch has 100 steps."""
     x = np.random.default_rng(0).normal(size=(3200, 16, 8)).astype("float32")
     inputs = keras.Input((16, 8))
     vectors = keras.layers.Dense(8)(inputs)
@@ -62,7 +62,7 @@ def repeated(count: int, call: Callable[[int], object]) -> list[tuple[int, float
 
 
 def calls(count: int, training: bool, read: bool) -> list[tuple[int, float]]:
-    """Calls of a layer in a loop of one's own, eagerly."""
+    """Calls a layer eagerly in a loop, without `fit`."""
     x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(256, 8)).astype("float32"))
     layer = keras_vqvae.VectorQuantizer(64, ema_decay=0.99, seed=0)
 
@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--calls", type=int, default=10000)
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--only", default="", help="runs whose name has this in it")
+    parser.add_argument("--only", default="", help="only the runs whose name contains this")
     arguments = parser.parse_args()
-    # What importing made is not looked through at each reading.
+    # Exclude objects made by imports from the garbage collection of each reading.
     gc.freeze()
     rows = []
     for what in (name for name in RUNS if arguments.only in name):

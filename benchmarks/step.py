@@ -1,4 +1,4 @@
-"""A training step of one layer, forward, backward and update, beside vector-quantize-pytorch on the torch backend.
+"""What does a training step of a layer cost? On the torch backend, it is compared with vector-quantize-pytorch.
 
 KERAS_BACKEND=torch python -m benchmarks.step --codes 1024 8192
 """
@@ -13,7 +13,7 @@ from benchmarks import backends, timing
 
 
 def peer_step(x: np.ndarray, num_embeddings: int, ema: bool, compile_it: bool) -> Callable[[], None]:
-    """The same of vector-quantize-pytorch: its moving average, or its codebook that the optimizer learns."""
+    """Returns a training step of vector-quantize-pytorch, with an EMA codebook or one that the optimizer learns."""
     import torch
     from vector_quantize_pytorch import VectorQuantize
 
@@ -34,7 +34,7 @@ def peer_step(x: np.ndarray, num_embeddings: int, ema: bool, compile_it: bool) -
 
 
 def peer_lookup_free_step(x: np.ndarray) -> Callable[[], None]:
-    """A step of the peer's lookup-free quantizer of as many bits as `x` has columns."""
+    """Returns a training step of the peer's lookup-free quantizer, with one bit for each feature of `x`."""
     import torch
     from vector_quantize_pytorch import LFQ
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=16384)
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--compiled", action="store_true", help="under torch.compile, too; takes minutes")
+    parser.add_argument("--compiled", action="store_true", help="also run both with torch.compile; takes minutes")
     arguments = parser.parse_args()
     x = np.random.default_rng(0).normal(size=(64, arguments.vectors // 64, arguments.dim)).astype("float32")
     rows = []

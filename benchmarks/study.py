@@ -1,4 +1,4 @@
-"""Does the codebook learn? Error, use and perplexity on test images, method by method, beside vector-quantize-pytorch.
+"""Which methods keep their codes in use? Compares error, usage and perplexity with vector-quantize-pytorch's.
 
 KERAS_BACKEND=torch python -m benchmarks.study --data-dir FOLDER_OF_IDX_FILES --codes 1024 --seeds 0 1 2
 KERAS_BACKEND=torch python -m benchmarks.study --family --data-dir FOLDER_OF_IDX_FILES
@@ -6,7 +6,7 @@ KERAS_BACKEND=torch python -m benchmarks.study --residuals --seeds 0 1 2 --data-
 KERAS_BACKEND=torch python -m benchmarks.study --projected --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.study --short
 
-A row a run, each kept in `results/study/` as soon as it is there; rows that are there are not run again.
+Each run gives one row, saved in `results/study/` when the run ends. Runs with a saved row are skipped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FOLDER = timing.RESULTS / "study"
 def run(
     method: methods.Method, num_embeddings: int, seed: int, train: np.ndarray, test: np.ndarray, steps: int, loss: str
 ) -> dict:
-    """Trains once and looks at the test images."""
+    """Trains one model, and evaluates it on the test images."""
     keras.utils.set_random_seed(seed)
     batches = train[np.random.default_rng(seed).integers(len(train), size=steps * 64)]
     encoder, decoder = networks.small_autoencoder(train.shape[1], embedding_dim=32)
@@ -35,7 +35,7 @@ def run(
     model.fit(batches, batches, batch_size=64, shuffle=False, verbose=0)
     seconds = time.perf_counter() - start
     codes = model.encode(test, batch_size=500, verbose=0)
-    # One code for each of 4 x 4 pixels; where it has several indices, all of them together are the code.
+    # One row for each 4 x 4 pixels. If a vector has several indices, usage counts their combinations.
     codes = codes.reshape(len(test) * (test.shape[1] // 4) ** 2, -1)
     counts = np.unique(codes, axis=0, return_counts=True)[1]
     shares = counts / counts.sum()
@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--methods", nargs="+", default=list(methods.METHODS), metavar="NAME")
-    parser.add_argument("--family", action="store_true", help="the quantizers of about 1,000 codes")
-    parser.add_argument("--residuals", action="store_true", help="residuals of FSQ, by depth")
-    parser.add_argument("--projected", action="store_true", help="residuals in 8 dimensions, by depth")
+    parser.add_argument("--family", action="store_true", help="compare quantizers of about 1,000 codes")
+    parser.add_argument("--residuals", action="store_true", help="compare residual FSQ, by depth")
+    parser.add_argument("--projected", action="store_true", help="compare residuals in 8 dimensions, by depth")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(

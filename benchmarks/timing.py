@@ -1,4 +1,4 @@
-"""Medians in one run, tables and JSON for all benchmarks."""
+"""Measures median times, and writes tables and JSON, for all benchmarks."""
 
 import json
 import pathlib
@@ -12,10 +12,11 @@ RESULTS = pathlib.Path(__file__).with_name("results")
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int = 3, repeats: int = 3) -> dict[str, dict]:
-    """Times functions that return when their work is done: milliseconds, and the spread of the middle half.
+    """Returns the median and the interquartile range of each function's times, in milliseconds.
 
-    Each runs some times in a row, the first of which does not count, and then the next has its turn: what else the
-    machine does hits all of them, and the threads of one, which may spin for a while, do not slow the other down.
+    Functions must return only when their work is done. In each round, each function runs `repeats` times after a
+    warm-up. Rounds expose all functions to the same other load. The warm-up also lets threads of the previous function,
+    which may spin for a while, come to rest.
     """
     times = {name: [] for name in functions}
     for _ in range(rounds):

@@ -1,12 +1,12 @@
-"""An audio codec of 1D convolutions and a residual quantizer. It can send any number of the stages.
+"""Trains an audio codec of 1D convolutions and a residual quantizer. Sounds can be sent with any number of its stages.
 
     python examples/speech.py speech
     KERAS_BACKEND=torch python examples/audio_codec.py --folder speech
     KERAS_BACKEND=torch python examples/audio_codec.py --codec audio_codec/codec.keras --file another.wav
 
-Trains on all WAV files of a folder except the last one, and saves the codec. The default folder is that of the Debian
-package `alsa-utils`. Then it writes the last file, or `--file`, as packed files of indices, one for each number of
-stages, and reads them again. It prints their bits a second and three distances, and writes what is heard.
+It trains on all WAV files of a folder except the last one, and saves the codec. The default folder is that of the
+Debian package `alsa-utils`. Then it packs the indices of the last file, or of `--file`, into one file for each number
+of stages, and decodes these files. It prints their bit rates and three distances, and writes the decoded sounds.
 """
 
 import argparse
@@ -23,12 +23,12 @@ import keras_vqvae
 
 RATE = 16_000
 WIDTH, DIM, BLOCKS = 128, 32, 2
-"""Channels and residual blocks of the networks, and the size of a vector."""
+"""Channels of the networks, size of a vector, and number of residual blocks."""
 BATCH = 16
 
 
 def windows(sound: np.ndarray, size: int, hop: int) -> np.ndarray:
-    """Overlapping parts of a sound of standard deviation 1, `[windows, size, 1]`."""
+    """Returns windows of the sound, scaled to a standard deviation of 1, `[windows, size, 1]`."""
     return np.lib.stride_tricks.sliding_window_view(sound / loudness(sound), size)[::hop, :, None]
 
 
@@ -38,7 +38,7 @@ def build_codec(arguments: argparse.Namespace) -> keras_vqvae.VQVAE:
     # The commitment losses of all stages add up.
     settings = {"ema_decay": 0.99, "commitment_weight": 0.25 / arguments.stages}
     stage = keras_vqvae.VectorQuantizer(arguments.codes, seed=arguments.seed, **settings)
-    # Every window is decoded from a random number of stages in training, so that any number makes sense.
+    # In training, every window is decoded from a random number of stages, so that the decoder works with any number.
     dropout = {"quantizer_dropout": 1.0, "seed": arguments.seed}
     quantizer = keras_vqvae.ResidualQuantizer(stage, arguments.stages, **dropout)
     if not arguments.adversarial:
@@ -56,7 +56,7 @@ def train(codec: keras_vqvae.VQVAE, x: np.ndarray, spectral: float, epochs: int)
 
 
 def stride_of(codec: keras_vqvae.VQVAE) -> int:
-    """How many samples a vector stands for: the stride of the only convolution that has one."""
+    """Returns the number of samples per vector, which is the largest stride in the encoder."""
     return max(layer.strides[0] for layer in codec.encoder.layers if hasattr(layer, "strides"))
 
 
@@ -78,7 +78,7 @@ def decode(codec: keras_vqvae.VQVAE, packed: Packed) -> np.ndarray:
 
 
 def streams_alike(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> tuple[float, float]:
-    """Streams a sound in parts of 20 ms. Returns the fraction of equal indices and the largest error of a sample."""
+    """Streams a sound in parts of 20 ms. Returns the fraction of equal indices and the largest sample difference."""
     x = sound[None, :, None] / loudness(sound)
     codes, whole = codec.encode(x, verbose=0), codec.predict(x, verbose=0)
     parts = np.split(x, range(RATE // 50, len(sound), RATE // 50), axis=1)
@@ -90,15 +90,15 @@ def streams_alike(codec: keras_vqvae.VQVAE, sound: np.ndarray) -> tuple[float, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = pathlib.Path("/usr/share/sounds/alsa")
-    parser.add_argument("--folder", type=pathlib.Path, nargs="+", default=[folder], help="of WAV files")
-    parser.add_argument("--codec", type=pathlib.Path, help="a codec that was saved, in place of training one")
-    parser.add_argument("--file", type=pathlib.Path, help="the sound to encode; by default the last of the folder")
+    parser.add_argument("--folder", type=pathlib.Path, nargs="+", default=[folder], help="folders of WAV files")
+    parser.add_argument("--codec", type=pathlib.Path, help="saved codec to load instead of training one")
+    parser.add_argument("--file", type=pathlib.Path, help="WAV file to encode; by default the last one of the folders")
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--stages", type=int, default=8)
-    parser.add_argument("--stride", type=int, default=64, help="samples that a vector stands for")
-    parser.add_argument("--look-ahead", action="store_true", help="a codec that is not causal, and does not stream")
-    parser.add_argument("--window", type=int, default=2048, help="samples of a training example")
-    parser.add_argument("--hop", type=int, default=4096, help="samples between training examples")
+    parser.add_argument("--stride", type=int, default=64, help="samples per vector")
+    parser.add_argument("--look-ahead", action="store_true", help="make the codec non-causal; it then cannot stream")
+    parser.add_argument("--window", type=int, default=2048, help="samples per training example")
+    parser.add_argument("--hop", type=int, default=4096, help="samples between the starts of training examples")
     parser.add_argument("--spectral", type=float, default=0.25, help="weight of the spectral loss")
     parser.add_argument("--adversarial", type=float, default=0, help="weight of a discriminator of spectrograms")
     parser.add_argument("--epochs", type=int, default=4)
@@ -130,7 +130,7 @@ def main() -> None:
     for stages in range(1, whole.codes.shape[1] + 1):
         file = arguments.output_dir / f"{stages}_stages.vqs"
         file.write_bytes(pack(whole._replace(codes=whole.codes[:, :stages]), codec.quantizer.num_embeddings))
-        # All that a receiver has: the codec and this file.
+        # A receiver needs only the codec and this file.
         decoded = decode(codec, unpack(file.read_bytes(), stride))
         wavfile.write(file.with_suffix(".wav"), RATE, np.clip(decoded, -1, 1).astype("float32"))
         bits = stages * bits_per_index(codec.quantizer.num_embeddings) * RATE / stride

@@ -1,11 +1,11 @@
-"""The networks of an audio codec: one convolution from samples to vectors, and residual blocks at the vectors' rate."""
+"""Networks of an audio codec: one strided convolution from samples to vectors, and residual blocks over the vectors."""
 
 import keras
 from keras import layers
 
 
 def padded(x: keras.KerasTensor, size: int, causal: bool) -> keras.KerasTensor:
-    """Adds `size` zeros: all of them at the start, or half of them at either end."""
+    """Pads with `size` zeros: all at the start if `causal`, else half at each end."""
     return layers.ZeroPadding1D((size, 0) if causal else (size // 2, size // 2))(x)
 
 
@@ -18,7 +18,7 @@ def residual_blocks(x: keras.KerasTensor, width: int, count: int, causal: bool) 
 
 
 def build_encoder(stride: int, width: int, embedding_dim: int, num_blocks: int, causal: bool) -> keras.Model:
-    """From sounds `[batch, steps, 1]` to a vector for each `stride` samples, which sees as many samples before them."""
+    """Maps sounds `[batch, steps, 1]` to a vector per `stride` samples. The first convolution spans `2 * stride`."""
     inputs = keras.Input((None, 1))
     # The zeros at the end complete the last vector.
     x = layers.ZeroPadding1D((stride, stride - 1) if causal else (stride // 2, stride // 2 + stride - 1))(inputs)
@@ -28,7 +28,7 @@ def build_encoder(stride: int, width: int, embedding_dim: int, num_blocks: int, 
 
 
 def build_decoder(stride: int, width: int, embedding_dim: int, num_blocks: int, causal: bool) -> keras.Model:
-    """The mirror image: the samples of two neighboring vectors overlap and are added."""
+    """Mirrors `build_encoder`. The outputs of neighboring vectors overlap and are added."""
     inputs = keras.Input((None, embedding_dim))
     x = layers.Conv1D(width, 3)(padded(inputs, 2, causal))
     x = residual_blocks(x, width, num_blocks, causal)

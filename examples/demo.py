@@ -1,4 +1,4 @@
-"""Runs two examples and writes one page: a photograph at several rates, then digits and new digits.
+"""Runs two examples and writes one page: a photograph at several bit rates, and digits with new samples.
 
     python examples/demo.py
     KERAS_BACKEND=torch python examples/demo.py --dataset fashion_mnist --epochs 3 --prior-epochs 5

@@ -1,4 +1,4 @@
-"""Trains a VQ-VAE on images, a prior over its codes, and draws new images, class by class.
+"""Trains a VQ-VAE on images and a prior over its codes, and draws new images class by class.
 
     python examples/digits.py
     KERAS_BACKEND=torch python examples/digits.py --dataset fashion_mnist --epochs 5 --prior-epochs 10
@@ -19,14 +19,14 @@ import keras_vqvae
 from keras_vqvae import plotting
 
 GUIDANCE = 2.0
-"""Above 1 new images are more of their class, and less unlike each other."""
+"""A scale above 1 makes new images more typical of their class, but less varied."""
 LOGS = ("codebook_usage", "explained_variance", "perplexity")
 
 
 def train_prior(
     model: keras_vqvae.VQVAE, codes: np.ndarray, labels: np.ndarray, batch_size: int, epochs: int, seed: int
 ) -> keras_vqvae.Prior:
-    """Returns a prior over the codes of each class, trained with a cosine decay of the learning rate to 0."""
+    """Returns a class-conditional prior over the codes, trained with a cosine decay of the learning rate to 0."""
     prior = keras_vqvae.AutoregressivePrior.from_model(
         model, num_classes=10, num_layers=2, hidden_dim=64, dropout=0.2, seed=seed
     )
@@ -61,7 +61,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
 
     codes = model.encode(train, verbose=0), model.encode(test, verbose=0)
     reconstructions = model.decode(codes[1], verbose=0)
-    # Images in which all positions have the same code.
+    # Codes of images in which all positions have the same code.
     every_code = np.broadcast_to(np.arange(num_embeddings)[:, None, None], (num_embeddings, *codes[0].shape[1:]))
     prior = train_prior(model, codes[0], labels[0], arguments.batch_size, arguments.prior_epochs, arguments.seed)
     classes = np.repeat(np.arange(10), 12)
@@ -83,15 +83,15 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
         ),
         "Reconstructions": (
             plotting.plot_reconstructions(test, reconstructions),
-            f"Images that training never saw, from {rows} x {columns} codes of {num_embeddings}.",
+            f"Test images, decoded from {rows} x {columns} codes out of {num_embeddings}.",
         ),
-        "Codes": (plotting.plot_code_maps(test, codes[1], num_embeddings), "What the model keeps of each image."),
+        "Codes": (plotting.plot_code_maps(test, codes[1], num_embeddings), "The code of each position of each image."),
         "What each code is": (
             plotting.plot_code_atlas(model.decode(every_code, verbose=0), quantizer.code_counts),
-            "Images that consist of one code throughout.",
+            "Images decoded from a single code at all positions.",
         ),
-        "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "On the same images."),
-        "Training": (plotting.plot_training(history), "Of the autoencoder, epoch by epoch."),
+        "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "Usage on the test images."),
+        "Training": (plotting.plot_training(history), "Metrics of the autoencoder for each epoch."),
     }
 
 

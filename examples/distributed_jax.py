@@ -22,12 +22,12 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--coordinator", help="address and port of process 0")
-parser.add_argument("--batch-size", type=int, default=100, help="vectors per step, on all devices together")
+parser.add_argument("--batch-size", type=int, default=100, help="vectors per step, over all devices")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
 
-# Before anything else: JAX must not have been initialized yet.
+# This must run before JAX is initialized.
 if arguments.processes > 1:
     keras.distribution.initialize(arguments.coordinator, arguments.processes, arguments.process)
 keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
@@ -44,7 +44,7 @@ encoder, decoder = keras_vqvae.build(input_size=64, embedding_dim=16)
 model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(128, ema_decay=0.99, seed=0), decoder)
 model.compile()
 
-# All processes must save at the same time. All resume from what the first one saved, on a shared disk.
+# All processes must save at the same time. All resume from the backup of process 0, on a shared disk.
 backups = [arguments.output / f"backup-{process}" for process in (0, arguments.process)]
 if arguments.process and backups[0].exists():
     shutil.copytree(*backups, dirs_exist_ok=True)

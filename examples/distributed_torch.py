@@ -25,14 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 import keras_vqvae
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--batch-size", type=int, default=100, help="samples per step, in all processes together")
+parser.add_argument("--batch-size", type=int, default=100, help="samples per step, over all processes")
 parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--ema-decay", type=float, default=0.99, help="0: the optimizer owns the codebook")
-parser.add_argument("--dead-code-threshold", type=float, default=0.1, help="0: dead codes stay where they are")
+parser.add_argument("--ema-decay", type=float, default=0.99, help="0: the optimizer trains the codebook")
+parser.add_argument("--dead-code-threshold", type=float, default=0.1, help="0: dead codes are not replaced")
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
 
-# Keras's device, which need not be the first one of the machine.
+# Use Keras's device, which is not always the first one of the machine.
 cuda = torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").startswith("cuda")
 if cuda:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -51,7 +51,7 @@ def run(pixels: np.ndarray, folder: pathlib.Path) -> None:
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--run", metavar="PIXELS", type=pathlib.Path, help="only run the files, on pixels in a .npy file")
-parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("export"), help="folder of the files")
+parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("export"), help="folder of the exported files")
 parser.add_argument("--epochs", type=int, default=20)
 arguments = parser.parse_args()
 

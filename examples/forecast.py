@@ -4,7 +4,7 @@
     KERAS_BACKEND=torch python examples/forecast.py --file series.txt --decimate 1 --block 64
 
 The default series is SciPy's electrocardiogram, five minutes with 360 samples per second, which the package `pooch`
-downloads. `--file` is a text file of numbers. The last fifth is forecast, and the rest is for training.
+downloads. `--file` is a text file of numbers. The last fifth is used for testing, and the rest for training.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from scipy import signal
 import keras_vqvae
 
 BLOCKS = 4
-"""Of a window, each encoded by itself so that no code knows what comes after it. The last is forecast."""
+"""Number of blocks per window. Each is encoded separately, so no code depends on later blocks. The last is forecast."""
 FILTERS = (32, 32, 64)
-"""Each halves the rate: a code stands for 8 samples."""
+"""Filters of the encoder's stages. Each stage halves the length, so a code stands for 8 samples."""
 
 
 def load(file: pathlib.Path | None, decimate: int) -> np.ndarray:
@@ -35,22 +35,22 @@ def load(file: pathlib.Path | None, decimate: int) -> np.ndarray:
 
 
 def windows(series: np.ndarray, block: int, hop: int) -> np.ndarray:
-    """Returns overlapping parts of a series, `[windows, BLOCKS, block]`, minus the mean of all blocks but the last."""
+    """Returns overlapping windows, `[windows, BLOCKS, block]`, minus their mean over all blocks except the last."""
     parts = np.lib.stride_tricks.sliding_window_view(series, BLOCKS * block)[::hop].reshape(-1, BLOCKS, block)
     return parts - parts[:, :-1].mean(axis=(1, 2), keepdims=True)
 
 
 def ranked_probability_score(draws: np.ndarray, truth: np.ndarray) -> float:
-    """Returns the mean absolute error of draws `[draws, ...]`, minus half of their mean absolute difference."""
+    """Returns the mean absolute error of `draws` minus half of their mean absolute difference from each other."""
     count = len(draws)
-    # The sum over pairs of |a - b|, by ranks: each value is the larger of `rank` pairs, the smaller of the others.
+    # Sum |a - b| over pairs by ranks: each value is the larger one of `rank` pairs, and the smaller one of the others.
     ranks = np.arange(count).reshape(-1, *(1,) * truth.ndim)
     spread = np.sum((2 * ranks - count + 1) * np.sort(draws, axis=0), axis=0) / count**2
     return float(np.mean(np.abs(draws - truth).mean(axis=0) - spread))
 
 
 def nearest_continuation(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Returns the block that follows the most similar part of the training data, for each window."""
+    """Returns, for each window, the last block of the training window whose other blocks are nearest."""
     known, asked = (parts[:, :-1].reshape(len(parts), -1) for parts in (train, test))
     distances = np.sum(known**2, axis=1) - 2 * asked @ known.T
     return train[distances.argmin(axis=1), -1]
@@ -109,7 +109,7 @@ def main() -> None:
     model.fit(blocks, batch_size=64, epochs=arguments.epochs, verbose=2)
 
     codes, test_codes = encode(train), encode(test)
-    # Not `from_model`: a sample of this prior has the codes of several blocks, and a sample of the model those of one.
+    # Do not use `from_model`: a sample of this prior has several blocks, and a sample of the model has only one.
     prior = keras_vqvae.AutoregressivePrior(
         arguments.codes, codes.shape[1:], num_layers=2, hidden_dim=64, dropout=0.2, seed=arguments.seed
     )
@@ -124,15 +124,15 @@ def main() -> None:
     some = np.random.default_rng(arguments.seed).choice(len(train), count, replace=False)
     forecasts = {
         "the prior": draws,
-        "any last block of the training": np.broadcast_to(train[some, None, -1], draws.shape),
+        "random last blocks of the training data": np.broadcast_to(train[some, None, -1], draws.shape),
         "the last value, repeated": np.broadcast_to(test[None, :, -2, -1:], (1, *truth.shape)),
         "what came after the likest of the training": nearest_continuation(train, test)[None],
-        "the codes of what came": model.decode(test_codes[:, -1], batch_size=500, verbose=0)[None, ..., 0],
+        "the true blocks, reconstructed": model.decode(test_codes[:, -1], batch_size=500, verbose=0)[None, ..., 0],
     }
     for name, forecast in forecasts.items():
         print(f"{name}: score {ranked_probability_score(forecast, truth):.3f}")
     low, high = np.quantile(draws, [0.1, 0.9], axis=0)
-    print(f"between the draws' 10th and 90th percentile: {np.mean((low <= truth) & (truth <= high)):.0%} of what came")
+    print(f"true values between the draws' 10th and 90th percentile: {np.mean((low <= truth) & (truth <= high)):.0%}")
     plot(test, draws).savefig(arguments.output, dpi=110)
     print("open", arguments.output)
 

@@ -30,7 +30,7 @@ x = layers.Conv2D(32, 4, strides=2, padding="same", activation="relu")(inputs)
 x = layers.Conv2D(64, 4, strides=2, padding="same", activation="relu")(x)
 x = layers.Conv2D(32, 1)(x)
 
-# The layer adds its own losses in training. Here its codes are an output, too.
+# The layer adds its own losses in training. Its indices are a second output.
 quantizer = keras_vqvae.VectorQuantizer(arguments.num_embeddings, ema_decay=0.99, seed=0)
 quantized, codes = quantizer(x, return_indices=True)
 
@@ -46,4 +46,4 @@ model.fit(train, train, batch_size=128, epochs=arguments.epochs, validation_data
 
 tokens = tokenizer.predict(test)
 print(f"{tokens.shape[1]} x {tokens.shape[2]} codes an image, {len(np.unique(tokens))} codes used on the test images")
-print(f"chosen most often in training: code {int(ops.argmax(quantizer.code_counts))}")
+print(f"most used code in training: {int(ops.argmax(quantizer.code_counts))}")

@@ -3,9 +3,8 @@
     KERAS_BACKEND=torch python examples/hierarchy.py
     python examples/hierarchy.py --dataset digits --epochs 20 --prior-epochs 20
 
-It has two quantizers in one functional model, and one prior over both grids of codes, the coarse codes first. The prior
-draws images, and draws new details for given coarse codes. Fashion-MNIST is downloaded by Keras, or read from
-`--data-dir`.
+The functional model has two quantizers. One prior covers both grids of codes, coarse codes first. It draws new images,
+and new fine codes for given coarse codes. Fashion-MNIST is downloaded by Keras, or read from `--data-dir`.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import keras_vqvae
 from keras_vqvae import plotting
 
 GUIDANCE = 2.0
-# The weight of the image from coarse codes only. With 0.1 the coarse codes went out of use.
+# Weights of the losses of both outputs. With 0.1 for `coarse`, the coarse codes went out of use.
 LOSS_WEIGHTS = {"both": 1.0, "coarse": 0.25}
 
 
@@ -52,7 +51,7 @@ def build(
     # `[28, 28, 1]` -> `[8, 8, D]` -> `[4, 4, D]`
     features = fine_encoder(layers.ZeroPadding2D(margin)(inputs))
     coarse, coarse_codes = coarse_quantizer(coarse_encoder(features), return_indices=True)
-    # `[4, 4, D]` -> `[8, 8, D]`. The fine codes are of what the coarse ones leave to say.
+    # `[4, 4, D]` -> `[8, 8, D]`. The fine codes depend on the coarse ones.
     coarse = spread(coarse)
     features = join_features(ops.concatenate([features, coarse], axis=-1))
     fine, fine_codes = fine_quantizer(features, return_indices=True)
@@ -76,7 +75,7 @@ class OneSequence:
         return np.concatenate([coarse.reshape(count, -1), fine.reshape(count, -1) + self.num_embeddings], axis=1)
 
     def split(self, sequences: np.ndarray) -> list[np.ndarray]:
-        # A prior that is hardly trained may draw a code of the other grid. Clip it.
+        # Clip codes of the other grid, which a barely trained prior may draw.
         parts = sequences[:, : self.num_coarse], sequences[:, self.num_coarse :] - self.num_embeddings
         parts = [np.clip(part, 0, self.num_embeddings - 1) for part in parts]
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -86,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="fashion_mnist", choices=images.DATASETS)
     parser.add_argument("--data-dir", help="folder of IDX files to read instead of downloading")
-    parser.add_argument("--codes", type=int, default=128, help="codes of each grid")
+    parser.add_argument("--codes", type=int, default=128, help="number of codes in each codebook")
     parser.add_argument("--embedding-dim", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--prior-epochs", type=int, default=2)

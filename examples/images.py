@@ -1,4 +1,4 @@
-"""Images for the examples and the benchmarks, float32 `[samples, height, width, 1]` in 0..1, and a network for them."""
+"""Loads images, float32 `[samples, height, width, 1]` in 0..1, and builds networks for the examples and benchmarks."""
 
 import functools
 import gzip
@@ -18,7 +18,8 @@ def load(dataset: str = "digits", data_dir: str | None = None) -> tuple[np.ndarr
     Args:
         dataset: `"digits"`, 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, or `"fashion_mnist"`
             or `"mnist"`, 70,000 images of 28 x 28 pixels that Keras downloads.
-        data_dir: A folder with the four IDX files of the latter two, gzipped or not, in place of the download.
+        data_dir: A folder with the four IDX files of `"fashion_mnist"` or `"mnist"`, gzipped or not, to read instead of
+            downloading.
     """
     return tuple(images for images, _ in _load(dataset, data_dir))
 
@@ -59,6 +60,6 @@ def _load(dataset: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarr
 def _read_idx(folder: pathlib.Path, name: str) -> np.ndarray:
     packed = folder / f"{name}.gz"
     content = gzip.decompress(packed.read_bytes()) if packed.exists() else (folder / name).read_bytes()
-    # A magic number whose last byte is the rank, then the sizes, all big-endian, then the data.
+    # The file has a magic number whose last byte is the rank, the big-endian sizes, and the data.
     shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
     return np.frombuffer(content, "u1", offset=4 + 4 * content[3]).reshape(shape)

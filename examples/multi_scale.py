@@ -3,7 +3,7 @@
     python examples/multi_scale.py
     KERAS_BACKEND=torch python examples/multi_scale.py --dataset fashion_mnist --epochs 5
 
-Each column has an image, and below it the reconstruction from the coarsest grid of codes, then with each finer grid.
+Each column shows an image. Below it are the reconstructions from the coarsest grid, then with each finer grid added.
 """
 
 import argparse

@@ -11,15 +11,15 @@ MAGIC = b"VQS1"
 
 
 class Packed(NamedTuple):
-    """The contents of a file."""
+    """The contents of a packed file."""
 
     codes: np.ndarray
-    """`[steps, stages]`"""
+    """Indices, `[steps, stages]`."""
     samples: int
-    """How many samples the sound has."""
+    """Number of samples of the sound."""
     rate: int
     loudness: float
-    """What the decoded samples are multiplied by."""
+    """Factor that the decoded samples are multiplied by."""
 
 
 def bits_per_index(num_embeddings: int) -> int:

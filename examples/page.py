@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 STYLE = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
 Sections = dict[str, tuple[Figure, str]]
 Example = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Sections]]
-"""Adds its arguments to a parser; and returns its figures, each by its heading, with a sentence or two."""
+"""Two functions of an example: one adds arguments to a parser, and one maps headings to figures and their captions."""
 
 
 def command(description: str, name: str, *examples: Example) -> None:
@@ -34,7 +34,7 @@ def command(description: str, name: str, *examples: Example) -> None:
 
 
 def write(path: pathlib.Path, title: str, sections: Sections) -> None:
-    """Writes a page with a section for each figure: its heading, a sentence or two, the picture; and each picture."""
+    """Writes each figure as a PNG file, and a page with a heading, a caption and the picture for each."""
     parts = []
     for heading, (figure, text) in sections.items():
         content = io.BytesIO()

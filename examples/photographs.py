@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 import keras_vqvae
 
 PATCH = 8
-"""A vector stands for 8 x 8 pixels."""
+"""Size of a patch: each vector stands for 8 x 8 pixels."""
 DIM = 48
 CROP = 64
 BATCH = 16
@@ -36,7 +36,7 @@ def load() -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def crop(photographs: list[np.ndarray], count: int, seed: int) -> np.ndarray:
-    """Returns random crops `[count, CROP, CROP, 3]`, as many of each photograph. Every other one is mirrored."""
+    """Returns random crops `[count, CROP, CROP, 3]`, equally many of each photograph. Every second crop is mirrored."""
     generator = np.random.default_rng(seed)
     crops = []
     for number in range(count):
@@ -68,7 +68,7 @@ def build(components: np.ndarray, num_embeddings: int, num_stages: int, seed: in
     decoder = keras.Model(vectors, to_pixels(add_context(vectors)))
     to_vectors.set_weights([components])
     to_pixels.set_weights([components])
-    # Trained with a random number of stages, the decoder can use any number of them.
+    # Train with a random number of stages, so that the decoder works with any number.
     stage = keras_vqvae.VectorQuantizer(num_embeddings, ema_decay=0.99, seed=seed)
     residual = keras_vqvae.ResidualQuantizer(stage, num_stages, quantizer_dropout=1.0, seed=seed)
     return keras_vqvae.VQVAE(encoder, residual, decoder)
@@ -80,12 +80,12 @@ def signal_to_noise(image: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def jpeg(image: np.ndarray, num_bytes: float) -> tuple[np.ndarray, int]:
-    """Returns `(decoded, bytes)` of the best JPEG of at most `num_bytes`, or of the smallest, without tables."""
+    """Returns `(decoded, bytes)` of the best JPEG within `num_bytes`, or the smallest. Tables are not counted."""
     pixels = Image.fromarray(np.round(255 * image).astype("uint8"))
     for quality in range(95, 0, -1):
         file = io.BytesIO()
         pixels.save(file, "jpeg", quality=quality, optimize=True)
-        # The image data follow the scan marker. The tables before it are not counted, and neither is the network.
+        # Count only the image data from the scan marker on. The tables before it are left out, as our network is.
         size = len(file.getvalue()) - file.getvalue().index(b"\xff\xda")
         if size <= num_bytes:
             break
@@ -113,11 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def draw(arguments: argparse.Namespace) -> page.Sections:
-    """Trains on photographs and returns figures, each with a heading and a sentence or two."""
+    """Trains on photographs. Returns figures with their headings and captions."""
     unseen, seen = load()
     crops = crop(seen, arguments.crops, arguments.seed)
     model = build(principal_components(crops), arguments.stage_codes, arguments.stages, arguments.seed)
-    # k-means, stage by stage, on some of the crops.
+    # Initialize the codebooks with k-means, stage by stage, on some of the crops.
     model.adapt(crops[:64], seed=arguments.seed, verbose=0)
     epochs = arguments.photograph_epochs
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * math.ceil(len(crops) / BATCH))
@@ -129,7 +129,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
     title = f"codes of stage 1,\n{height} x {width} of {arguments.stage_codes}"
     ours, theirs = [("original", unseen)], [(title, codes[0, ..., 0])]
     for count in (2**power for power in range(stages.bit_length())):
-        # -1 is no code.
+        # -1 means no code.
         first = np.where(np.arange(stages) < count, codes, -1)
         decoded = np.clip(model.decode(first, verbose=0)[0], 0, 1)
         num_bytes = count * height * width * math.log2(arguments.stage_codes) / 8
@@ -142,10 +142,10 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
     return {
         "A photograph at several rates": (
             plot_rates([ours, theirs]),
-            f"A part of a photograph that training never saw. Each {PATCH} x {PATCH} pixels are one code of "
-            f"{arguments.stage_codes} per stage. Below, JPEG at no more bits, or its smallest. The bits are those of "
-            "the image: neither the network nor JPEG's tables count. The model learned from what is left of two "
-            "photographs. JPEG uses an entropy coder, and the codes do not.",
+            f"A part of a photograph that was not trained on. Each {PATCH} x {PATCH} pixels have one code per stage, "
+            f"out of {arguments.stage_codes}. Below is JPEG with at most as many bits, or else its smallest file. The "
+            "network and JPEG's tables are not counted. The model was trained on the other parts of two photographs. "
+            "JPEG uses an entropy coder, and the codes do not.",
         )
     }
 

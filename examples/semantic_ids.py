@@ -1,11 +1,11 @@
-"""Gives items semantic IDs: the residual codes of their embeddings, and a number that makes them unique.
+"""Gives items semantic IDs: the residual codes of their embeddings, and a last number that makes them unique.
 
     python examples/semantic_ids.py
     KERAS_BACKEND=torch python examples/semantic_ids.py --embeddings items.npy --labels categories.npy --reassign
 
-Items whose IDs begin alike are alike. The codes come from residual k-means or, with `--epochs`, from a trained `VQVAE`.
-With `--reassign`, items that collide get the next best last codes. The default items are the 1,797 images of digits
-that come with scikit-learn.
+Items whose IDs share a prefix are similar. The codes come from residual k-means or, with `--epochs`, from a trained
+`VQVAE`. With `--reassign`, colliding items get other last codes, with the least increase of the error. The default
+items are the 1,797 images of digits that come with scikit-learn.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 import keras_vqvae
 
 ROWS = 1 << 14
-"""Items that are read at a time: a file of any size is never whole in memory."""
+"""Number of items read at a time. A file is never loaded as a whole, so it can have any size."""
 
 
 def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -38,7 +38,7 @@ def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.nda
 
 
 def chunks(items: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Reads the items of increasing `numbers` in parts. Yields the slice of `numbers`, and the items."""
+    """Reads the items with the given increasing `numbers` in parts. Yields the slice of `numbers`, and the items."""
     for start in range(0, len(numbers), ROWS):
         part = slice(start, start + ROWS)
         yield part, np.asarray(items[numbers[part]], "float32")
@@ -87,7 +87,7 @@ def build(
             keras.Sequential([keras.Input((dim,)), keras.layers.Identity()]), residual, keras.layers.Identity()
         )
     encoder, decoder = keras_vqvae.build(dim, latent_dim)
-    # For items of any scale: the network sees a mean of 0 and a variance of 1.
+    # Normalize to mean 0 and variance 1, so that items can have any scale.
     scale = {"mean": mean, "variance": np.full(dim, variance / dim)}
     inputs, latents = keras.Input((dim,)), keras.Input((latent_dim,))
     return keras_vqvae.VQVAE(
@@ -116,7 +116,7 @@ def explained_variance(
 
 
 def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Changes last codes so that fewer items collide, with the smallest total increase of the error for each prefix.
+    """Changes last codes so that fewer items collide, with the least total increase of the error for each prefix.
 
     A prefix with more items than last codes is not changed.
     """
@@ -182,14 +182,14 @@ def main() -> None:
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="epochs of a `VQVAE`; 0 for k-means")
     parser.add_argument("--latent-dim", type=int, default=32, help="dimensions of the latents")
-    parser.add_argument("--reassign", action="store_true", help="change last codes of items that collide")
+    parser.add_argument("--reassign", action="store_true", help="change the last codes of colliding items")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids", help="of ids.csv and purity.png")
+    parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids", help="folder of ids.csv, purity.png")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     items, labels = load(arguments.embeddings, arguments.labels)
     numbers, mean, variance = survey(items)
-    # About as many codes as items per code, so that the first stage does not identify items.
+    # Use at most about sqrt(items) codes, so that the first stage does not identify items.
     num_codes = arguments.codes or min(256, 1 << int(np.log2(len(items)) / 2))
 
     generator = np.random.default_rng(arguments.seed)
@@ -206,7 +206,7 @@ def main() -> None:
     codes = encode(model, items, numbers)
     print(f"{len(codes)} items, {arguments.levels} x {num_codes} codes")
     if len(codes) < len(items):
-        print(f"left out, because they are not finite: {len(items) - len(codes)}")
+        print(f"items left out because they are not finite: {len(items) - len(codes)}")
     explained = explained_variance(model, items, numbers, codes, variance)
     for level, column in enumerate(codes.T):
         used = len(np.unique(column)) / num_codes

@@ -1,9 +1,9 @@
-"""Makes minutes of speech by espeak-ng, to train `examples/audio_codec.py` on.
+"""Synthesizes minutes of speech with espeak-ng, as training data for `examples/audio_codec.py`.
 
     python examples/speech.py speech
 
-Writes a WAV file for each voice and text: `train_*.wav`, and `unheard.wav`, of a voice and a text that are not among
-them. It comes last in the order of their names.
+It writes a WAV file for each voice and text, `train_*.wav`, and `unheard.wav`, whose voice and text are not in the
+training files. `unheard.wav` comes last in alphabetical order, so the codec is tested on it.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 
 VOICES = ("en-us", "en-gb-scotland+f2", "en-gb-x-rp+m3", "en-029+f4", "en-us+m7", "en-gb-x-gbcwmd+f3")
-"""Each is a language and a variant, of men (m) and women (f)."""
+"""Voices to train on. Each is a language and a male (m) or female (f) variant."""
 UNHEARD_VOICE = "en-gb-x-gbclan+f1"
 SPEEDS, PITCHES = (140, 165, 190), (35, 50, 65)
 TEXTS = (
