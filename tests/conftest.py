@@ -1,7 +1,7 @@
 """Shared fixtures, and the choice of which tests run on which backend.
 
-Tests named `test_trap_...` cover a *trap*: a behavior of Keras or of a backend that is easy to get wrong. See "Tests" in
-`CONTRIBUTING.md`.
+Tests named `test_trap_...` cover a *trap*: a behavior of Keras or of a backend that is easy to get wrong. See "Tests"
+in `CONTRIBUTING.md`.
 """
 
 import gc

@@ -26,7 +26,7 @@ def run(program, devices, *arguments):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """For each run: the arrays at the end of a step, and the kinds and shapes of the arrays that cross devices in it."""
+    """For each run: the arrays at the end of a step, and the kinds and shapes of arrays that cross devices in it."""
     folder = tmp_path_factory.mktemp("devices")
     results = {}
     for name, (devices, *arguments) in RUNS.items():
