@@ -174,7 +174,7 @@ def test_straight_through_stages_copy_the_gradient_exactly_once():
 
 
 def test_scales_that_end_before_the_full_grid_pass_on_what_they_can_represent():
-    """With area means `M` and linear interpolation `U` of each scale, row by row, the gradient is `I - prod(I - U M)`."""
+    """Per row, with area means `M` and interpolation `U` of each scale, the gradient is `I - prod(I - U M)`."""
     scales = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2))
     x, cotangent = draw(6, 4, DIM), draw(6, 4, DIM, seed=1)
     by_inputs, _ = layer_gradients(scales, x, cotangent, with_losses=False)

@@ -55,7 +55,7 @@ def test_dead_codes_move_in_any_model_by_plain_fit(x, owner):
 
 @pytest.mark.each_backend
 def test_the_default_uses_its_codes():
-    """Without revival, 3 to 6% of them were in use at the end."""
+    """An earlier default ended with 3 to 6% of the codes in use."""
     x = draw(512, 8)
     quantizer = keras_vqvae.VectorQuantizer(128, seed=0)
     model = keras.Sequential([keras.Input((8,)), layers.Dense(8), quantizer, layers.Dense(8)])

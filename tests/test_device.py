@@ -104,7 +104,7 @@ def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
 @pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch's")
 @pytest.mark.parametrize("name", EVERY)
 def test_a_step_copies_nothing_from_the_host_and_never_waits_for_the_device(name):
-    """Checks the operations that run: none makes a tensor from Python numbers, and none has a result that Python reads."""
+    """Checks the operations: none makes a tensor from Python numbers, and none has a result that Python reads."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     layer, x = EVERY[name](), ops.convert_to_tensor(draw(8, *SHAPE)).requires_grad_()

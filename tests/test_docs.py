@@ -58,7 +58,10 @@ model = make_model()
 
 
 def blocks(page, backend):
-    """Returns a page's examples for a backend. Those whose heading names no backend run on PyTorch, the README's on all."""
+    """Returns a page's examples for a backend.
+
+    Examples under headings that name no backend run on PyTorch, or on every backend if they are the README's.
+    """
     found, owner = [], None
     for heading, block in re.findall(r"^## ([^\n]*)$|^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
         if heading:
