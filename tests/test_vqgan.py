@@ -91,7 +91,7 @@ class Reference:
 
 
 def step(model, x, loss):
-    """Returns the change of each trainable weight in a step of gradient descent with learning rate 1."""
+    """Returns what a step of gradient descent at learning rate 1 subtracts from each trainable weight."""
     helpers.compiled(model, keras.optimizers.SGD(1.0), loss, traced=False)
     before = [numpy(weight).copy() for weight in model.trainable_weights]
     model.train_on_batch(x)
@@ -157,7 +157,7 @@ def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
 
 
 def test_the_weight_is_independent_of_the_scale_of_the_data(x):
-    """And of the number of latents: up to a factor, the decoder minimizes `1 - explained_variance` plus the loss."""
+    """And of the number of latents. Up to a factor, the decoder minimizes `1 - explained_variance` + generator loss."""
     parts = {}
     for weight in (0.0, 1.0):
         keras.utils.set_random_seed(0)

@@ -63,7 +63,7 @@ def draws(prior: keras_vqvae.Prior) -> np.ndarray:
 
 
 def game() -> dict[str, np.ndarray]:
-    """Trains a `VQGAN` for three epochs. Returns its weights and the logs of the last epoch."""
+    """Trains a `VQGAN` for six steps. Returns its weights and the logs of the last epoch."""
     inputs = keras.Input(SHAPE)
     hidden = keras.layers.Dense(5, "tanh")(inputs)
     judge = keras.Model(inputs, {"logits": keras.layers.Dense(1)(hidden), "features": [hidden]})
