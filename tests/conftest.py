@@ -1,3 +1,9 @@
+"""Shared fixtures, and the choice of which tests run on which backend.
+
+Tests named `test_trap_...` cover a *trap*: a behavior of Keras or of a backend that is easy to get wrong. See "Tests"
+in `CONTRIBUTING.md`.
+"""
+
 import gc
 
 import hypothesis
@@ -15,7 +21,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what PyTorch, the quickest backend, tests for all: see "Tests" in `CONTRIBUTING.md`."""
+    """Deselects tests that only need to run on PyTorch, the fastest backend: see "Tests" in `CONTRIBUTING.md`."""
     if config.getoption("--all") or keras.backend.backend() == "torch":
         return
     left_out = [item for item in items if not _is_chosen(item)]
@@ -31,14 +37,14 @@ def _is_chosen(item):
 
 
 def pytest_collection_finish():
-    # What is imported stays. The collector need not go through it again and again.
+    # Imported modules are never freed. Freezing them keeps the garbage collector from scanning them again and again.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """JAX keeps what it lowers, over a megabyte an operation, and looks through all of that as it lowers another."""
+    """Clears JAX's caches. JAX keeps over a megabyte per lowered operation and scans them all at each new lowering."""
     yield
     if keras.backend.backend() == "jax":
         import jax
@@ -48,7 +54,7 @@ def forget_programs():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Equal draws in every test, whatever ran before it; and no policy left over."""
+    """Seeds every test alike, whatever ran before it, and resets the dtype policy afterwards."""
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -1,4 +1,4 @@
-"""What every quantizer does, by its definition in NumPy and float64, up to what float32 can tell."""
+"""Checks any quantizer against its definition in NumPy and float64, within float32 rounding errors."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ EPSILON = float(np.finfo("float32").eps)
 
 
 def bounded(layer: keras_vqvae.Quantizer, z: np.ndarray) -> np.ndarray:
-    """`layer.bound`, in float64."""
+    """Computes `layer.bound(z)` in float64."""
     if isinstance(layer, keras_vqvae.ResidualQuantizer):
         return bounded(layer.quantizers[0], z)
     if isinstance(layer, keras_vqvae.GroupedQuantizer):
@@ -31,9 +31,9 @@ def bounded(layer: keras_vqvae.Quantizer, z: np.ndarray) -> np.ndarray:
 
 
 def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarray, slack: np.ndarray) -> None:
-    """Each index is that of the best code, up to what float32 can tell, by the definition in float64.
+    """Asserts that each index names the best code by the float64 definition, within float32 rounding errors.
 
-    `z` is `[N, D]`, and `slack` `[N, 1]` what rounding may have moved each element of it by.
+    `z` is `[N, D]`. `slack`, `[N, 1]`, bounds the rounding error of each element of `z`.
     """
     if isinstance(layer, keras_vqvae.ResidualQuantizer):
         z = z if layer.stage is not None else bounded(layer, z)
@@ -131,18 +131,18 @@ def check(layer: keras_vqvae.Quantizer, x: np.ndarray, mask: np.ndarray | None, 
 
 
 def drops(layer: keras.Layer) -> bool:
-    """Whether its losses or indices are drawn in training."""
+    """Whether the losses or indices in training are random."""
     if isinstance(layer, keras_vqvae.ProjectedQuantizer):
         return drops(layer.quantizer)
     stages = getattr(layer, "quantizers", ())
     drawn = isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) or getattr(layer, "quantizer_dropout", False)
-    # What a draw leaves is drawn.
+    # Later stages quantize the residual of a random output.
     drawn = drawn or (not isinstance(layer, keras_vqvae.GroupedQuantizer) and any(map(draws, stages)))
     return bool(drawn) or any(map(drops, stages))
 
 
 def draws(layer: keras.Layer) -> bool:
-    """Whether its output is drawn in training."""
+    """Whether the output in training is random."""
     parts = (*getattr(layer, "quantizers", ()), *filter(None, [getattr(layer, "quantizer", None)]))
     drawn = isinstance(layer, keras_vqvae.GumbelQuantizer) or getattr(layer, "noise", 0)
     drawn = drawn or getattr(layer, "estimator", None) in (keras_vqvae.diveq, keras_vqvae.nsvq)

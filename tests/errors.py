@@ -1,7 +1,7 @@
-"""A pytest plugin that lists every `ValueError` of the package, with the message that a test has seen.
+"""A pytest plugin that lists every `ValueError` of the package, with the message that a test triggered.
 
-`python -m pytest -p tests.errors --errors FILE` writes a line for each `raise ValueError` in `keras_vqvae/`. Results of
-earlier runs in FILE are kept, so that runs on several backends add up. Only errors in pytest's own process are seen.
+`python -m pytest -p tests.errors --errors FILE` writes a line for each `raise ValueError` in `keras_vqvae/`. FILE keeps
+the results of earlier runs, so that runs on several backends add up. Only errors in pytest's own process are seen.
 """
 
 import ast
@@ -25,7 +25,7 @@ class RecordRaises(ast.NodeTransformer):
     def __init__(self, path):
         self.path, self.sites = path, []
 
-    def visit_Raise(self, node):  # The name is `ast`'s.
+    def visit_Raise(self, node):  # `ast` requires this name.
         if isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", None) == "ValueError":
             self.sites.append(f"{self.path}:{node.lineno}")
             call = ast.parse(f"__import__('sys').modules[{__name__!r}].record({self.sites[-1]!r})", mode="eval").body
@@ -41,7 +41,7 @@ def recording(source, path):
 
 class Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname):
-        # Not from saved bytecode, which does not record.
+        # Ignore saved bytecode, which does not record.
         return compile(recording(self.get_data(self.path), self.path)[0], self.path, "exec")
 
 
@@ -60,7 +60,7 @@ sites = [site for path in sorted(PACKAGE.rglob("*.py")) for site in recording(pa
 
 
 def pytest_addoption(parser):
-    parser.addoption("--errors", required=True, help="the file to which every ValueError is written")
+    parser.addoption("--errors", required=True, help="file to which every ValueError is written")
 
 
 def pytest_terminal_summary(terminalreporter, config):

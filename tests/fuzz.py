@@ -1,6 +1,7 @@
-"""Random layers on random inputs: each case is right, or a `ValueError` that says what it received.
+"""Runs random layers on random inputs: each case must be right, or raise a `ValueError` that shows what it received.
 
-Not part of `make test`: 10,000 cases take from some minutes to half an hour. A workflow runs 2,000 new ones each night.
+This is not part of `make test`: 10,000 cases take from a few minutes to half an hour. A workflow runs 2,000 new cases
+each night.
 
 make fuzz
 KERAS_BACKEND=torch python tests/fuzz.py --cases 10000
@@ -27,7 +28,7 @@ from keras import ops
 
 import keras_vqvae
 
-# Few sizes, because JAX compiles for each.
+# Few sizes, because JAX compiles for each one.
 LEADING = [(1,), (6,), (2, 3), (1, 2, 3), (2, 1, 3, 1), (0,), (2, 0), (40,)]
 DIMS = [1, 2, 4]
 CODES = [1, 2, 16]
@@ -69,7 +70,7 @@ def vector(rng: np.random.Generator) -> tuple[type, dict]:
         "seed": rng.integers(100).item(),
     }
     if keywords["ema_decay"] is not None:
-        # Refused with another value.
+        # With `ema_decay`, other values are refused.
         keywords["codebook_weight"] = 1.0
     if rng.random() < 0.2:
         keywords["assignment_regularizer"] = keras_vqvae.AssignmentEntropy()
@@ -99,7 +100,7 @@ def digits(rng: np.random.Generator, dim: int) -> tuple[type, dict]:
 
 
 def layer_of(rng: np.random.Generator, dim: int, depth: int = 2) -> tuple[type, dict]:
-    """A class and its arguments; wrappers of wrappers down to `depth`."""
+    """Draws a class and its arguments. Wrappers are nested up to `depth` deep."""
     kind = rng.choice(
         ["vector", "vector", "sim", "scores", "digits"] + ["residual", "grouped", "projected"] * (depth > 0)
     )
@@ -137,7 +138,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
     for junk in (0.0, np.nan, np.inf, -np.inf, 3e38):
         if rng.random() < 0.1:
             x[rng.random(shape) < 0.1] = junk
-    # Processors and compilers differ in whether they take smaller ones for 0.
+    # Processors and compilers disagree on whether smaller numbers are flushed to 0.
     x[np.abs(x) < 1e-33] = 0.0
     if dtype == "int32":
         return np.nan_to_num(x, nan=0, posinf=9, neginf=-9).clip(-(2**30), 2**30).astype(dtype)
@@ -146,7 +147,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 
 def wrong_call(rng: np.random.Generator, layer: keras_vqvae.Quantizer, dim: int) -> None:
-    """A call that cannot be right."""
+    """Makes a call that must raise an error."""
     indices = numpy(layer.encode(np.zeros((3, dim), "float32")))
     calls = [
         lambda: layer(np.zeros((3, dim + 1), "float32")),
@@ -165,13 +166,13 @@ def wrong_call(rng: np.random.Generator, layer: keras_vqvae.Quantizer, dim: int)
 
 
 def run(number: int, seed: int) -> str:
-    """What became of a case: `right` or `refused`; else it raises."""
+    """Runs a case and returns `right` or `refused`. Raises an error otherwise."""
     rng = np.random.default_rng((seed, number))
     keras.utils.set_random_seed(number)
     dim = rng.choice(DIMS).item()
     kind, keywords = layer_of(rng, dim)
     what = rng.random()
-    # A third with an argument that is most likely wrong, some with a call that is.
+    # A third of the cases have an argument that is probably wrong, and some have a wrong call.
     replaced = ()
     if what < 0.33:
         replaced = tuple(rng.choice(list(keywords), size=rng.integers(1, 3)).tolist())
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10000)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="run one case, and show where it fails")
+    parser.add_argument("--only", type=int, help="run one case and show where it fails")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.only is not None:

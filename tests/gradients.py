@@ -1,4 +1,4 @@
-"""Gradients on every backend, as NumPy arrays."""
+"""Computes gradients on every backend, as NumPy arrays."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 
 def gradients(function, *arrays):
-    """The gradients of `function(*tensors)`, a scalar, by each of the arrays."""
+    """Returns the gradients of the scalar `function(*tensors)` with respect to each array."""
     arrays = [np.asarray(array) for array in arrays]
     if keras.backend.backend() == "jax":
         import jax
@@ -32,7 +32,7 @@ def gradients(function, *arrays):
 
 
 def layer_gradients(layer, inputs, cotangent, with_losses=True):
-    """The gradients of `sum(layer(inputs) * cotangent) + sum(losses)` in training: by the inputs, by each weight."""
+    """Differentiates `sum(layer(inputs) * cotangent) + sum(losses)` in training, by the inputs and by each weight."""
     if not layer.built:
         layer.build(inputs.shape)
     cotangent = ops.convert_to_tensor(cotangent, dtype="float32")

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Small functions that several test files share."""
 
 import math
 
@@ -26,10 +26,10 @@ def assert_same_weights(before, after):
 
 
 def compiled(model, *arguments, traced=True, **keywords):
-    """Compiles a model whose shapes are known, so that TensorFlow traces its step once.
+    """Compiles a model whose shapes are known, so that TensorFlow traces its training step only once.
 
-    If the optimizer's variables are made in the step, as Keras does, it is traced twice. Where a test is not of what
-    a trace changes, TensorFlow need not trace at all, which takes it as long as five steps or more.
+    The step would be traced twice if it created the optimizer's variables, as it does by default in Keras. With
+    `traced=False` TensorFlow runs eagerly, which saves the time of a trace: five training steps or more.
     """
     run_eagerly = keras.backend.backend() == "tensorflow" and not traced
     model.compile(*arguments, run_eagerly=run_eagerly, **keywords)
@@ -38,7 +38,7 @@ def compiled(model, *arguments, traced=True, **keywords):
 
 
 class Batches(keras.utils.PyDataset):
-    """A data set of batches of arrays."""
+    """A data set that yields batches of the given arrays."""
 
     def __init__(self, batch_size, *arrays):
         super().__init__()
@@ -53,7 +53,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def graph(function):
-    """`function`, on TensorFlow as a graph."""
+    """Returns `function`, wrapped in a graph on TensorFlow."""
     if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf
@@ -62,7 +62,7 @@ def graph(function):
 
 
 def program(function, state):
-    """`function`, which is called a thousand times, compiled; `state` are the variables that it changes."""
+    """Compiles `function` for many calls. `state` lists the variables that it changes."""
     if keras.backend.backend() != "jax":
         return graph(function)
     import jax
@@ -93,7 +93,7 @@ def losses_of(layer, inputs, mask=None):
 
 
 def books(layer):
-    """How many indices a vector has."""
+    """Returns the number of indices per vector."""
     return math.prod(layer.index_shape)
 
 
@@ -108,7 +108,7 @@ def softmax(a):
 
 
 def set_layout(layout):
-    """Spreads the batch over all devices of JAX, or over two groups of them that each hold the codebooks."""
+    """Shards the batch over all JAX devices, or with `"codebook"` over two groups that each shard the codebooks."""
     if layout == "data":
         keras.distribution.set_distribution(keras.distribution.DataParallel())
     elif layout == "codebook":

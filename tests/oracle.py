@@ -1,4 +1,4 @@
-"""The formulas in NumPy and float64, written down once more from the papers."""
+"""Reimplements the papers' formulas in NumPy and float64."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def nearest_code(vectors, codebook):
 
 
 def assert_nearest(indices, vectors, codebook, rtol=1e-5):
-    """Each index is that of a nearest code, up to what float32 can tell of the distances."""
+    """Asserts that each index names a nearest code, within the precision of float32 distances."""
     every = distances(vectors, codebook)
     chosen = np.take_along_axis(every, np.asarray(indices)[..., None].astype("int64"), -1)[..., 0]
     scale = np.square(np.asarray(vectors, "float64")).sum(-1) + np.square(np.asarray(codebook, "float64")).sum(-1).max()
@@ -42,9 +42,9 @@ def perplexity(indices, num_embeddings):
 
 
 class MovingAverage:
-    """The codebook of appendix A.1 as the paper has it: two moving averages, `N` and `m`, and their ratio.
+    """The codebook of appendix A.1 as in the paper: the ratio of two moving averages, `N` and `m`.
 
-    With `warm_up` the decay is less in the first steps.
+    With `warm_up` the decay is smaller in the first steps.
     """
 
     def __init__(self, codebook, decay, warm_up=True):
@@ -67,7 +67,7 @@ class MovingAverage:
 
 
 def _areas(line, size):
-    """The means of equal parts of a line, each of all the elements that it touches."""
+    """Returns the means of `size` equal parts of a line. An element on a border counts in both parts."""
     borders = np.arange(size + 1) * len(line) / size
     return np.array([line[int(a) : math.ceil(b)].mean() for a, b in itertools.pairwise(borders)])
 
@@ -78,7 +78,7 @@ def _interpolated(line, size, interpolation):
         return line[np.floor(places + 0.5).astype(int)]
     if interpolation == "linear":
         return np.interp(places, np.arange(len(line)), line)
-    # The polynomial through two elements whose slope is 0.75 times the difference of their neighbours.
+    # The cubic polynomial through two elements. Its slope at each is 0.75 times the difference of the two neighbors.
     start = np.floor(places).astype(int)
     a, b, c, d = (line[np.clip(start + step, 0, len(line) - 1)] for step in range(-1, 3))
     t, left, right = places - start, 0.75 * (c - a), 0.75 * (d - b)
@@ -86,7 +86,7 @@ def _interpolated(line, size, interpolation):
 
 
 def resized(x, sizes, interpolation="linear"):
-    """The axes of `[N, *old, D]` in other sizes, by means of areas or by interpolation."""
+    """Resizes the axes of `[N, *old, D]`: by area means to smaller sizes, by interpolation to larger ones."""
     for axis, size in enumerate(sizes, start=1):
         if size < x.shape[axis]:
             x = np.apply_along_axis(_areas, axis, x, size)

@@ -1,9 +1,9 @@
-"""Every quantizer, for the contract suite and the checks across backends. A new one costs a line in two lists."""
+"""Lists every quantizer for the contract tests and the checks across backends. A new one needs a line in two lists."""
 
 import keras_vqvae
 
 SHAPE = (3, 4)
-"""Of a sample, of vectors or a grid: what each of them is built for."""
+"""The shape of one sample that each quantizer is built for: vectors or a grid."""
 DIM = SHAPE[-1]
 
 
@@ -64,7 +64,7 @@ INNER = {
 
 
 def composed(inner, **fixed):
-    """In both wrappers that can hold any: a quantizer of each level of a residual in fewer dimensions."""
+    """Nests `inner` in both wrappers that accept any quantizer: a residual within a projection to fewer dimensions."""
     return lambda **keywords: keras_vqvae.ProjectedQuantizer(
         keras_vqvae.ResidualQuantizer(inner(3), 2, **fixed), 3, **keywords
     )
@@ -74,10 +74,10 @@ COMPOSED = {f"composed_{name}": composed(inner) for name, inner in INNER.items()
 COMPOSED["residual_projected"] = lambda **keywords: keras_vqvae.ResidualQuantizer(
     keras_vqvae.ProjectedQuantizer(vector(), 3), 2, **keywords
 )
-# Not where levels share a codebook: two orders of the same codes are a tie, which compiled code breaks otherwise.
+# Not with a shared codebook: two orders of the same codes tie, and compiled code breaks ties differently.
 COMPOSED["composed_sim"] = composed(INNER["sim"], beam_width=4)
 EVERY = QUANTIZERS | COMPOSED
-"""For the contract, and for the checks across backends."""
+"""The quantizers of the contract tests and of the checks across backends."""
 
 REPRESENTATIVES = {
     "optimizer": "searches a codebook that the optimizer trains: blocks, gathers, dense gradients",
@@ -88,17 +88,17 @@ REPRESENTATIVES = {
     "scales": "resizes and convolves grids",
     "composed_sim": "searches by a beam, within both wrappers",
 }
-"""Those that the contract tries on JAX and TensorFlow, and what each does there by code of that backend.
+"""The quantizers that the contract tests run on JAX and TensorFlow, with the backend-specific code that each covers.
 
-The others are made of the same parts, or of plain `keras.ops`. A step and a file of every one are compared across
-backends in `across/test_parity.py`, and `make test-all` tries every one on every backend.
+The others consist of the same parts, or of plain `keras.ops`. `across/test_parity.py` compares a step and a file of
+every quantizer across backends, and `make test-all` runs every quantizer on every backend.
 """
 
 FOR_THE_BASE = {"optimizer", "fsq", "grouped_residual"}
-"""Those that are tried with every shape and policy where the base class alone has to do with what is tried."""
+"""The quantizers that run tests of the base class, which cover every shape and dtype policy."""
 
 NO_LOSSES = {"fsq", "fsq_symmetric", "residual_fsq", "composed_fsq"}
-"""Those that learn from the reconstruction alone."""
+"""The quantizers that learn only from the reconstruction."""
 
 MOVE_THEIR_CODES = {
     "fsq",
@@ -113,14 +113,14 @@ MOVE_THEIR_CODES = {
     "strides",
     *COMPOSED,
 }
-"""Those that take a code, given as an input, to another one: it is bounded, projected, or a sum, or
-another code is longer."""
+"""The quantizers that may map a code to a different code when it is their input. The code is bounded or projected, is
+a sum, or another code is longer."""
 
 DRAW_OUTPUTS = {"fsq", "gumbel", "diveq", "composed_gumbel"}
-"""Those whose output in training is drawn."""
+"""The quantizers whose output in training is random."""
 
 DRAW_RESIDUALS = {"composed_gumbel"}
-"""Those whose later stages quantize, in training, what a draw has left: so their losses and indices are drawn, too."""
+"""The quantizers whose later stages quantize random residuals in training, so their losses and indices are random."""
 
 DRAW_STATE = {
     "ema",
@@ -133,4 +133,4 @@ DRAW_STATE = {
     "strides",
     "residual_projected",
 }
-"""Those that draw where dead codes go."""
+"""The quantizers that draw replacements for dead codes at random."""

@@ -1,6 +1,6 @@
-"""Training that is killed at random steps goes on from each of Keras's checkpoints to what it would have become.
+"""Kills training at random steps and checks that each of Keras's checkpoints resumes it to the same result.
 
-Not a part of `make test`, which stops a run once, and does not kill it.
+This is not part of `make test`, which stops one run once and does not kill it.
 
 KERAS_BACKEND=torch python tests/resume.py --kills 20
 XLA_FLAGS=--xla_force_host_platform_device_count=4 KERAS_BACKEND=jax python tests/resume.py --layout codebook
@@ -24,11 +24,11 @@ import keras_vqvae
 WAYS = ("backup", "model", "orbax")
 BATCH, STEPS, EPOCHS = 16, 8, 3
 EVERY = 3
-"""Steps between two checkpoints, but for `BackupAndRestore`: it goes on at the start of an epoch."""
+"""Steps between two checkpoints. `BackupAndRestore` ignores it and resumes at the start of an epoch."""
 
 
 def make_model() -> keras.Model:
-    """Dead codes that move, residuals with dropout, noise, and codes that are drawn."""
+    """Makes a model with dead-code revival, residuals with dropout, noise, and sampled codes."""
     quantizers = [
         keras_vqvae.VectorQuantizer(64, ema_decay=0.9),
         keras_vqvae.VectorQuantizer(64, estimator="nsvq"),
@@ -53,9 +53,9 @@ def make_callback(way: str, folder: pathlib.Path) -> keras.callbacks.Callback:
 
 
 def saved(way: str, folder: pathlib.Path) -> pathlib.Path | None:
-    """Where the last checkpoint lies, if there is one."""
+    """Returns the path of the last checkpoint, or None."""
     path = folder / (f"{way}.keras" if way == "model" else way)
-    # Orbax writes under another name until all is there.
+    # Orbax writes to a temporary name until the checkpoint is complete.
     there = path.exists() and (way != "orbax" or any(child.name.isdigit() for child in path.iterdir()))
     return path if there else None
 
@@ -63,25 +63,25 @@ def saved(way: str, folder: pathlib.Path) -> pathlib.Path | None:
 def train(
     folder: pathlib.Path, way: str | None = None, step: int = -1, stop: Callable[[list], None] | None = None
 ) -> list[np.ndarray]:
-    """Trains to the end, on from a checkpoint of one way, or from the start with those of all; returns all variables.
+    """Trains to the end, from the start or from a checkpoint of kind `way`, and returns all variables.
 
-    Before the step of number `step` it calls `stop`.
+    Without `way` it writes checkpoints of every kind. It calls `stop` before step number `step`.
     """
     path = saved(way, folder) if way else None
-    # What goes on has its random state from the checkpoint, or another one.
+    # A resumed run must take its random state from the checkpoint, so it gets another seed.
     keras.utils.set_random_seed(int(path is not None))
     callbacks = [make_callback(each, folder) for each in ([way] if way else WAYS)]
     x = np.random.default_rng(0).normal(size=(BATCH * STEPS, 8)).astype("float32")
     epochs = EPOCHS
     if path and way != "backup":
         model = keras.saving.load_model(path)
-        # Within an epoch: with the data that it has not met.
+        # The checkpoint is from within an epoch: train on the data that are left.
         x, epochs = np.tile(x, (EPOCHS, 1))[int(model.optimizer.iterations) * BATCH :], 1
     else:
         model = make_model()
 
     def look(batch, logs=None):
-        # Through the callback: on JAX that brings the variables up to date.
+        # Read the step through the callback, which on JAX updates the variables first.
         if int(looking.model.optimizer.iterations) == step:
             stop(callbacks)
 
@@ -93,7 +93,7 @@ def train(
 
 
 def in_process(folder: pathlib.Path, layout: str, step: int | None) -> None:
-    """A run that is killed before a step, or goes on in each way."""
+    """Starts a process that is killed before `step`, or that resumes from each kind of checkpoint if `step` is None."""
     options = ["--layout", layout, "--folder", folder, *([] if step is None else ["--step", step])]
     process = subprocess.run([sys.executable, __file__, *map(str, options)], capture_output=True, text=True)
     assert process.returncode == (0 if step is None else -signal.SIGKILL), process.stderr
@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layout", choices=["none", "data", "codebook"], default="none")
-    parser.add_argument("--folder", type=pathlib.Path, help="of one run, for the script itself")
-    parser.add_argument("--step", type=int, help="before which that run is killed")
+    parser.add_argument("--folder", type=pathlib.Path, help="folder of one run (used by the script itself)")
+    parser.add_argument("--step", type=int, help="step before which that run is killed")
     arguments = parser.parse_args()
     set_layout(arguments.layout)
     if arguments.folder and arguments.step is not None:

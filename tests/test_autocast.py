@@ -1,4 +1,4 @@
-"""PyTorch's own mixed precision, `torch.autocast`, around a quantizer, which computes in float32 all the same."""
+"""Tests that quantizers compute in float32 within PyTorch's own mixed precision, `torch.autocast`."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ def autocast(dtype):
 
 
 def everything(layer, within):
-    """What a layer makes of vectors, in training and in inference, as arrays; `within` is a function of a context."""
+    """Returns a layer's outputs, losses and gradients as arrays. `within` returns the context to compute in."""
     x, cotangent = ops.convert_to_tensor(draw(32, *SHAPE)).requires_grad_(), ops.convert_to_tensor(draw(32, *SHAPE))
     found = {}
     with within():
@@ -46,7 +46,7 @@ def test_nothing_changes_within_autocast(layer, dtype):
     found, again = everything(layer, lambda: autocast(dtype))
     assert found.keys() == expected.keys()
     for name in expected:
-        # The output, too: a layer's output has its compute dtype, and the next product takes what it needs of it.
+        # Outputs too: a layer returns its compute dtype, and the next operation casts it as autocast requires.
         assert found[name].dtype == expected[name].dtype, name
         np.testing.assert_array_equal(numpy(found[name]), numpy(expected[name]), err_msg=name)
     for path, value in state.items():
@@ -118,7 +118,7 @@ def test_compiled_as_a_whole_within_autocast(name):
     with torch.no_grad():
         expected = layer(x, return_indices=True)
         compiled(x)
-        # A program for use outside of autocast holds nothing of it.
+        # A program compiled outside of autocast must contain no trace of it.
         assert "autocast" not in graphs[0]
         with autocast("bfloat16"):
             quantized, indices = compiled(x)
@@ -127,7 +127,7 @@ def test_compiled_as_a_whole_within_autocast(name):
 
 
 def test_a_model_trains_within_autocast():
-    """`fit` as a whole, with its backward pass. Layers around compute in bfloat16 and return float32, as this does."""
+    """Runs all of `fit`, with its backward pass. Keras layers under autocast compute in bfloat16 and return float32."""
     model = keras.Sequential([keras.Input((DIM,)), layers.Dense(DIM), EVERY["projected"](), layers.Dense(2)])
     model.compile("sgd", "mse")
     dense, quantizer, _ = model.layers

@@ -10,7 +10,7 @@ from keras_vqvae.backend import backend, base
 
 @pytest.mark.each_backend
 def test_a_backend_overrides_only_what_the_contract_documents():
-    """A method with a misspelt name would override nothing."""
+    """A misspelled method would override nothing."""
     kinds = [kind for kind in type(backend).__mro__ if not issubclass(base.Backend, kind)]
     own = [name for kind in kinds for name in vars(kind) if not name.startswith("_")]
     assert len(own) >= 5
@@ -53,7 +53,7 @@ def test_a_rotation_has_the_dtypes_of_its_vectors_and_codes(dtypes):
     found = backend.rotate(ops.convert_to_tensor(z), ops.convert_to_tensor(q))
     assert keras.backend.standardize_dtype(found.dtype) == dtypes[1]
     np.testing.assert_array_equal(numpy(found), q)
-    # By a quarter of a turn: along the code becomes along the vector.
+    # A quarter turn maps the direction along the code to the direction along the vector.
     cotangent, codes = (ops.convert_to_tensor(each) for each in (np.array([[2, 1]], dtypes[1]), q))
     (by_z,) = gradients(lambda z: ops.sum(backend.rotate(z, codes) * cotangent), z)
     assert by_z.dtype == dtypes[0]
@@ -100,7 +100,7 @@ def test_scores_are_negative_squared_distances_but_for_a_number_for_each_vector(
     differences = z[:, None] - e
     expected = -np.square(differences).sum(-1)
     np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=1e-4)
-    # The number that a vector has of its own has no part in a cotangent whose rows sum to 0.
+    # `scores` may add a constant to each vector's scores. It cancels because the rows of the cotangent sum to 0.
     cotangent -= cotangent.mean(-1, keepdims=True)
     by_z, by_e = gradients(lambda z, e: ops.sum(backend.scores(z, e) * ops.convert_to_tensor(cotangent)), *arrays)
     np.testing.assert_allclose(by_z, -2 * (cotangent[:, :, None] * differences).sum(1), atol=1e-3)
@@ -129,7 +129,7 @@ def test_random_states_are_those_of_keras_wherever_they_are_set():
     for each in (ours, theirs):
         each.state.assign([3, 100])
     check()
-    # What runs in a scope leaves the state as it is, and sees that of the scope.
+    # Functions called in a scope read its state and leave the outer state unchanged.
     with keras.StatelessScope() as scope:
         keras.random.uniform((4,), seed=ours)
         scope.add_update((ours.state, ops.convert_to_tensor([5, 0], ours.state.dtype)))

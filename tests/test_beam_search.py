@@ -1,4 +1,4 @@
-"""The best sums of codes, beside all of them."""
+"""Tests beam search against all sums of codes."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def residual(beam_width, depth=3, size=5, **keywords):
 
 
 def beam(vectors, codebooks, width):
-    """The same in float64, one vector at a time: the errors of the sums that go on at the end, the least first."""
+    """Runs the beam search in float64, one vector at a time. Returns the final errors in ascending order."""
     found = []
     for vector in np.asarray(vectors, "float64"):
         rests = vector[None]
@@ -70,7 +70,7 @@ def test_a_beam_of_one_is_the_nearest_code_of_each_level():
 
 @pytest.mark.parametrize("width", [2, 4])
 def test_levels_learn_along_the_sums_that_were_chosen(width):
-    """Losses, counts and moving averages are those of what is left of the vectors along them."""
+    """Losses, counts and moving averages use the residuals along the chosen sums."""
     layer, x = built(residual(width)), draw(40, 4)
     books = [numpy(quantizer.codebook).astype("float64") for quantizer in layer.quantizers]
     indices = numpy(layer.encode(x))
@@ -82,7 +82,7 @@ def test_levels_learn_along_the_sums_that_were_chosen(width):
         np.testing.assert_array_equal(numpy(quantizer.code_counts), np.bincount(indices[:, level], minlength=5))
         used = np.unique(indices[:, level])
         means = np.array([rest[indices[:, level] == code].mean(0) for code in used])
-        # The first hit puts a code on the mean of its vectors.
+        # The first assignment puts a code on the mean of its vectors.
         np.testing.assert_allclose(numpy(quantizer.codebook)[used], means, rtol=1e-3, atol=1e-5)
         rest = rest - chosen
 
@@ -98,7 +98,7 @@ def clusters(n):
 
 @pytest.mark.parametrize("make", [gaussian, clusters])
 def test_adapt_with_a_beam_leaves_less(make):
-    """Of other vectors, less than a beam over the codebooks that greedy k-means finds."""
+    """On held-out data, the error is below that of a beam over the codebooks of greedy k-means."""
     train, test = np.split(make(3000), 2)
     greedy, beamed = residual(1, size=16), residual(4, size=16)
     greedy.adapt(train, verbose=0)
@@ -109,7 +109,7 @@ def test_adapt_with_a_beam_leaves_less(make):
 
 
 def test_a_stage_learns_from_sums_that_are_nearly_the_best(monkeypatch):
-    """Of the four best codes of each vector, those that leave at most twice the squared error of the best."""
+    """For each vector: those of its four best codes whose squared error is at most twice the lowest."""
     x, seen = draw(50, 4), []
     adapt = keras_vqvae.VectorQuantizer.adapt
 
@@ -135,7 +135,7 @@ def test_adapt_with_a_beam_counts_each_vector_once():
     indices = numpy(layer.encode(x))
     for stage, quantizer in enumerate(layer.quantizers):
         np.testing.assert_allclose(numpy(quantizer.ema_counts).sum(), 5, rtol=1e-5)
-        # Vectors are counted by the codes before the last move, which was small.
+        # The counts are those before the last move of the codes, which was small.
         share = numpy(quantizer.ema_counts) / 5
         np.testing.assert_allclose(share, np.bincount(indices[:, stage], minlength=5) / 200, atol=0.1)
 

@@ -1,4 +1,4 @@
-"""Residuals of quantizers whose codes lie at fixed places: each level divides the bins of the one before."""
+"""Tests residuals of quantizers with fixed codes: each stage divides the bins of the previous stage."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def residual(quantizer, depth, dim):
 
 
 def unbound(levels, symmetric, values):
-    """The inputs that FSQ's bound takes to `values`."""
+    """Inverts FSQ's bound: returns the inputs that it maps to `values`."""
     levels = np.array(levels, "float64")
     if symmetric:
         return np.arctanh(values)
@@ -35,7 +35,7 @@ def unbound(levels, symmetric, values):
 
 
 def limits(levels, symmetric):
-    """The first code and the last."""
+    """Returns the first and the last code."""
     levels = np.array(levels)
     return -np.ones(len(levels)), np.ones(len(levels)) if symmetric else (levels - 1) // 2 / (levels // 2)
 
@@ -56,7 +56,7 @@ def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric
     indices = numpy(indices)
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
     squares = [np.square(partial(layer, indices, depth) - numpy(quantized)).mean(0) for depth in (1, 2, 3)]
-    # Of what is equally spread over a bin, `D` levels below leave a share `1 - levels^-2D`.
+    # If inputs are uniform over a bin, `D` further stages remove the fraction `1 - levels^-2D` of the squared error.
     left = [1 - np.array(levels, "float64") ** (-2 * (4 - depth)) for depth in (1, 2, 3)]
     for before, after, one, other in zip(squares[:-1], squares[1:], left[:-1], left[1:], strict=True):
         np.testing.assert_allclose(before / after, np.square(levels) * one / other, rtol=0.15)
@@ -71,7 +71,7 @@ def test_every_combination_within_the_bounds_is_reached(levels, symmetric):
     assert len(np.unique(np.round(values, 6))) == levels**3
     lowest, highest = limits([levels], symmetric)
     inside = ((values >= lowest) & (values <= highest) & (np.abs(values) < 1))[:, 0]
-    # The first and the last bin lie half outside.
+    # Half of the first bin and half of the last lie outside.
     assert inside.sum() >= (levels - 1) * levels**2 - 1
     x = unbound((levels,), symmetric, values[inside])
     np.testing.assert_array_equal(numpy(layer.encode(x.astype("float32"))), combinations[inside])
@@ -90,7 +90,7 @@ def test_spherical_bits_are_bounded_once():
     layer = residual(keras_vqvae.BinarySphericalQuantizer(4), 6, 4)
     z = draw(500, 4)
     expected = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    # Six levels of half the size each reach up to almost twice the first.
+    # Each of the six stages halves the size, so the sum reaches almost twice the first code.
     inside = np.abs(expected) < 0.96
     error = (numpy(layer(z)) - expected)[inside]
     assert np.abs(error).max() <= 0.5 * 0.5**5 + 1e-6
@@ -144,7 +144,7 @@ def test_levels_finer_than_any_float_are_refused(make):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_what_lies_beyond_the_bounds_gets_the_nearest_code(symmetric):
-    """As what a finer grid of `MultiScaleQuantizer` leaves does."""
+    """`MultiScaleQuantizer` produces such inputs as residuals of a coarser grid."""
     layer = fsq((5, 4), symmetric)
     layer.set_stage(0)
     layer.build((None, 2))

@@ -16,7 +16,7 @@ def x(rng):
 
 
 def nested(quantizer, dim=4):
-    """A quantizer two models deep, behind a layer that does nothing."""
+    """Returns a model with the quantizer two models deep, after a layer that does nothing."""
     inner = keras.Sequential([keras.Input((dim,)), layers.Dense(dim, kernel_initializer="identity"), quantizer])
     model = keras.Sequential([keras.Input((dim,)), keras.Sequential([keras.Input((dim,)), inner])])
     model.compile(keras.optimizers.SGD(0.0), "mse")
@@ -27,7 +27,7 @@ def nested(quantizer, dim=4):
 def test_the_monitor_reports_training_and_validation(x, tmp_path):
     quantizer = keras_vqvae.VectorQuantizer(16, dead_code_threshold=0, seed=2)
     model = nested(quantizer)
-    # An evaluation before, whose compiled form counts nothing.
+    # Evaluate first: this compiles an evaluation that counts nothing.
     model.evaluate(x, x, verbose=0)
     train, test = x[:40], x[40:]
     logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
@@ -38,13 +38,13 @@ def test_the_monitor_reports_training_and_validation(x, tmp_path):
     codebook = numpy(quantizer.codebook)
     for prefix, part in (("", train), ("val_", test)):
         indices = oracle.nearest_code(part, codebook)
-        # The codebook stands still, so every epoch is the same.
+        # The codebook does not change, so every epoch has the same result.
         np.testing.assert_allclose(history[prefix + "perplexity"], [oracle.perplexity(indices, 16)] * 3, rtol=1e-5)
         np.testing.assert_allclose(history[prefix + "codebook_usage"], [len(np.unique(indices)) / 16] * 3)
     assert numpy(quantizer.code_counts).sum() == 3 * len(train)
     with (tmp_path / "log.csv").open() as file:
         assert {"perplexity", "val_codebook_usage"} <= set(next(csv.DictReader(file)))
-    # Left behind, evaluation counts nothing again.
+    # After training, evaluation counts nothing again.
     model.evaluate(x, x, verbose=0)
     assert numpy(quantizer.code_counts).sum() == 3 * len(train)
 

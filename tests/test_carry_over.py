@@ -1,4 +1,4 @@
-"""Quantizers of other libraries beside ours with the same weights."""
+"""Compares quantizers of other libraries with ours at equal weights."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ STAGES, DIM, INNER = 3, 16, 4
 
 @pytest.fixture
 def pair():
-    """The Descript codec's quantizer and ours, with equal random weights."""
+    """Returns the Descript codec's quantizer and ours, with equal random weights."""
     dac = pytest.importorskip("transformers.models.dac.modeling_dac")
     config = dac.DacConfig(n_codebooks=STAGES, codebook_size=32, codebook_dim=INNER, hidden_size=DIM)
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def pair():
 
 @pytest.fixture
 def x():
-    """`[batch, steps, DIM]`."""
+    """Vectors `[batch, steps, DIM]`."""
     return torch.randn(4, 20, DIM, generator=torch.Generator().manual_seed(1))
 
 
@@ -45,7 +45,7 @@ def test_the_descript_codecs_indices_outputs_and_losses_are_ours(pair, x):
     np.testing.assert_array_equal(numpy(our_indices), indices.permute(0, 2, 1).numpy())
     np.testing.assert_allclose(numpy(found), quantized.transpose(1, 2).numpy(), atol=1e-5)
     losses = [float(numpy(loss)) for loss in ours.losses]
-    # A stage adds its commitment, weighted by 0.25, and its codebook loss.
+    # Each stage adds a commitment loss, weighted by 0.25, and a codebook loss.
     np.testing.assert_allclose(sum(losses[::2]), 0.25 * float(commitment[0]), rtol=1e-5)
     np.testing.assert_allclose(sum(losses[1::2]), float(codebook[0]), rtol=1e-5)
     restored = theirs.from_codes(indices)[0].detach().transpose(1, 2)
@@ -53,7 +53,7 @@ def test_the_descript_codecs_indices_outputs_and_losses_are_ours(pair, x):
 
 
 def gradients(theirs, ours, x, of):
-    """The gradients of both by the inputs and each stage's weights, of what `of` makes of output and losses."""
+    """Differentiates `of(output, losses)` of both quantizers by the inputs and by each stage's weights."""
     inputs, our_inputs = (x.clone().requires_grad_() for _ in range(2))
     quantized, _, _, commitment, codebook = theirs(inputs.transpose(1, 2))
     of(quantized.transpose(1, 2), commitment[0], codebook[0]).backward()
@@ -73,14 +73,14 @@ def gradients(theirs, ours, x, of):
 
 def assert_equal(expected, got):
     for name, value in expected.items():
-        # A codebook without a codebook loss has none.
+        # Without a codebook loss, a codebook has no gradient.
         value, found = (torch.zeros(1) if each is None else each for each in (value, got[name]))
         np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["output", "commitment", "codebook"])
 def test_the_descript_codecs_gradients_are_ours(pair, x, weights):
-    """By the inputs and by every weight: the chain rule through the stages."""
+    """By the inputs and by every weight, through all stages."""
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
 
     def value(quantized, commitment, codebook):
@@ -97,7 +97,7 @@ F = torch.nn.functional
 
 
 def test_snacs_indices_and_outputs_are_ours():
-    """Strides with projections, means and repetition."""
+    """With strides, projections, area means and repetition."""
     torch.manual_seed(0)
     strides, codes = (8, 4, 2, 1), 64
     layers = [
@@ -128,7 +128,7 @@ def test_snacs_indices_and_outputs_are_ours():
 
 
 def test_vars_indices_and_outputs_are_ours():
-    """Areas that overlap, bicubic interpolation, and convolutions that some scales share."""
+    """With overlapping areas, bicubic interpolation, and convolutions shared by some scales."""
     torch.manual_seed(0)
     scales, numbers, ratio = (1, 2, 3, 4, 5, 6, 8), (0, 0, 1, 1, 1, 2, 2), 0.5
     codebook, convolutions = torch.randn(64, DIM), [torch.nn.Conv2d(DIM, DIM, 3, padding=1) for _ in range(3)]

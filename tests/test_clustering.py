@@ -21,7 +21,7 @@ def error(vectors, codes):
 
 @pytest.fixture
 def blobs(rng):
-    """Twelve clusters far apart, and their centres."""
+    """Returns vectors in twelve clusters that are far apart, and the cluster centers."""
     centres = 100 * rng.normal(size=(12, 5))
     return (centres[:, None] + rng.normal(size=(12, 30, 5))).astype("float32"), centres
 

@@ -48,7 +48,7 @@ def test_init_codebook_is_standard_normal_and_repeats():
     first = ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64))
     np.testing.assert_array_equal(first, ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64, seed=42)))
     assert (first != ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64, seed=1))).all()
-    # Five standard errors of the mean and of the variance of 32768 draws.
+    # The tolerance is five standard errors of the mean and of the variance of 32768 draws.
     assert abs(first.mean()) < 5 / 181
     assert abs(first.var() - 1) < 5 * 2**0.5 / 181
 

@@ -1,4 +1,4 @@
-"""What the quantizers share that have a codebook, on `VectorQuantizer`."""
+"""Tests the base class of quantizers with a codebook, using `VectorQuantizer`."""
 
 import shutil
 
@@ -47,7 +47,7 @@ def test_cosine_gradients_are_those_of_the_normalization(x, rng):
     indices = oracle.nearest_code(z, codebook)
     pull = 2 / x.size * (z - codebook[indices])
     by_unit = cotangent + 0.25 * pull
-    # Of `x / |x|`: what is along the vector has no effect.
+    # The gradient through `x / |x|`: the component along the vector vanishes.
     expected = (by_unit - z * np.sum(by_unit * z, -1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
     np.testing.assert_allclose(by_inputs, expected, atol=1e-5)
     np.testing.assert_allclose(by_codebook, -oracle.one_hot(indices, 6).T @ pull, atol=1e-6)
@@ -78,7 +78,7 @@ def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
 
 def test_a_code_that_moves_is_constrained_as_a_whole_and_one_that_stays_is_left():
     layer, codebook = build(distance="cosine", ema_decay=0.9)
-    before = 2 * codebook  # As no constraint would leave them.
+    before = 2 * codebook  # The constraint would change these values.
     layer.embeddings.assign(before)
     values = before.copy()
     values[1, 0] += 0.5
@@ -122,7 +122,7 @@ def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estima
         by_inputs, _ = layer_gradients(layer, x, np.ones_like(x))
         assert np.abs(by_inputs - 1).max() > 0.1
     else:
-        # Noise, drawn anew every step, at the distance of the code.
+        # The noise is drawn again at every step. Its norm is the distance to the code.
         assert (trained != again).all(-1).all()
         distance = np.linalg.norm(x - codes, axis=-1)
         np.testing.assert_allclose(np.linalg.norm(trained - x, axis=-1), distance, rtol=1e-4)
@@ -147,7 +147,7 @@ def test_adapt_fills_the_codebook_by_k_means(x, ema_decay, distance):
     np.testing.assert_allclose(numpy(layer.codebook), numpy(codes), rtol=1e-5)
     if ema_decay is not None:
         np.testing.assert_allclose(numpy(layer.ema_counts), counts * 6 / 64, rtol=1e-5)
-        # Training goes on from there.
+        # Training continues from these codes.
         before = numpy(layer.codebook).copy()
         layer(x, training=True)
         assert np.abs(numpy(layer.codebook) - before).max() < 0.2
@@ -236,7 +236,7 @@ def test_resizing_keeps_what_does_not_depend_on_the_number_of_codes(x, kind):
     ],
 )
 def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, keywords):
-    """Statistics and random state included, which Keras alone leaves out of its files."""
+    """The checkpoint includes statistics and random state, which Keras's own files leave out."""
 
     def train(folder, seed, *callbacks):
         keras.utils.set_random_seed(seed)
@@ -249,7 +249,7 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, key
         return model
 
     def copy(epoch, logs=None):
-        """As a run leaves its checkpoint that is killed here."""
+        """Copies the checkpoint, as if the run were killed here."""
         if epoch == 2:
             shutil.copytree(tmp_path / "unbroken", tmp_path / "killed")
 

@@ -1,4 +1,4 @@
-"""The commitment loss waits until the reconstruction explains something of the data."""
+"""Tests that the commitment loss starts only when the reconstruction explains some variance of the data."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def make(loss="normalized_mse", **keywords):
 
 
 def commitment_counted(model, y, y_pred, training=True):
-    """The fraction of the commitment loss that is in the loss of a step with these targets and outputs."""
+    """Returns the fraction of the commitment loss that a step with these targets and outputs includes."""
     found = []
     with model._recording([]):
         model(ops.convert_to_tensor(y), training=training)
@@ -26,7 +26,7 @@ def commitment_counted(model, y, y_pred, training=True):
             model._step.passes = passes
             loss = model.compute_loss(ops.convert_to_tensor(y), None, ops.convert_to_tensor(y_pred), training=training)
             found.append(float(numpy(loss)))
-    # Without a pass nothing is known of a commitment, so the second loss has all of it.
+    # Without a recorded pass the commitment loss is not known, so the second loss includes it in full.
     return 1 - (found[1] - found[0]) / commitment
 
 
@@ -64,7 +64,7 @@ def test_batches_of_one_sample_have_the_variance_of_those_before_them():
 @pytest.mark.each_backend
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_an_encoder_that_the_decoder_ignores_stays_as_it_is(ema_decay):
-    """A new decoder has nearly no gradient. The commitment loss must not shrink the vectors until it has one."""
+    """A new decoder passes back almost no gradient. Until it does, the commitment loss must not shrink the vectors."""
     encoder, _ = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,))
     decoder = keras.Sequential([keras.Input((3,)), layers.Dense(8, kernel_initializer="zeros", trainable=False)])
     quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay, seed=0)

@@ -1,4 +1,4 @@
-"""Gradients through quantizers that are nested: every part learns, by the chain rule of what it does."""
+"""Tests gradients through nested quantizers: every part must learn by the chain rule."""
 
 import keras
 import numpy as np
@@ -12,15 +12,15 @@ import keras_vqvae
 
 DIM = 4
 TAUGHT_BY_ITS_LOSS = ("codebook", "projection")
-"""Weights that no decoder teaches where the estimator gives the codes no gradient: codes, and the map of SimVQ's."""
+"""Weights that get no gradient from the decoder if the estimator passes none to the codes: codes, and SimVQ's map."""
 
 
 def vector(**keywords):
-    # Codes stay where they are, so that each call is one of the same function.
+    # Codes must not be replaced, so that each call evaluates the same function.
     return keras_vqvae.VectorQuantizer(8, seed=1, dead_code_threshold=0, **keywords)
 
 
-# `dim` -> a quantizer, and whether the decoder teaches its codes.
+# `dim` -> a quantizer, and whether the decoder trains its codes.
 LEAVES = {
     "optimizer": (lambda dim: vector(), False),
     "ema": (lambda dim: vector(ema_decay=0.9), False),
@@ -47,10 +47,10 @@ WRAPPERS = {
 
 @st.composite
 def compositions(draw):
-    """A quantizer within up to three wrappers, whose outermost may be of several scales, and its leaf's name."""
+    """Draws a quantizer in up to three wrappers, the outermost possibly multi-scale. Returns it and its leaf's name."""
     leaf = draw(st.sampled_from(sorted(LEAVES)))
     names = draw(st.lists(st.sampled_from(["residual", "grouped", "projected"]), min_size=1, max_size=2))
-    names = names[:1] if names == ["grouped"] * 2 else names  # Groups of one element are of no use to rotations.
+    names = names[:1] if names == ["grouped"] * 2 else names  # Rotations need groups of more than one element.
     if draw(st.booleans()):
         names = ["scales", *names]
 
@@ -76,9 +76,9 @@ def test_every_weight_of_every_composition_learns_from_the_decoder(composition):
 
 
 def surrogate(layer, vectors, weights, held):
-    """The output and the commitment losses in float64, with codes and copied residuals held where they are.
+    """Computes the output and the commitment losses in float64, with codes and copied residuals held constant.
 
-    `weights` are the layer's by their paths, and `held` what is held constant: filled in if it is empty.
+    `weights` maps the layer's weight paths to values. `held` contains the constants, and is filled in if it is empty.
     """
     losses = []
 
@@ -135,7 +135,7 @@ NESTED = {
 @pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
 @pytest.mark.parametrize("with_losses", [False, True])
 def test_values_and_gradients_are_those_of_the_formula(make, with_losses):
-    """Along random directions of inputs and weights, by differences of the formula in float64."""
+    """Compares them along random directions of inputs and weights with finite differences of the float64 formula."""
     layer, x, cotangent = built(make(), DIM), draw(24, DIM), draw(24, DIM, seed=1)
     weights = {weight.path: numpy(weight).astype("float64") for weight in layer.trainable_variables}
     held = {}
@@ -174,19 +174,19 @@ def test_straight_through_stages_copy_the_gradient_exactly_once():
 
 
 def test_scales_that_end_before_the_full_grid_pass_on_what_they_can_represent():
-    """With `M` the means and `U` the lines of a scale, row by row, the gradient is `I - prod(I - U M)`."""
+    """Per row, with area means `M` and interpolation `U` of each scale, the gradient is `I - prod(I - U M)`."""
     scales = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2))
     x, cotangent = draw(6, 4, DIM), draw(6, 4, DIM, seed=1)
     by_inputs, _ = layer_gradients(scales, x, cotangent, with_losses=False)
     one = np.full((4, 4), 1 / 4)
-    # Halves, and lines between their middles.
+    # The scale of size 2: means of halves, and linear interpolation between their centers.
     two = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]) @ np.repeat(np.eye(2), 2, 1) / 2
     jacobian = np.eye(4) - (np.eye(4) - two) @ (np.eye(4) - one)
     np.testing.assert_allclose(by_inputs, np.einsum("ij,nid->njd", jacobian, cotangent), atol=1e-6)
 
 
 def test_projections_of_earlier_stages_learn_from_the_losses_of_later_ones():
-    """Else nothing holds them where later stages seem to make up for them, and they diverge."""
+    """Otherwise they diverge where later stages seem to compensate for them, because nothing holds them there."""
     stage = keras_vqvae.ProjectedQuantizer(vector(), 3)
     layer, x = built(keras_vqvae.ResidualQuantizer(stage, 2), DIM), draw(24, DIM)
     layer.quantizers[0].quantizer.commitment_weight = 0.0
@@ -225,5 +225,5 @@ def test_what_is_set_of_a_stage_acts_within_a_residual(plain, other, scales):
         found.append((numpy(layer(x, training=True)), layer_gradients(layer, x, cotangent, with_losses=False)[0]))
     (value, gradient), (another_value, another_gradient) = found
     assert (value != another_value).any() or (gradient != another_gradient).any()
-    # In inference they are the same codes.
+    # In inference both return the same codes.
     np.testing.assert_array_equal(*(numpy(wrap(quantizer)(x)) for quantizer in (plain, other)))

@@ -1,7 +1,7 @@
-"""What every quantizer promises: one test a promise, over the list in `quantizers.py`.
+"""Tests what every quantizer in `quantizers.py` promises, one test for each promise.
 
-Inputs are of 12 vectors wherever any number would do, and of 24 where there must be more: JAX compiles each operation
-for each number of them.
+Inputs have 12 vectors if the number does not matter, and 24 if a test needs more, because JAX compiles each operation
+for each number of vectors.
 """
 
 import keras
@@ -37,7 +37,7 @@ def test_decode_inverts_encode(layer, name):
     np.testing.assert_array_equal(numpy(layer.decode(layer.encode(x))), numpy(quantized))
     if name in MOVE_THEIR_CODES:
         return
-    # The codes are fixed points.
+    # Codes are fixed points.
     np.testing.assert_allclose(numpy(layer(quantized)), numpy(quantized), atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer
     for training in (False, True):
         layer(draw(4, *SHAPE), training=training)
         assert bool(layer.losses) == (name not in NO_LOSSES)
-        # They are asked for twice, and are the same twice.
+        # Reading the losses twice must give equal values.
         found += [layer.losses, layer.losses]
         for loss in layer.losses:
             assert tuple(loss.shape) == ()
@@ -127,7 +127,7 @@ def test_losses_are_means(layer, name):
 
 
 def counted(layer, indices):
-    """How often each code of each codebook occurs in `[samples, ..., *index_shape]`."""
+    """Counts how often each code of each codebook occurs in `[samples, ..., *index_shape]`."""
     if not layer.quantizes_grids:
         each = indices.reshape(-1, *layer.index_shape)
         counts = [np.sum(each == code, axis=0) for code in range(layer.num_embeddings)]
@@ -239,7 +239,7 @@ def test_gradients_are_finite_where_a_vector_is_not(layer):
 
 
 def test_trap_gradients_are_finite_at_zero(layer):
-    """Where `ops.normalize` has none."""
+    """`ops.normalize` has no finite gradient at zero."""
     x = np.zeros((4, *SHAPE), "float32")
     by_inputs, by_weights = layer_gradients(layer, x, np.ones_like(x))
     for gradient in (by_inputs, *by_weights):

@@ -1,4 +1,4 @@
-"""What every quantizer promises within models: one test a promise, over the list in `quantizers.py`."""
+"""Tests what every quantizer in `quantizers.py` promises within Keras models, one test for each promise."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_sequential_functional_and_subclassed_models_agree(make, name):
     np.testing.assert_array_equal(numpy(sequential(x[:4])), numpy(expected[0]))
     for one, other in zip(subclassed(x[:4]), expected, strict=True):
         np.testing.assert_array_equal(numpy(one), numpy(other))
-    # Batches of 8 and 4: an unknown batch size.
+    # Batches of 8 and 4 make the batch size unknown.
     quantized, indices = functional.predict(x, batch_size=8, verbose=0)
     np.testing.assert_allclose(quantized[:4], numpy(expected[0]), atol=1e-6)
     assert indices.dtype == "int32"
@@ -46,7 +46,7 @@ def test_sequential_functional_and_subclassed_models_agree(make, name):
 
 
 def test_trap_a_layer_called_without_indices_first_still_gives_them_to_a_functional_model(make):
-    """Keras 3.15 takes the number of outputs of a layer's first call for that of all."""
+    """Keras 3.15 assumes that all calls of a layer have as many outputs as the first."""
     inputs = keras.Input(SHAPE)
     quantizer = make()
     keras.Model(inputs, quantizer(inputs))
@@ -105,7 +105,7 @@ def test_a_detokenizer_is_a_functional_model_of_the_same_layer(make, name, tmp_p
 def test_the_config_comes_back(make):
     layer = make(name="mine", dtype="mixed_bfloat16")
     config = layer.get_config()
-    json.dumps(config)  # Numbers and names alone.
+    json.dumps(config)  # Only numbers and names.
     again = type(layer).from_config(config)
     assert again.get_config() == config
     assert again.name == "mine"
@@ -169,5 +169,5 @@ def test_trap_the_default_compute_mask_masks_the_first_output_only(layer):
     for output in outputs:
         Spy()(output)
     sizes = [None if mask is None else tuple(mask.shape) for mask in seen]
-    # Indices of several resolutions have none.
+    # Indices of several resolutions have no mask.
     assert sizes == [(4, 3), None if layer.quantizes_grids else (4, 3)]

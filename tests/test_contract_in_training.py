@@ -1,4 +1,4 @@
-"""What every quantizer promises of training and precision: one test a promise, over the list in `quantizers.py`."""
+"""Tests what every quantizer in `quantizers.py` promises about training and precision."""
 
 import functools
 
@@ -21,7 +21,7 @@ def test_trainable_false_freezes_everything(make):
     assert any((dense[path] != value).any() for path, value in weights(model.layers[0]).items())
 
 
-# Many where draws are compared; few where JAX compiles each operation for their number, as it has for others here.
+# Many, because draws are compared. Few on JAX, which has already compiled each operation for this number.
 BATCH = 8 if keras.backend.backend() == "jax" else 64
 
 
@@ -37,7 +37,7 @@ def values(variables):
 
 
 def fit(model, rest=BATCH // 2, epochs=1):
-    """Trains in three batches and one of the rest; returns the mean loss so far after each."""
+    """Trains on three batches and one of `rest` samples. Returns the mean loss so far after each batch."""
     losses = []
     record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(float(logs["loss"])))
     samples = 3 * BATCH + rest
@@ -48,9 +48,9 @@ def fit(model, rest=BATCH // 2, epochs=1):
 
 @functools.cache
 def trained(name):
-    """A model that was trained for two epochs, as several tests look at it: to compile one takes longest.
+    """Trains a model for two epochs. Several tests share it, because compiling takes longest.
 
-    With its quantizer, the losses, and the values of its variables before and after.
+    Returns it with its quantizer, the losses, and the values of its variables before and after.
     """
     model, quantizer = model_with(EVERY[name])
     compiled(model, "adam", "mse")
@@ -80,7 +80,7 @@ def test_fit_trains_any_model_and_repeats_by_seed(make, name):
     assert quantizer.code_counts.path in changed
     if hasattr(quantizer, "codebook") and quantizer.variables[0].shape == quantizer.codebook.shape:
         assert quantizer.variables[0].path in changed
-    # From the same start once more: a second model would be compiled anew.
+    # Restart from the same weights, because a second model would be compiled again.
     start_again(model, start)
     np.testing.assert_array_equal(fit(model, epochs=2), losses)
     for one, again in zip(end, values(model.variables), strict=True):
@@ -93,14 +93,14 @@ def test_fit_trains_any_model_and_repeats_by_seed(make, name):
 def test_jit_compile_changes_nothing(name):
     model, _, losses, start, _ = trained(name)
     start_again(model, start)
-    # The same layers. By itself Keras compiles on JAX, and leaves XLA out of TensorFlow on a processor.
+    # The same layers, compiled the other way: by default, Keras uses XLA on JAX but not for TensorFlow on a CPU.
     other = keras.Model(model.input, model.output)
     compiled(other, "adam", "mse", jit_compile=not model.jit_compile)
-    # More vectors than codes, all three times: two dead codes that move onto one vector are a tie, which rounding
-    # decides.
+    # More vectors than codes in all three steps: two dead codes that move to the same vector would tie, and rounding
+    # would break the tie.
     again, steps = fit(other, rest=0), 3
     if keras.backend.backend() == "tensorflow":
-        # XLA draws other numbers from an equal seed. The first step's loss is that before any dead code has moved.
+        # XLA draws other numbers from an equal seed. The first loss precedes any replacement of dead codes.
         steps = 0 if name in DRAW_OUTPUTS else 1 if name in DRAW_STATE else 3
     np.testing.assert_allclose(again[:steps], losses[:steps], rtol=1e-4)
     start_again(model, start)
@@ -132,7 +132,7 @@ def test_low_precision_policies(make, name, policy):
             model(x, training=True)
             return quantizer.losses
 
-        # A graph on TensorFlow, which refuses what it does not refuse outside of one.
+        # A graph, because TensorFlow refuses more inside a graph than outside.
         losses = graph(losses_of_call)(ops.convert_to_tensor(draw(4, *SHAPE)))
     for loss in losses:
         assert keras.backend.standardize_dtype(loss.dtype) == "float32"

@@ -23,7 +23,7 @@ def small(shape, **keywords):
 
 
 def correlate(x, kernel, strides):
-    """A convolution along one axis with "same" padding, as Keras defines it: `[steps, channels]`."""
+    """Computes a convolution along one axis with Keras's "same" padding: `[steps, channels]`."""
     steps, width = len(x), len(kernel)
     outputs = -(-steps // strides)
     padding = max((outputs - 1) * strides + width - steps, 0)
@@ -32,7 +32,7 @@ def correlate(x, kernel, strides):
 
 
 def correlate_transposed(x, kernel, strides):
-    """The transpose of the above as a linear map: `[steps, filters]` -> `[steps strides, channels]`."""
+    """Computes the transpose of `correlate` as a linear map: `[steps, filters]` -> `[steps strides, channels]`."""
     steps, channels = len(x) * strides, kernel.shape[1]
     basis = np.eye(steps * channels).reshape(-1, steps, channels)
     matrix = np.stack([correlate(unit, kernel, strides).ravel() for unit in basis])
@@ -40,7 +40,7 @@ def correlate_transposed(x, kernel, strides):
 
 
 def oracle(model, x):
-    """What the model of one axis makes of one sample, layer by layer by its name."""
+    """Computes the output of a model with one axis for one sample, layer by layer."""
     weights = {variable.path: numpy(variable) for variable in model.variables}
     kernel = lambda name: (weights[f"{name}/kernel"], weights[f"{name}/bias"])  # noqa: E731
 
@@ -183,7 +183,7 @@ def test_causal_models_have_one_axis(channels_first):
 
 
 def test_a_causal_model_is_the_papers_network_of_padding_at_the_start():
-    """Of one layer each: `y_t` from samples `2 t - 2` to `2 t + 1`, and two samples from two vectors."""
+    """With one layer each, `y_t` depends on samples `2 t - 2` to `2 t + 1`, and two samples depend on two vectors."""
     encoder, decoder = small((6, 2), filters=(4,), num_residual_blocks=0, causal=True)
     x = draw(1, 6, 2)
     kernel = lambda model, name: [numpy(weight) for weight in model.get_layer(name).weights]  # noqa: E731

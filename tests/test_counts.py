@@ -1,4 +1,4 @@
-"""Counts of codes over long trainings and of many codes."""
+"""Tests counts of codes in long trainings and for many codes."""
 
 import keras
 import numpy as np
@@ -11,11 +11,11 @@ from keras_vqvae.backend import backend
 from keras_vqvae.layers import code_counts
 
 FULL = 2**31 - 1
-"""The largest int32, which is the largest integer of JAX."""
+"""The largest int32, which is JAX's largest integer."""
 
 
 def sums(before, counts):
-    """Where counts end up: beyond 2^31, or on JAX just below."""
+    """Returns the counts after an update: beyond 2^31, or saturated on JAX."""
     total = before.astype("int64") + counts
     return np.minimum(total, FULL) if keras.backend.backend() == "jax" else total
 
@@ -62,7 +62,7 @@ def test_counts_of_metrics_never_wrap(metric):
 
 @pytest.mark.parametrize("name", ["optimizer", "ema", "sim", "ibq", "gumbel", "fsq", "lfq", "residual", "projected"])
 def test_more_codes_than_are_counted_are_trained(name, monkeypatch):
-    """Codes that are weights are counted however many there are: dead ones are told by their counts."""
+    """Codebooks of any size are counted, because the counts identify dead codes."""
     layers = []
     for most in (code_counts.MAX_COUNTED_CODES, 8):
         monkeypatch.setattr(code_counts, "MAX_COUNTED_CODES", most)

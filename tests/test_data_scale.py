@@ -1,4 +1,4 @@
-"""Data of any scale: what a `VQVAE` divides them by, and that it then trains alike."""
+"""Tests the scale by which a `VQVAE` divides its data, and that training does not depend on it."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def scale_of(model):
 
 @pytest.mark.each_backend
 def test_data_of_any_scale_train_alike():
-    """A power of two changes no digit of a number, so nothing at all may differ."""
+    """Scaling by a power of two is exact in floating point, so all results must be equal to the last bit."""
     x, found = draw(24, 8), []
     for scale in (2.0**-10, 2.0**10):
         model = compiled(make(), keras.optimizers.Adam(0.01))
@@ -82,7 +82,7 @@ def test_every_way_through_the_model_has_the_scale(tmp_path):
     np.testing.assert_allclose(loaded.predict(x, verbose=0), outputs, rtol=1e-5)
     tokenizer = keras.saving.load_model(tmp_path / "tokenizer.keras")
     np.testing.assert_array_equal(tokenizer.predict(x, verbose=0), codes)
-    # What has been trained keeps the scale, whatever data follow.
+    # A trained model keeps its scale, whatever data follow.
     for trained in (model, loaded):
         compiled(trained, "sgd").fit(1e-3 * x, verbose=0)
         assert scale_of(trained) == scale
@@ -124,7 +124,7 @@ def test_networks_that_scale_data_themselves_are_left_alone(name):
 
 
 def trained(encoder):
-    """As a few steps leave it: the biases, which begin at zero, have moved."""
+    """Moves the weights as a few training steps would: biases start at zero."""
     encoder.set_weights([weight + 0.01 for weight in encoder.get_weights()])
     return encoder
 
@@ -249,7 +249,7 @@ def test_sources_of_all_kinds_are_read_in_part():
     assert found[2] > 1e3
 
     class Stored:
-        """As a data set in a file: what is read is copied."""
+        """Imitates a data set in a file: reading rows copies them."""
 
         shape, read = (10**6, 8), 0
 
@@ -304,7 +304,7 @@ def test_bfloat16_rounds_nothing_more():
 
 
 def test_the_default_loss_in_a_sum():
-    """`LossSum` says which weight of the squared error gives the default loss."""
+    """`LossSum` documents which weight of the squared error gives the default loss."""
     x, latents = draw(24, 8), 3
     weight = x[0].size / (8 * latents * np.mean(np.var(x, axis=0)))
     found = []

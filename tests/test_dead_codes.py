@@ -1,4 +1,4 @@
-"""Codes that fall out of use move onto vectors of the batch, whoever owns the codebook."""
+"""Tests that dead codes move to vectors of the batch, whichever layer owns the codebook."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def owner(request):
 
 
 def nested(quantizer, dim=4):
-    """A quantizer two models deep, behind a layer that does nothing."""
+    """Returns a model with the quantizer two models deep, after a layer that does nothing."""
     inner = keras.Sequential([keras.Input((dim,)), layers.Dense(dim, kernel_initializer="identity"), quantizer])
     model = keras.Sequential([keras.Input((dim,)), keras.Sequential([keras.Input((dim,)), inner])])
     model.compile(keras.optimizers.SGD(0.0), "mse")
@@ -32,7 +32,7 @@ def nested(quantizer, dim=4):
 
 
 def far_codes(num_embeddings, dim=4, alive=2):
-    """An initializer that leaves all but the first codes out of reach."""
+    """Returns an initializer that puts all but the first codes out of reach."""
     codes = np.full((num_embeddings, dim), 100.0)
     codes[:alive] = np.random.default_rng(1).normal(size=(alive, dim))
     return lambda shape, dtype: ops.convert_to_tensor(codes, dtype=dtype)
@@ -55,7 +55,7 @@ def test_dead_codes_move_in_any_model_by_plain_fit(x, owner):
 
 @pytest.mark.each_backend
 def test_the_default_uses_its_codes():
-    """It ended with 3 to 6% of them."""
+    """An earlier default ended with 3 to 6% of the codes in use."""
     x = draw(512, 8)
     quantizer = keras_vqvae.VectorQuantizer(128, seed=0)
     model = keras.Sequential([keras.Input((8,)), layers.Dense(8), quantizer, layers.Dense(8)])
@@ -67,7 +67,7 @@ def test_the_default_uses_its_codes():
 
 @pytest.mark.parametrize("batch", [16, 64])
 def test_the_rule_is_that_of_the_moving_counts(x, batch):
-    """Dead below a tenth of uniform use, and just alive when moved: step by step, beside NumPy."""
+    """Compares each step with NumPy: codes die below a tenth of uniform usage, and move with counts just above it."""
     quantizer = built(keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8, alive=5), seed=3))
     codes, counts = numpy(quantizer.codebook).copy(), np.zeros(8)
     seeds = numpy(quantizer.draw_seeds).astype("int64")
@@ -124,7 +124,7 @@ def test_no_code_moves_onto_a_masked_vector_or_one_that_is_not_finite(rng, owner
     model = keras.Sequential([keras.Input((6, 4)), layers.Masking(50.0), quantizer])
     for _ in range(20):
         model(x, training=True)
-    # A code whose row was not valid has waited.
+    # A code that drew an invalid row does not move in that step.
     assert (np.abs(numpy(quantizer.codebook)) < 10).all()
 
 
@@ -141,7 +141,7 @@ def test_equal_seeds_move_codes_equally(x):
 
 @pytest.mark.each_backend
 def test_every_row_is_as_likely(rng):
-    """Over the steps of one code, beyond where the numbers wrap around, and over codes."""
+    """Tested over the steps of one code, past the int32 wrap-around, and over codes."""
     rows, steps, codes = 7, 200, 50
     vectors = ops.reshape(ops.arange(rows, dtype="float32"), (rows, 1))
     valid = ops.convert_to_tensor(np.arange(rows) != 3)
@@ -160,13 +160,13 @@ def test_every_row_is_as_likely(rng):
     ("rows", "codes"), [(196, 256), (784, 256), (3136, 256), (768, 1024), (1024, 1024), (1000, 512)]
 )
 def test_the_rows_of_a_step_are_different(rows, codes):
-    """Numbers of rows that share a factor with many numbers, as grids of vectors do."""
+    """Rows of a grid: their number has many divisors."""
     drawn = numpy(dead_codes.initial_seeds((codes,), 0)) % rows
     assert len(np.unique(drawn)) > 0.9 * min(rows, codes)
 
 
 def test_the_codebook_is_a_weight_and_an_offset(x):
-    """A constraint and a regularizer see their sum, and what sets the codebook clears the offset."""
+    """A constraint and a regularizer see the sum of both. Setting the codebook resets the offset."""
     bound = keras.constraints.MaxNorm(0.5, axis=-1)
     layer = built(
         keras_vqvae.VectorQuantizer(
@@ -197,7 +197,7 @@ def test_moved_codes_go_on_into_a_layer_of_another_size_and_into_files(x, tmp_pa
 
 
 def test_the_moving_counts_of_codes_that_moved():
-    counts = ops.convert_to_tensor(np.array([10, 0, 0.3, 5.7, 0], "float32"))  # Uniform use is 3.2.
+    counts = ops.convert_to_tensor(np.array([10, 0, 0.3, 5.7, 0], "float32"))  # Uniform usage is 3.2.
     usable = ops.convert_to_tensor([True, True, True, True, False])
     dead, alive_from = dead_codes.dead_codes(counts, usable, 0.1)
     np.testing.assert_array_equal(numpy(dead), [False, True, True, False, False])

@@ -1,4 +1,4 @@
-"""The device is that of the tensor, whatever else the machine has. Devices that are not at hand are faked."""
+"""Tests that the tensor's device decides, whatever else the machine has. Absent devices are faked."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ BACKEND = keras.backend.backend()
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """A machine that has an accelerator beside the processor that Keras computes on, as far as one can ask it."""
+    """Fakes an accelerator in the machine, next to the CPU that Keras computes on."""
     if BACKEND == "torch":
         import torch
 
@@ -44,7 +44,7 @@ def test_blocks_are_those_of_an_accelerator_where_the_tensor_lies_there():
 @pytest.mark.each_backend
 @pytest.mark.skipif(BACKEND == "torch", reason="its tensors always have a device")
 def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
-    """Where none is, those of the device that a program gets by itself."""
+    """If no device is named, the blocks are those of the program's default device."""
     found = {}
 
     def look(x):
@@ -66,7 +66,7 @@ def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
 
 @pytest.fixture
 def mps(monkeypatch):
-    """Takes tensors for ones on Apple's device, where some of PyTorch's operations are avoided."""
+    """Treats tensors as if they were on Apple's GPU, where some PyTorch operations are avoided."""
     if BACKEND != "torch":
         pytest.skip("it is PyTorch's")
     monkeypatch.setattr(backend, "_on_mps", lambda x: True)
@@ -77,7 +77,7 @@ def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
     layer = EVERY[name]()
     layer.build((None, 3, DIM))
     x, before = draw(32, 3, DIM), weights(layer)
-    # A mask, for the ranks among what is kept.
+    # The mask makes the step compute ranks of valid vectors.
     mask = ops.convert_to_tensor(draw(32, 3, seed=1) > 0)
 
     def step():
@@ -104,7 +104,7 @@ def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
 @pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch's")
 @pytest.mark.parametrize("name", EVERY)
 def test_a_step_copies_nothing_from_the_host_and_never_waits_for_the_device(name):
-    """By the operations that it runs: one on a tensor made of Python's numbers, or with a result that Python reads."""
+    """Checks the operations: none makes a tensor from Python numbers, and none has a result that Python reads."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     layer, x = EVERY[name](), ops.convert_to_tensor(draw(8, *SHAPE)).requires_grad_()
@@ -119,7 +119,7 @@ def test_a_step_copies_nothing_from_the_host_and_never_waits_for_the_device(name
     def step():
         (layer(x, training=True).sum() + sum(layer.losses)).backward()
 
-    # The first steps make constants and read the seeds.
+    # The first steps create constants and read the seeds.
     step(), step()
     with Look():
         step()

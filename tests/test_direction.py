@@ -1,4 +1,4 @@
-"""`distance="direction"`: codes are compared by direction and returned as they are, beside NumPy."""
+"""Tests `distance="direction"` against NumPy: codes are compared by direction but returned at their own norm."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def x(rng):
 
 
 def direction(kind=keras_vqvae.VectorQuantizer, **keywords):
-    """A layer whose codes have lengths from 0.1 to 5, and these codes."""
+    """Returns a layer whose codes have norms from 0.1 to 5, and these codes."""
     layer = built(kind(6, distance="direction", seed=3, **keywords))
     generator = np.random.default_rng(5)
     layer.set_codebook(unit(generator.normal(size=(6, 4))) * generator.uniform(0.1, 5, size=(6, 1)))
@@ -90,7 +90,7 @@ def test_k_means_raises_the_part_of_each_vector_along_its_code(rng):
 
 
 def test_k_means_starts_on_different_directions(rng):
-    """Of six directions each has a code, though the vectors of one are a thousand times as long as the others."""
+    """Each of six directions gets a code, although the vectors of one are a thousand times longer than the others."""
     directions = unit(rng.normal(size=(6, 8)))
     x = np.repeat(directions, 50, 0) * np.repeat([1e3, 1, 1, 1, 1, 1], 50)[:, None]
     x = (x * rng.uniform(0.5, 2, size=(300, 1))).astype("float32")
@@ -115,7 +115,7 @@ def test_a_regularizer_of_assignments_gets_directions(x):
 
 
 def test_gumbel_draws_by_direction(x):
-    """As the Euclidean layer does on vectors and codes of length 1."""
+    """It draws as the Euclidean layer does for vectors and codes of unit norm."""
     layer, codebook = direction(keras_vqvae.GumbelQuantizer)
     other = built(keras_vqvae.GumbelQuantizer(6, seed=3))
     other.set_codebook(unit(codebook))
@@ -169,7 +169,7 @@ def test_codes_of_length_one_are_taken_elsewhere(x):
     for layer in (
         keras_vqvae.ResidualQuantizer(cosine(), 1),
         keras_vqvae.GroupedQuantizer(cosine(), 2),
-        # The map back to the inputs has a size of its own.
+        # The projection back to the inputs sets the norm.
         keras_vqvae.ResidualQuantizer(keras_vqvae.ProjectedQuantizer(cosine(), 2), 2),
     ):
         assert tuple(layer(x).shape) == x.shape

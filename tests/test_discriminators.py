@@ -13,7 +13,7 @@ SOUND = {"window_sizes": (32, 8), "filters": (3,)}
 
 
 def conv_judge(*args, **keywords):
-    """A discriminator without its features."""
+    """Returns a discriminator without its features."""
     model = keras_vqvae.build_conv_discriminator(*args, **keywords)
     return keras.Model(model.input, model.output["logits"])
 
@@ -52,7 +52,7 @@ def test_a_logit_sees_as_large_a_patch_as_is_said(count):
 
 
 def test_it_is_the_networks_formula():
-    """Of one convolution, in one axis: width 4, stride 2, slope 0.2, then width 3."""
+    """One convolution along one axis: width 4, stride 2, slope 0.2, then width 3."""
     model = conv_judge((6, 2), filters=(3,))
     x = draw(1, 6, 2)
     weights, bias = (numpy(weight) for weight in model.get_layer("discriminator_conv_0").weights)
@@ -116,7 +116,7 @@ def test_channels_may_come_first(channels_first):
 
 
 def log_magnitudes(sounds, size):
-    """SciPy's, `[batch, steps]` -> `[batch, frames, bins]`."""
+    """Computes log magnitudes with SciPy, `[batch, steps]` -> `[batch, frames, bins]`."""
     window = signal.get_window("hann", size)
     padded = np.pad(sounds.astype("float64"), ((0, 0), (size // 2, size // 2)), mode="reflect")
     values = signal.stft(padded, window=window, nperseg=size, noverlap=size - size // 4, boundary=None, padded=False)[2]

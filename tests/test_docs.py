@@ -1,4 +1,4 @@
-"""Every example in a docstring, in the README or on a page of `docs/` runs."""
+"""Runs every example in a docstring, in the README or on a page of `docs/`."""
 
 import doctest
 import functools
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(keras_vqvae.__path__, "keras_vqvae.")
-    # Those of the other backends import what need not be there.
+    # The other backend modules import packages that may be missing.
     if not module.name.startswith("keras_vqvae.backend.")
 )
 
@@ -43,7 +43,7 @@ def test_public_names_have_examples():
 
 BACKENDS = {"JAX": "jax", "PyTorch": "torch", "TensorFlow": "tensorflow"}
 SPEAK_OF_A_MODEL = ("docs/guides/priors.md", "docs/guides/distributed.md")
-"""Pages whose examples go on with a model that they do not make."""
+"""Pages whose examples continue with a model that they do not create."""
 MODEL = """
 import keras, numpy as np, keras_vqvae
 x, labels = np.ones((16, 8, 2), "float32"), np.arange(16) % 10
@@ -58,7 +58,10 @@ model = make_model()
 
 
 def blocks(page, backend):
-    """A page's examples for a backend: those under a heading that names none run on PyTorch, the README's on all."""
+    """Returns a page's examples for a backend.
+
+    Examples under headings that name no backend run on PyTorch, or on every backend if they are the README's.
+    """
     found, owner = [], None
     for heading, block in re.findall(r"^## ([^\n]*)$|^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
         if heading:
@@ -74,7 +77,7 @@ PAGES = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((R
 @pytest.mark.parametrize(
     "page",
     [
-        # What the README shows, other tests do on each backend.
+        # Other tests cover what the README shows on each backend.
         pytest.param(page, marks=() if page == "README.md" else pytest.mark.each_backend)
         for page in PAGES
         if blocks(page, keras.backend.backend())
@@ -84,13 +87,13 @@ def test_examples_in_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks(page, keras.backend.backend())
     if page == "docs/guides/distributed.md" and keras.backend.backend() == "jax":
-        # Eight devices, which a process has to ask for before it starts.
+        # Eight devices, which must be requested before the process starts.
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", "".join(found)], env=environment, check=True)
         return
     if page == "README.md" and keras.backend.backend() != "torch":
-        # Whole epochs on the quickest backend alone.
+        # Only the fastest backend runs whole epochs.
         monkeypatch.setattr(keras.Model, "fit", functools.partialmethod(keras.Model.fit, steps_per_epoch=2))
     names = {}
     for block in found:
@@ -105,7 +108,7 @@ def test_each_benchmark_and_its_table_is_in_their_readme():
     assert len(links) > 15
     for file, anchor in links:
         headings = re.findall("^#+ (.*)$", (folder / file).read_text(), re.M)
-        # As a forge makes an anchor of a heading.
+        # GitHub derives anchors from headings in this way.
         anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
         assert not anchor or anchor in anchors
 

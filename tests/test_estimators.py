@@ -16,7 +16,7 @@ from keras_vqvae.ops import estimators
     hnp.arrays("float32", (3, 2), elements=st.floats(-1e6, 1e6, width=32)),
 )
 def test_straight_through_is_exactly_the_codes(z_e, z_q):
-    """`z_e + (z_q - z_e)`, as it is mostly written, is off by a rounding."""
+    """The usual formula `z_e + (z_q - z_e)` has a rounding error."""
     np.testing.assert_array_equal(ops.convert_to_numpy(keras_vqvae.straight_through(z_e, z_q)), z_q)
 
 
@@ -30,7 +30,7 @@ def test_straight_through_has_the_gradient_of_the_identity(rng):
 
 
 def rotation_matrix(z, q):
-    """The scaled rotation of each vector to its code, out of the paper: `|q| / |z| (I - 2 w w' + 2 c u')`."""
+    """Computes each vector's scaled rotation to its code, as in the paper: `|q| / |z| (I - 2 w w' + 2 c u')`."""
     matrices = []
     for z_n, q_n in zip(np.asarray(z, "float64"), np.asarray(q, "float64"), strict=True):
         u, c = z_n / np.linalg.norm(z_n), q_n / np.linalg.norm(q_n)
@@ -52,7 +52,7 @@ def test_rotation_is_the_closed_form(rng, scale):
     np.testing.assert_array_equal(ops.convert_to_numpy(keras_vqvae.rotation(z_e, z_q)), z_q)
     by_encoder, by_codes = cotangent_gradients(keras_vqvae.rotation, z_e, z_q, cotangent)
     matrices = rotation_matrix(z_e, z_q)
-    # The matrix does rotate each vector onto its code.
+    # The matrix rotates each vector onto its code.
     np.testing.assert_allclose(np.einsum("nij,nj->ni", matrices, z_e.astype("float64")), z_q, rtol=1e-4)
     np.testing.assert_allclose(by_encoder, np.einsum("ni,nij->nj", cotangent, matrices), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(by_codes, 0)
@@ -103,7 +103,7 @@ def test_noise_keeps_the_distance_and_repeats_by_seed(rng, estimator):
 
 @pytest.mark.parametrize("estimator", [keras_vqvae.diveq, keras_vqvae.nsvq])
 def test_gradients_of_noise_are_those_of_the_distance(rng, estimator):
-    """`z + |q - z| n` with a direction `n` that is constant, whatever it was drawn as."""
+    """The formula is `z + |q - z| n`. The direction `n` is random but constant for gradients."""
     z_e, z_q, cotangent = rng.normal(size=(3, 6, 4)).astype("float32")
     by_encoder, by_codes = cotangent_gradients(lambda z, q: estimator(z, q, seed=3), z_e, z_q, cotangent)
     moved = ops.convert_to_numpy(estimator(z_e, z_q, seed=3))
@@ -131,7 +131,7 @@ def test_float16_neither_overflows_nor_changes_the_dtype(name):
     moved = ops.convert_to_numpy(ops.cast(moved, "float32"))
     distance = np.linalg.norm(moved - 100, axis=-1)
     np.testing.assert_allclose(distance, 80, rtol=2e-3)
-    # In inference all of them are the codes.
+    # In inference all estimators return the codes.
     kept = estimators.apply(estimators.get(name), z_e, z_q, seed=1, training=False)
     np.testing.assert_array_equal(ops.convert_to_numpy(kept), z_q)
 

@@ -1,4 +1,4 @@
-"""The examples run, each on the backend of the tests."""
+"""Runs the examples, each on the backend of the tests."""
 
 import base64
 import gzip
@@ -28,14 +28,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Runs a script in this process, which has imported what takes a new one the most of its time."""
+    """Runs a script in this process, because a new process would spend most of its time on imports."""
 
     load = images._load
     few = 160 if keras.backend.backend() == "jax" else None
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        # Without XLA's optimizations convolutions of all images take JAX longest.
+        # Few images: without XLA's optimizations, convolutions of all of them would take most of the time on JAX.
         monkeypatch.setattr(images, "_load", lambda *where: [(x[:few], labels[:few]) for x, labels in load(*where)])
         runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
         return capfd.readouterr().out
@@ -45,7 +45,7 @@ def run(monkeypatch, capfd):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Small IDX files, half of them gzipped."""
+    """Writes small IDX files, half of them gzipped."""
     folder = tmp_path_factory.mktemp("idx")
     rng = np.random.default_rng(0)
     for name, count in (("train-labels-idx1-ubyte", 16), ("t10k-labels-idx1-ubyte", 8)):
@@ -112,7 +112,7 @@ def test_training_sees_nothing_of_what_is_shown():
 
 
 def test_crops_are_parts_of_photographs():
-    """Pixels that are their positions."""
+    """Each pixel's value is its position."""
     photograph = np.stack(np.meshgrid(np.arange(70), np.arange(90), np.arange(1)), axis=-1)[:, :, 0]
     crops = photographs.crop([photograph, photograph], 8, seed=0)
     assert crops.shape == (8, 64, 64, 3)
@@ -123,7 +123,7 @@ def test_crops_are_parts_of_photographs():
 
 
 def test_photographs_start_at_principal_components(rng):
-    """Patches that lie in few directions come back as they were."""
+    """Patches that lie in few directions are reconstructed exactly."""
     directions = rng.normal(size=(photographs.DIM, 8, 8, 3))
     patches = np.tensordot(rng.normal(size=(4, 8, 8, photographs.DIM)), directions, axes=1)
     crops = patches.swapaxes(2, 3).reshape(4, 64, 64, 3).astype("float32")
@@ -137,14 +137,14 @@ def test_a_jpeg_fits(rng):
     decoded, size = photographs.jpeg(unseen, 800)
     assert 0 < size <= 800
     assert photographs.signal_to_noise(unseen, decoded) > 15
-    # No JPEG is as small.
+    # No JPEG is this small.
     assert photographs.jpeg(unseen, 1)[1] > 1
     assert photographs.signal_to_noise(np.zeros(4), np.full(4, 0.1)) == pytest.approx(20)
 
 
 @pytest.mark.each_backend
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
-# Those of the exporters.
+# These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
 def test_exported_codes_need_no_keras(run, tmp_path):
     printed = run("export.py", "--epochs", 2, "--output", tmp_path)
@@ -193,7 +193,7 @@ def test_semantic_ids_of_any_scale_explain_the_variance_and_are_reassigned(run, 
 
 
 def test_a_reassignment_costs_least():
-    """Two items of one code: the one whose other code is nearer moves, and no item of another prefix."""
+    """Of two items with the same code, the one that is closer to its second choice moves. Other prefixes stay."""
     codebooks = [[[0.0], [100.0]], [[-1.0], [1.0], [4.0]]]
     residual = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(3, ema_decay=0.9), 2)
     codebooks[0].append([1000.0])
@@ -206,7 +206,7 @@ def test_a_reassignment_costs_least():
     assert semantic_ids.shared(codes) == 2
     found = semantic_ids.reassign(model, items, numbers, codes)
     np.testing.assert_array_equal(found, [[0, 1], [1, 0], [0, 2], [0, 0]])
-    # Three codes do not tell four items apart.
+    # Four items cannot be distinguished by three codes.
     items, numbers = np.array([[1.0], [1.0], [1.0], [1.0]], "float32"), np.arange(4)
     codes = semantic_ids.encode(model, items, numbers)
     np.testing.assert_array_equal(semantic_ids.reassign(model, items, numbers, codes), codes)
@@ -220,7 +220,7 @@ def test_images_grow_over_scales(run, tmp_path):
 
 @pytest.mark.parametrize("num_embeddings", [2, 8, 200, 1024])
 def test_indices_are_packed_into_their_bits(rng, num_embeddings):
-    """Against Python's own integers in base 2."""
+    """Compared with Python's own base-2 integers."""
     codes = rng.integers(num_embeddings, size=(5, 3), dtype="int32")
     packed = packed_codes.Packed(codes, samples=19, rate=8000, loudness=0.25)
     data = packed_codes.pack(packed, num_embeddings)
@@ -229,7 +229,7 @@ def test_indices_are_packed_into_their_bits(rng, num_embeddings):
     digits = "".join(f"{code:0{bits}b}" for code in codes.ravel())
     digits += "0" * (-len(digits) % 8)
     assert data[packed_codes.HEADER.size :] == int(digits, 2).to_bytes(len(digits) // 8, "big")
-    # 19 samples have 5 vectors of 4 samples.
+    # At 4 samples per vector, 19 samples have 5 vectors.
     found = packed_codes.unpack(data, latency=4)
     np.testing.assert_array_equal(found.codes, codes)
     assert found[1:] == packed[1:]
@@ -240,7 +240,7 @@ def test_indices_are_packed_into_their_bits(rng, num_embeddings):
 
 def test_distances_of_sounds_have_their_scales(rng):
     noise = rng.normal(size=32_000)
-    # Half as loud: 6 dB everywhere.
+    # Half the amplitude is 6 dB less everywhere.
     for distance in (sounds.spectral_distance(noise, noise / 2), sounds.mel_distance(noise, noise / 2, 16_000)):
         assert distance == pytest.approx(20 * np.log10(2), rel=1e-2)
     assert sounds.powers(noise).mean() == pytest.approx(1, rel=0.05)
@@ -251,7 +251,7 @@ def test_distances_of_sounds_have_their_scales(rng):
 
 
 def test_a_band_of_a_mel_spectrum_is_about_its_frequency():
-    """Mel is 2595 log10(1 + f / 700): its bands are of equal width."""
+    """Mel is 2595 log10(1 + f / 700), in which all bands have the same width."""
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
     energies = (sounds.mel_filters(16_000) @ sounds.powers(tone)).mean(axis=1)
     position = np.log10(1 + 1000 / 700) / np.log10(1 + 8000 / 700) * (sounds.BANDS + 1) - 1
@@ -269,7 +269,7 @@ def test_sound_is_sent_in_any_number_of_stages(run, tmp_path, capfd):
     out = tmp_path / "out"
     options = "--codes", 8, "--stages", 2, "--window", 1024, "--epochs", 1, "--adversarial", 0.1
     printed = run("audio_codec.py", "--folder", tmp_path, *options, "--output-dir", out)
-    # Twice the rate, 64 samples a vector, 3 bits a stage.
+    # Twice the sample rate, 64 samples per vector, 3 bits per stage.
     assert "c.wav: 0.50 s, 125 x 2 indices" in printed
     assert re.findall(r"\| (\d) \| (\d\.\d) \| (\d+) \|", printed) == [("1", "0.8", "47"), ("2", "1.5", "94")]
     rate, sound = wavfile.read(out / "original.wav")
@@ -282,11 +282,11 @@ def test_sound_is_sent_in_any_number_of_stages(run, tmp_path, capfd):
     alike, difference = re.findall(r"20 ms: (.*)% of the indices, samples within (\S*)", printed)[0]
     assert float(alike) > 99
     assert float(difference) < 1e-3
-    # The file and the codec that was saved are all that decoding takes.
+    # Decoding needs only the file and the saved codec.
     packed = packed_codes.unpack((out / "2_stages.vqs").read_bytes(), latency=64)
     again = audio_codec.decode(keras.models.load_model(out / "codec.keras"), packed)
     np.testing.assert_allclose(np.clip(again, -1, 1), decoded, atol=1e-5)
-    # It takes a sound of any length.
+    # Sounds can have any length.
     wavfile.write(tmp_path / "short.wav", 16_000, sound[:777])
     run("audio_codec.py", "--codec", out / "codec.keras", "--file", tmp_path / "short.wav", "--output-dir", tmp_path)
     assert wavfile.read(tmp_path / "2_stages.wav")[1].shape == (777,)
@@ -297,7 +297,7 @@ def test_windows_are_about_what_is_known():
     parts = forecast.windows(series, block=5, hop=7)
     assert parts.shape == (3, 4, 5)
     np.testing.assert_allclose(parts[:, :-1].mean(axis=(1, 2)), 0, atol=1e-12)
-    # Known is 7 to 21, whose mean is 14.
+    # The known values are 7 to 21, whose mean is 14.
     np.testing.assert_allclose(parts[1].ravel(), np.arange(7, 27) - 14)
 
 
@@ -322,7 +322,7 @@ def test_series_are_forecast(run, tmp_path):
     printed = run("forecast.py", "--file", tmp_path / "series.txt", *sizes, "--output", tmp_path / "forecast.png")
     scores = {name: float(score) for name, score in re.findall(r"(.*): score (\d\.\d{3})", printed)}
     assert len(scores) == 5
-    # A sine goes on as it did before.
+    # A sine continues as it did before.
     assert scores["what came after the likest of the training"] < 0.1 < scores["the last value, repeated"]
     assert (tmp_path / "forecast.png").stat().st_size > 1000
 
@@ -333,7 +333,7 @@ def test_the_levels_of_a_hierarchy_share_their_layers(rng):
     outputs, (coarse, fine) = model(x), encoder(x)
     both, alone = (numpy(outputs[name]) for name in ("both", "coarse"))
     np.testing.assert_allclose(numpy(decoder([coarse, fine])), both, atol=1e-6)
-    # One of the pictures is of the coarse codes alone.
+    # The output `"coarse"` depends only on the coarse codes.
     fine_quantizer = model.get_layer("fine")
     fine_quantizer.set_codebook(fine_quantizer.codebook + 1.0)
     changed = model(x)
@@ -348,7 +348,7 @@ def test_both_levels_are_one_sequence(rng):
     np.testing.assert_array_equal(joined[1, :5], [*codes[0][1].ravel(), codes[1][1, 0, 0] + 7])
     for part, expected in zip(sequence.split(joined), codes, strict=True):
         np.testing.assert_array_equal(part, expected)
-    # Codes of the wrong level.
+    # Codes that belong to the other level.
     np.testing.assert_array_equal(sequence.split(np.full((1, 20), 13))[0], np.full((1, 2, 2), 6))
     np.testing.assert_array_equal(sequence.split(np.zeros((1, 20), int))[1], np.zeros((1, 4, 4)))
 

@@ -7,11 +7,11 @@ import keras_vqvae
 
 @pytest.mark.each_backend
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
-# Those of the exporters.
+# These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: keras_vqvae.GroupedQuantizer(inner, 2)])
 def test_an_exported_tokenizer_takes_any_number_of_samples(wrap, tmp_path):
-    """64 codes and several vectors per sample: PyTorch has a faster search for codes that 64 divides."""
+    """With 64 codes and several vectors per sample. If 64 divides the number of codes, PyTorch uses a faster search."""
     onnxruntime = pytest.importorskip("onnxruntime")
     inputs = keras.Input((3, 4))
     tokenizer = keras.Model(inputs, wrap(keras_vqvae.VectorQuantizer(64, seed=0))(inputs, return_indices=True)[1])

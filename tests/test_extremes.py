@@ -1,4 +1,4 @@
-"""What `fuzz.py` found: inputs and arguments at the edge of what a quantizer takes."""
+"""Regression tests for what `fuzz.py` found: inputs and arguments at the edge of what a quantizer accepts."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_directions_and_their_gradients_at_every_size(size):
     unit, norm = geometry.normalize_with_norm(ops.convert_to_tensor(x * np.float32(size)))
     np.testing.assert_allclose(numpy(unit), expected, rtol=1e-5)
     np.testing.assert_allclose(numpy(norm)[:, 0] / size, np.linalg.norm(x, axis=-1), rtol=1e-5)
-    # `(I - u u') / |x|`, times 1.
+    # The gradient is `(I - u u') / |x|`, times 1.
     (found,) = gradients(lambda x: ops.sum(geometry.normalize_with_norm(x)[0]), x * np.float32(size))
     gradient = (1 - expected * expected.sum(-1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
     np.testing.assert_allclose(found * size, gradient, rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Values, indices, losses and gradients of the family, beside the formulas in NumPy."""
+"""Tests SimVQ, IBQ and Gumbel quantizers against the formulas in NumPy: values, indices, losses and gradients."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def test_index_backpropagation_is_the_papers(x, rng):
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [error, error, 0.25 * error], rtol=1e-4)
     cotangent = rng.normal(size=x.shape).astype("float32")
     by_inputs, (by_codebook,) = layer_gradients(layer, x, cotangent)
-    # `q = h E` gets the cotangent and the gradient of its loss; from there through `p`, and through `h` to the codes.
+    # `q = h E` gets the cotangent and the gradient of its loss. Both reach `p`, and the codes through `h`.
     by_q = cotangent - 2 / x.size * (x - codes)
     p = softmax(scores)
     by_p = by_q @ codebook.T
@@ -55,7 +55,7 @@ def test_index_backpropagation_is_the_papers(x, rng):
 
 
 def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
-    """Beside its other losses, of those vectors alone that count."""
+    """The entropy is added to the other losses. Only valid vectors count."""
     layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, 4, 0.3, 0.5, temperature=0.5, seed=1))
     mask = np.arange(len(x)) % 3 > 0
     layer(x, mask=mask, training=True)
@@ -90,17 +90,17 @@ def test_gumbel_noise_is_finite_at_both_ends_of_what_is_drawn(monkeypatch, end):
     layer = built(keras_vqvae.GumbelQuantizer(4, dead_code_threshold=0, seed=1), 2)
     monkeypatch.setattr(keras.random, "uniform", uniform)
     x = np.array([[0.3, -0.2]], "float32")
-    # Equal noise for all codes: the nearest one is drawn.
+    # With equal noise for all codes, the nearest one is drawn.
     np.testing.assert_allclose(numpy(layer(x, training=True)), numpy(layer(x)), atol=1e-6)
 
 
 def test_gumbel_gradients_are_those_of_the_relaxation(rng):
-    """At a low temperature the draw hardly depends on its input; at a high one gradients are those of the mean code."""
+    """At a low temperature, the draw hardly depends on its input. At a high one it has the mean code's gradients."""
     x = rng.normal(size=(6, 2)).astype("float32")
     layer = built(keras_vqvae.GumbelQuantizer(4, temperature=1e6, seed=1, kl_weight=0, dead_code_threshold=0), 2)
     by_inputs, _ = layer_gradients(layer, x, np.ones_like(x))
     codebook = numpy(layer.codebook)
-    # `d softmax(a / T) / da` is `(I - 1 / K) / (K T)` there, and `da / dz` is `2 E`.
+    # At a high temperature `d softmax(a / T) / da` is `(I - 1 / K) / (K T)`, and `da / dz` is `2 E`.
     by_p = codebook.sum(-1)
     expected = ((by_p - by_p.mean()) / 4 / 1e6) @ (2 * codebook)
     np.testing.assert_allclose(by_inputs, np.tile(expected, (6, 1)), rtol=1e-3)

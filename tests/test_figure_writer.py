@@ -13,7 +13,7 @@ import keras_vqvae
 
 
 def test_figures_are_written_every_so_many_epochs(tmp_path):
-    """As they are at the end of the epoch, as files and for TensorBoard."""
+    """Figures of the end of an epoch are written as files and for TensorBoard."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(0.1), "mse")
     seen = []

@@ -1,4 +1,4 @@
-"""A tokenizer that is part of a model that is trained stays as it is."""
+"""Tests that a tokenizer stays frozen within a model that is trained."""
 
 import helpers
 import keras
@@ -11,7 +11,7 @@ import keras_vqvae
 
 
 class Drifting(layers.Layer):
-    """A layer of an encoder that breaks every rule: it updates state and adds a loss whatever `training` is."""
+    """A layer that breaks every rule: it updates its state and adds a loss whatever `training` is."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -49,7 +49,7 @@ def classifier(tokenizer, sizes=(8,)):
 
 
 class Subclassed(keras.Model):
-    """Its own layers get `training` from Keras, also after the tokenizer."""
+    """A subclassed model, whose layers after the tokenizer must get `training` from Keras, too."""
 
     def __init__(self, tokenizer):
         super().__init__()
@@ -66,7 +66,7 @@ def test_training_around_a_tokenizer_changes_nothing_of_it(x):
     before = helpers.weights(model)
     codes = model.encode(x, verbose=0)
     outer = classifier(model.tokenizer)
-    # Decay moves each trainable weight, whatever its gradient is.
+    # Weight decay moves every trainable weight, whatever its gradient.
     optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
     own = outer.layers[-1].get_weights()
     helpers.compiled(outer, optimizer, "mse").fit(x, x[:, :2], epochs=2, verbose=0)
@@ -104,7 +104,7 @@ def test_layers_after_it_know_that_they_train(x):
 
 @pytest.mark.each_backend
 def test_both_halves_in_one_model(x):
-    """The detokenizer is trained, and with it the codebook. On JAX both halves could give away the same arrays."""
+    """The detokenizer and its codebook are trained. On JAX, both halves could donate the same arrays."""
     model = make()
     inputs = keras.Input((8,))
     outer = keras.Model(inputs, model.detokenizer(model.tokenizer(inputs)))
@@ -124,7 +124,7 @@ def test_a_model_that_holds_one_is_saved(x, tmp_path):
     outer.save(tmp_path / "outer.keras")
     loaded = keras.models.load_model(tmp_path / "outer.keras")
     np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
-    # Still frozen.
+    # The tokenizer is still frozen.
     frozen = loaded.layers[1].layers[1]
     before = [numpy(variable) for variable in frozen.variables]
     loaded.fit(x, x[:, :2], verbose=0)
@@ -147,7 +147,7 @@ def test_its_codes_are_those_of_the_parts_own_policies():
         np.testing.assert_array_equal(tokenizer.predict(x, batch_size=500, verbose=0), expected)
 
 
-# Keras says so of functional models.
+# Keras warns about functional models.
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_masks_reach_it_and_leave_it(rng):
     x = rng.normal(size=(4, 5, 3)).astype("float32")
@@ -159,7 +159,7 @@ def test_masks_reach_it_and_leave_it(rng):
     assert (numpy(model.tokenizer(x))[:, 3:] == -1).all()
     mask = getattr(outer(x), "_keras_mask", None)
     np.testing.assert_array_equal(numpy(mask), np.arange(5)[None].repeat(4, 0) < 3)
-    # An encoder that takes a mean over the steps has no mask to hand on.
+    # An encoder that averages over the steps passes on no mask.
     encoder = keras.Sequential([keras.Input((5, 3)), layers.GlobalAveragePooling1D(), layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(3))
     outer = keras.Model(inputs, layers.ReLU()(model.tokenizer(layers.Masking()(inputs))))

@@ -1,4 +1,4 @@
-"""Codes that nobody lists: values, indices, losses and gradients beside the formulas in NumPy."""
+"""Tests quantizers without a codebook against the formulas in NumPy: values, indices, losses and gradients."""
 
 import numpy as np
 import oracle
@@ -45,7 +45,7 @@ def test_finite_scalars_are_the_papers(x, levels, symmetric):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_every_code_of_finite_scalars_can_be_reached(levels, symmetric):
-    """Inputs that lie, by the inverse of the bound, in the middle of each bin."""
+    """The inverse of the bound maps the center of each bin to such an input."""
     layer = built(keras_vqvae.FiniteScalarQuantizer(levels, symmetric=symmetric))
     indices = np.arange(layer.num_embeddings, dtype="int32")
     codes = numpy(layer.decode(indices)).astype("float64")
@@ -67,7 +67,7 @@ def test_noise_replaces_rounding_within_half_a_level(x):
     bounded = np.tanh(x) * 1.001
     moved = noisy != exact
     assert 0.3 < moved.mean() < 0.7
-    # Half a level is 1 / 4.
+    # The noise is at most half a level, which is 1 / 4.
     assert np.abs(noisy - bounded)[moved].max() <= 0.25 + 1e-6
     assert (numpy(layer(x, training=True)) != noisy).any()
 
@@ -86,7 +86,7 @@ def test_vast_codebooks_invert_without_a_table(layer, rng):
     layer.build((None, len(layer.levels)))
     indices = rng.integers(layer.num_embeddings, size=200).astype("int32")
     codes = numpy(layer.decode(indices))
-    # Far out, where tanh is at its bounds for levels at the bounds; signs are fixed points anyway.
+    # The outermost levels need inputs far out, where tanh saturates. Signs are fixed points anyway.
     if min(layer.levels) == 2:
         away = codes if not isinstance(layer, keras_vqvae.FiniteScalarQuantizer) else 20 * (codes + 0.5)
         np.testing.assert_array_equal(numpy(layer.encode(away)), indices)
@@ -102,7 +102,7 @@ def test_codes_are_counted_up_to_16_million():
 
 
 def all_bits(num_bits, size=1.0):
-    """All codes, the first axis the most significant bit."""
+    """Returns all codes. The first axis is the most significant bit."""
     return size * (2.0 * (np.arange(2**num_bits)[:, None] >> np.arange(num_bits)[::-1] & 1) - 1)
 
 
@@ -122,7 +122,7 @@ def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
     mean = p.mean(0)
     spread = -(mean * np.log(mean)).sum()
     if spherical:
-        # Bit by bit.
+        # The spherical quantizer's entropy is a sum over bits.
         ones = (mean[:, None] * (codes > 0)).sum(0)
         spread = -(ones * np.log(ones) + (1 - ones) * np.log(1 - ones)).sum()
     expected = [0.5 * oracle.mean_square(z - codes[indices]), 0.3 * (sure - 0.7 * spread)]

@@ -1,4 +1,4 @@
-"""Wrong shapes, and calls before a layer is built, are errors that say what to do. No message prints an array."""
+"""Tests that wrong shapes and unbuilt layers raise errors that say what to do, and that no message prints an array."""
 
 import re
 
@@ -24,9 +24,9 @@ ADAPTED = {
     "projection": lambda: keras_vqvae.ProjectedQuantizer(VQ(6), 2),
 }
 LONGEST_MESSAGE = 400
-"""A message with one of these codebooks is longer."""
+"""A message that printed one of these codebooks would be longer."""
 LONGEST_IN_CALL = 600
-"""Keras adds the arguments of a call to its errors."""
+"""Keras adds a call's arguments to its errors."""
 
 
 def built(quantizer, *shape):

@@ -14,7 +14,7 @@ from keras_vqvae.ops import losses
 
 @pytest.fixture
 def batch(rng):
-    """Outputs of an encoder, a codebook, a target and a reconstruction that is linear in the codes."""
+    """Returns encoder outputs, a codebook, a target, and a reconstruction that is linear in the codes."""
     return rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(5, 4)).astype("float32")
 
 
@@ -50,7 +50,7 @@ def test_gradients_of_the_recipe_are_the_papers(batch):
 
 
 def test_trap_straight_through_codes_in_the_losses_reverse_the_encoders_gradient(batch):
-    """What the docstring of `loss` warns of: the codebook learns nothing, the encoder is pushed away."""
+    """As the docstring of `loss` warns, the codebook learns nothing and the encoder is pushed away."""
     z_e, codebook = batch
     codes = codebook[oracle.nearest_code(z_e, codebook)]
 

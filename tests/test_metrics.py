@@ -48,11 +48,11 @@ def test_the_worst_of_several_codebooks_stands_beside_the_mean():
     counts = np.array([[[4, 4, 0, 0], [8, 0, 0, 0]], [[2, 2, 2, 2], [0, 0, 0, 0]]])
     found = {name: float(value) for name, value in metrics.summary(counts).items()}
     expected = {"perplexity": 1.75, "codebook_usage": 7 / 16, "min_perplexity": 0, "min_codebook_usage": 0}
-    # Of 1, 0, 2 and 0 bits.
+    # The mean of 1, 0, 2 and 0 bits.
     assert found == pytest.approx(expected | {"bits_per_index": 0.75})
     for alone in counts[0, 0], counts[0, :1]:
         assert sorted(metrics.summary(alone)) == ["bits_per_index", "codebook_usage", "perplexity"]
-    # 8 indices of 1 bit, 8 of none and 8 of 2, of four samples.
+    # Four samples have 8 indices of 1 bit, 8 of 0 bits and 8 of 2 bits.
     assert float(metrics.summary(counts, samples=4)["bits_per_sample"]) == pytest.approx(6.0)
 
 

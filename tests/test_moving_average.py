@@ -1,4 +1,4 @@
-"""The start of the moving average: codes forget where vectors were when they moved most."""
+"""Tests the start of the moving average, in which codes forget early positions of the vectors."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def vector(num_embeddings, **keywords):
 
 @pytest.mark.parametrize("size", [5, 20, 200])
 def test_codes_follow_the_papers_average_of_a_decay_that_grows(size):
-    """By few vectors a code it begins at what ten a code need, and reaches `ema_decay` after 47 steps."""
+    """With few vectors per code, the decay starts as for ten per code. It reaches `ema_decay` after 47 steps."""
     layer = built(vector(4, dead_code_threshold=0), 2)
     expected = oracle.MovingAverage(numpy(layer.codebook), 0.7)
     for step in range(55):
@@ -24,11 +24,11 @@ def test_codes_follow_the_papers_average_of_a_decay_that_grows(size):
         layer(x, training=True)
         expected.update(x)
         if step == 9:
-            # What is saved goes on where it was.
+            # A saved layer continues where it was.
             saved, layer = layer, built(vector(4, dead_code_threshold=0), 2)
             layer.set_weights(saved.get_weights())
         if step == 19:
-            # Without a vector nothing is a step.
+            # A batch without valid vectors does not count as a step.
             layer(np.full((3, 2), np.nan, "float32"), training=True)
     np.testing.assert_allclose(numpy(layer.codebook), expected.codebook, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(numpy(layer.ema_counts), expected.counts, rtol=1e-4)
@@ -45,13 +45,13 @@ def test_what_adapt_found_is_not_forgotten():
 
 
 def test_levels_of_a_residual_end_near_greedy_k_means():
-    """They ended 45% above it when the deepest level went on averaging over all that those before it had ever left."""
+    """They ended 45% above it when the last stage averaged over all residuals since the start of training."""
     x = draw(1024, 8) * 0.8 ** np.arange(8, dtype="float32")
     inner = keras_vqvae.VectorQuantizer(16, ema_decay=0.99, seed=1)
     identity = keras.layers.Dense(8, kernel_initializer="identity")
     model = keras.Sequential([keras.Input((8,)), identity, keras_vqvae.ResidualQuantizer(inner, 4)])
     model.compile(keras.optimizers.SGD(0.0), "mse")
-    # An epoch of one batch takes several times as long.
+    # `train_on_batch`, because `fit` with epochs of one batch takes several times as long.
     for _ in range(200):
         model.train_on_batch(x, x)
     rest = x

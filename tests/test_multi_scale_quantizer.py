@@ -1,4 +1,4 @@
-"""Grids as sums of codes at several resolutions, beside NumPy."""
+"""Tests multi-scale quantization of grids against NumPy."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ CASES = {
     "3d": ((2, 3, 4), ((1, 1, 2), (2, 3, 4)), 0.4),
     "coarser": ((5, 5), (2, 4), 0),
 }
-"""Grid, scales and the share that is masked."""
+"""Grid, scales and the fraction of masked positions."""
 
 
 def vector(size=8, **keywords):
@@ -45,7 +45,7 @@ def test_sizes_change_by_means_and_by_interpolation(old, new, interpolation):
 
 
 def by_hand(layer, x, indices, kept, levels):
-    """What the first levels decode to, and the mean squared distances of what they quantize from their codes."""
+    """Decodes the first `levels` scales, and computes the mean squared distance between their inputs and codes."""
     x = np.where(kept[..., None], x.astype("float64"), 0)
     grid, total, start, squares = x.shape[1:-1], np.zeros_like(x), 0, []
     for quantizer, scale in itertools.islice(zip(layer.quantizers, layer.scales, strict=True), levels):
@@ -104,7 +104,7 @@ def test_masked_positions_touch_nothing(junk):
         np.testing.assert_array_equal(found, expected)
     assert_same_weights(outcomes[0][3], outcomes[1][3])
     if not np.isfinite(junk):
-        # Masked by itself: the same without a mask.
+        # NaN and inf are masked without a mask, too.
         np.testing.assert_array_equal(numpy(layer(inputs)), numpy(layer(inputs, mask=ops.convert_to_tensor(mask))))
         by_inputs, by_weights = layer_gradients(layer, inputs, np.zeros_like(x))
         assert all(np.isfinite(gradient).all() for gradient in (by_inputs[mask], *by_weights))
@@ -117,9 +117,9 @@ def test_the_gradient_is_copied_and_trains_the_convolution():
     # FSQ with three levels is bounded by a tanh.
     np.testing.assert_allclose(by_inputs, upstream * (1 - np.tanh(x) ** 2), rtol=0.02, atol=1e-3)
     assert np.abs(by_kernel).max() > 0
-    # The last scale, straight-through, makes up for what the first two add.
+    # The last scale is straight-through and compensates for what the first two add.
     np.testing.assert_allclose(by_bias[0], upstream.sum((0, 1, 2)), rtol=0.02, atol=0.05)
-    # Of a kernel that is not 0 the convolution counts, in the output and in `decode`.
+    # With a nonzero kernel, the convolution affects the output and `decode`.
     quantized = numpy(layer(x))
     layer.kernel.assign(draw(*layer.kernel.shape) / 10)
     layer.bias.assign(draw(*layer.bias.shape) / 10)
@@ -156,7 +156,7 @@ def test_any_quantizer_of_vectors_fits(inner):
 
 def test_all_cells_of_a_sample_use_as_many_levels():
     layer = multi_scale(inner=keras_vqvae.ResidualQuantizer(vector(), 3, quantizer_dropout=1.0, seed=1))
-    # As many samples at a time as elsewhere here, for which JAX has compiled.
+    # Batches of a size for which JAX has already compiled.
     batches = np.split(draw(20, 4, 4, 4), 10)
     indices = np.concatenate([numpy(layer(batch, training=True, return_indices=True)[1]) for batch in batches])
     levels = (indices >= 0).sum(-1)
@@ -202,7 +202,7 @@ def test_a_model_trains_saves_and_decodes(tmp_path):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_collapsed_scale_is_visible(shared):
-    """The mean of each sample is 0, so all samples have one code of the first scale in common."""
+    """The mean of each sample is 0, so all samples share one code of the first scale."""
     z = draw(64, 4, 4)
     z -= z.mean(1, keepdims=True)
     quantizer = keras_vqvae.MultiScaleQuantizer(vector(16, dead_code_threshold=0), (1, 4), shared_codebook=shared)
@@ -278,7 +278,7 @@ def test_a_grid_is_not_one_of_the_vectors_that_wrappers_quantize(wrap):
 
 
 def test_vectors_are_bounded_once():
-    """tanh(.6) rounds to 1, tanh(tanh(.6)) to 0."""
+    """tanh(.6) rounds to 1, but tanh(tanh(.6)) rounds to 0."""
     layer = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)))
     np.testing.assert_allclose(numpy(layer(np.full((2, 4, 4, 4), 0.6, "float32"))), 1)
 

@@ -1,6 +1,6 @@
-"""The notebooks run, in a short form, and hold what they printed and drew.
+"""Runs the notebooks in a short form, and checks that they contain their outputs.
 
-After a change `python notebooks/run.py` makes their outputs anew.
+Run `python notebooks/run.py` after a change, to write the outputs again.
 """
 
 import json
@@ -17,18 +17,18 @@ SMALL = {
     "01_tour": {"EPOCHS": 1, "PRIOR_EPOCHS": 1, "IMAGES": 72},
     "02_where_each_fails": {"EPOCHS": 1, "VECTORS": 128, "DRAWN": 20, "GRID": 12, "SIZES": (2, 4), "LONGER": 1},
 }
-"""What the cell of the parameters says, in the tests."""
+"""The values of each notebook's parameter cell in the tests."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(/[\w.-]+/|[A-Z]:\\)[\w.-]")
 
 
 def cells(name):
-    """The cells of code."""
+    """Returns the code cells."""
     notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def texts(cell):
-    """All of a cell's outputs that are text."""
+    """Yields all text outputs of a cell."""
     for output in cell["outputs"]:
         yield from output.get("text", [])
         for kind, data in output.get("data", {}).items():
@@ -53,14 +53,14 @@ def test_its_cells_run(notebook, monkeypatch):
     namespace = {}
     with matplotlib.rc_context():
         for i, cell in enumerate(cells(notebook)):
-            # What begins with % is for Jupyter alone.
+            # Lines that begin with % are for Jupyter only.
             source = "".join(line for line in cell["source"] if not line.startswith("%"))
             exec(compile(source, f"{notebook}, cell {i}", "exec"), namespace)
             if i == 0:
                 assert cell["metadata"]["tags"] == ["parameters"]
                 assert namespace.keys() >= SMALL[notebook].keys()
                 namespace.update(SMALL[notebook])
-            # What the cell drew is drawn.
+            # Render the figures of the cell.
             for number in pyplot.get_fignums():
                 pyplot.figure(number).canvas.draw()
             pyplot.close("all")

@@ -1,4 +1,4 @@
-"""Quantizers, and functions given to them, that a user wrote and did not register for saving."""
+"""Tests user-defined quantizers and functions that are not registered for saving."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ import keras_vqvae
 
 
 class Signs(keras_vqvae.Quantizer):
-    """A code for each quadrant; without a configuration of its own."""
+    """A quantizer with a code for each quadrant, and without its own configuration."""
 
     def __init__(self, dim=DIM, **kwargs):
         super().__init__(**kwargs)
@@ -36,7 +36,7 @@ class Residual(keras_vqvae.ResidualQuantizer):
 
 
 class Ones(keras.initializers.Initializer):
-    """An initializer that is told its scale, and has no configuration."""
+    """An initializer with an argument but no configuration."""
 
     def __init__(self, scale):
         self.scale = scale
@@ -93,7 +93,7 @@ def test_a_quantizer_without_a_configuration_goes_into_wrappers():
 
 
 def test_functions_go_into_wrappers_as_they_are():
-    """Among them some that Keras could not save, let alone load."""
+    """They include functions that Keras cannot save, or cannot load."""
     functions = {
         "estimator": copied,
         "embeddings_initializer": Ones(3.0),
@@ -167,6 +167,6 @@ def test_saving_says_what_to_register(make, own, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects={own.__name__: own})
     x = draw(12, DIM)
     np.testing.assert_array_equal(numpy(loaded(x)), numpy(model(x)))
-    # What is known is saved without a word.
+    # A registered class is saved without a warning.
     with keras.saving.custom_object_scope({own.__name__: own}):
         model.save(tmp_path / "model.keras")

@@ -13,7 +13,7 @@ import keras_vqvae
 
 
 def classifier(dtype="float32"):
-    """1 x 1 convolutions, so that NumPy needs none, and a normalization that training would change."""
+    """Returns 1 x 1 convolutions, which are simple in NumPy, and a normalization that training would change."""
     inputs = keras.Input((4, 3, 2))
     x = layers.Conv2D(5, 1, activation="relu", name="first", dtype=dtype)(inputs)
     x = layers.BatchNormalization(name="normalization", dtype=dtype)(x)
@@ -25,7 +25,7 @@ def classifier(dtype="float32"):
 
 
 def features(model, x):
-    """Those of the two convolutions, `[batch, 4, 3, channels]` each."""
+    """Computes the features of the two convolutions, `[batch, 4, 3, channels]` each."""
     value = {name: numpy(value).astype("float64") for name, value in weights(model).items()}
     first = np.maximum(x @ value["first/kernel"][0, 0] + value["first/bias"], 0)
     part = {name.rpartition("/")[2]: value[name] for name in value if name.startswith("normalization")}
@@ -34,7 +34,7 @@ def features(model, x):
 
 
 def oracle(model, y_true, y_pred):
-    """The distance of each sample."""
+    """Computes the distance of each sample."""
     found = 0
     for pair in zip(features(model, y_true), features(model, y_pred), strict=True):
         a, b = (each / np.maximum(np.linalg.norm(each, axis=-1, keepdims=True), 1e-30) for each in pair)
@@ -49,7 +49,7 @@ LAYERS = ["first", "second"]
 def test_it_is_the_distance_of_directions_of_features():
     model, y_true, y_pred = classifier(), draw(3, 4, 3, 2), draw(3, 4, 3, 2, seed=1)
     loss = keras_vqvae.PerceptualLoss(model, LAYERS, reduction=None)
-    # Some features are 0, and others near it: they have no direction, or less than 1.
+    # Features at or near 0 have no direction, or a norm below 1.
     np.testing.assert_allclose(numpy(loss(y_true, y_pred)), oracle(model, y_true, y_pred), rtol=1e-3)
     np.testing.assert_array_equal(numpy(loss(y_true, y_true)), 0)
 
@@ -59,7 +59,7 @@ def test_the_outputs_of_a_model_are_its_features():
     cut = keras.Model(model.inputs, [model.get_layer(name).output for name in LAYERS])
     found = [float(keras_vqvae.PerceptualLoss(*each)(y_true, y_pred)) for each in ((model, LAYERS), (cut,))]
     assert found[0] == found[1]
-    # Of vectors, the last axis is that of channels in any order of axes.
+    # For vectors, the last axis contains the channels in either data format.
     a, b = (numpy(model(y)) for y in (y_true, y_pred))
     a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (a, b))
     found = float(keras_vqvae.PerceptualLoss(model)(y_true, y_pred))
@@ -80,7 +80,7 @@ def test_gradients_are_finite_at_equality_and_without_features():
     model, y = classifier(), draw(1, 4, 3, 2)
     loss = keras_vqvae.PerceptualLoss(model, LAYERS)
     (found,) = gradients(lambda x: loss(y, x), y)
-    # What is compiled differs by rounding from what is not.
+    # Compiled and eager results differ by rounding.
     np.testing.assert_allclose(found, 0, atol=1e-7)
     model.get_layer("first").set_weights([np.zeros((1, 1, 2, 5)), np.zeros(5)])
     silent = keras_vqvae.PerceptualLoss(model, ["first"])
@@ -103,12 +103,12 @@ def test_it_trains_a_model_in_fit_and_nothing_else(tmp_path, dtype):
     assert history[2] < history[0]
     assert_same_weights(before, weights(loss.features))
     model.save(tmp_path / "model.keras")
-    # The classifier's weights are in the file, so it may be lost or trained further.
+    # The file contains the classifier's weights, so the classifier itself may be lost or trained further.
     frozen.set_weights([0 * weight for weight in frozen.get_weights()])
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded.evaluate(x, x, verbose=0), model.evaluate(x, x, verbose=0), rtol=1e-5)
     assert not loaded.loss.features.trainable_variables
-    # It resumes.
+    # Training can be resumed.
     found = [each.fit(x, x, batch_size=6, verbose=0).history["loss"] for each in (model, loaded)]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""What comes before the encoder is the target, too."""
+"""Tests that `preprocessing` applies to both the encoder's input and the target."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def parts(size=4):
 
 
 class Noted(layers.Layer):
-    """Flips every second call in training, and notes what it returned."""
+    """A layer that flips every second call in training, and records its outputs."""
 
     calls = 0
     noted = ()
@@ -46,7 +46,7 @@ def test_what_preprocessing_returns_is_input_and_target():
         )
     np.testing.assert_allclose(model.predict(x, verbose=0), plain.predict(2.0 * x, verbose=0), rtol=1e-5)
     np.testing.assert_array_equal(model.encode(x, verbose=0), plain.encode(2.0 * x, verbose=0))
-    # Given targets are taken as they are.
+    # Explicit targets are not preprocessed.
     logs = model.test_on_batch(x, x, return_dict=True)
     np.testing.assert_allclose(
         logs["reconstruction_loss"], np.square(plain.predict(2.0 * x, verbose=0) - x).mean(), rtol=1e-4
@@ -55,7 +55,7 @@ def test_what_preprocessing_returns_is_input_and_target():
 
 @pytest.mark.each_backend
 def test_random_flips_train_as_flipped_data_do(tmp_path):
-    """A decoder that knows no place reconstructs what it is given, flipped or not."""
+    """This decoder sees no positions, so it reconstructs flipped and unflipped images equally well."""
     x = np.zeros((16, 4, 4, 1), "float32")
     x[:, :, :2] = 10 * draw(16, 4, 2, 1)
     flip = layers.RandomFlip("horizontal", seed=1)
@@ -64,7 +64,7 @@ def test_random_flips_train_as_flipped_data_do(tmp_path):
     )
     compiled(model, keras.optimizers.SGD(0.0))
     history = model.fit(x, batch_size=16, epochs=4, verbose=0, validation_data=(x,)).history
-    # Validation is scaled, and not flipped.
+    # Validation data are scaled but not flipped.
     expected = np.square(model.predict(x, verbose=0) - 0.1 * x).mean()
     np.testing.assert_allclose(history["val_reconstruction_loss"], [expected] * 4, rtol=1e-4)
     assert len(set(history["reconstruction_loss"])) > 1
@@ -134,7 +134,7 @@ def test_random_layers_within_the_encoder_are_refused():
     x = draw(8, 4, 4, 1)
     with pytest.raises(ValueError, match=r"`y` must be given.*`preprocessing`.* Received: y=None, layers RandomFlip"):
         model.fit(x, verbose=0)
-    # A denoising autoencoder.
+    # With targets the model is a denoising autoencoder.
     model.fit(x, x, verbose=0)
 
 

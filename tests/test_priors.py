@@ -1,4 +1,4 @@
-"""What every prior promises, and what each of them is by definition."""
+"""Tests what all priors promise, and each prior's definition."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ ALL_OPTIONS = {"guidance_scale": 2.0, "temperature": 1.5, "top_k": 4, "top_p": 0
 def small(kind, **keywords):
     sizes = {"num_classes": CLASSES, "index_shape": (3,), "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "seed": 1}
     prior = PRIORS[kind](K, SHAPE, **{**sizes, **keywords})
-    # Logits far from equal, so that what is drawn depends on what was drawn before.
+    # Logits far from uniform, so that each draw depends on the earlier ones.
     for seed, weight in enumerate(prior.trainable_variables):
         weight.assign(weight + keras.random.normal(weight.shape, stddev=0.5, seed=seed))
     return prior
@@ -57,13 +57,13 @@ def labels(rng):
 
 
 def some(codes):
-    """Codes with -1 in the place of some: none in the first sample, all in the last, and about half in between."""
+    """Replaces some codes by -1: none in the first sample, all in the last, and about half in between."""
     share = np.linspace(0, 1, len(codes)).reshape(-1, *(1,) * (codes.ndim - 1))
     return np.where(np.random.default_rng(1).random(codes.shape) < share, -1, codes)
 
 
 def logits_of(prior, codes, labels=None):
-    """By a program: of each operation by itself JAX would make a program of its own."""
+    """Computes logits in one program. Otherwise JAX would compile a program for each operation."""
     codes = codes.reshape(-1, *SHAPE)
     return prior.predict_on_batch(codes if labels is None else (codes, labels)).reshape(len(codes), LENGTH, K)
 
@@ -74,7 +74,7 @@ def uniforms_of(seed, *shape):
 
 
 def inverse(logits, uniforms):
-    """Draws by the inverse of the distribution, in float64."""
+    """Samples by inverting the distribution in float64."""
     sums = np.cumsum(softmax(logits.astype("float64")), axis=-1)
     return (sums <= uniforms[..., None] * sums[..., -1:]).sum(-1)
 
@@ -84,7 +84,7 @@ def test_logits_are_of_each_code(prior, codes, labels):
     assert outputs.shape == (7, *SHAPE, K)
     assert outputs.dtype == "float32"
     logits, other = outputs.reshape(7, LENGTH, K), logits_of(prior, codes, (labels + 1) % CLASSES)
-    # Of a random network; those of some codes may be saturated.
+    # The network is random, and the logits of some codes may be saturated.
     assert np.abs(other - logits).max(axis=-1).max(axis=0).min() > 1e-2
     assert np.abs(logits_of(prior, codes) - logits).max() > 1e-4
 
@@ -105,7 +105,7 @@ def test_the_loss_is_nats_a_code(prior, kind, codes, labels):
 
 def test_masked_codes_alone_are_predicted():
     prior = small("masked")
-    # Logits that are the bias, whatever the other codes: then any mask gives the same mean.
+    # Make the logits equal the bias, whatever the other codes are, so that any mask gives the same mean.
     prior.transformer.head.assign(ops.zeros(prior.transformer.head.shape))
     prior.compile(optimizer="sgd")
     codes = np.full((9, *SHAPE), 2)
@@ -130,7 +130,7 @@ def test_codes_depend_on_those_before_alone(autoregressive, codes, labels):
 
 
 def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
-    """With the same vectors for each level, later places cannot tell in which order a place says its codes."""
+    """If all stages share their vectors, later positions cannot tell in which order a position lists its codes."""
     prior = small("autoregressive")
     reversed_codes = codes.copy()
     reversed_codes[:, 0, 0] = codes[:, 0, 0, ::-1]
@@ -158,10 +158,10 @@ def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
     ],
 )
 def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
-    """The cache changes the cost alone: each code is drawn as from logits of all the codes so far."""
+    """The cache changes only the cost: each code is drawn as from logits computed from all codes so far."""
     prior = autoregressive if index_shape else small("autoregressive", index_shape=())
     guidance, restrictions = options.get("guidance_scale"), {k: v for k, v in options.items() if k != "guidance_scale"}
-    # Known codes stand anywhere. Those behind a code do not change how it is drawn.
+    # Known codes can be anywhere. Those after a code do not change how it is drawn.
     known = some(codes) if options else np.full_like(codes, -1)
     given = known.reshape(7, LENGTH)
     expected = np.zeros((7, LENGTH), "int32")
@@ -225,7 +225,7 @@ def test_a_saved_prior_draws_the_same(prior, kind, tmp_path, labels):
 
 
 def chain(rng, n, length, transitions):
-    """Samples of a Markov chain from state 0, and its entropy in nats a code."""
+    """Returns samples of a Markov chain from state 0, and its entropy in nats per code."""
     states, entropies = np.zeros((n, length + 1), int), -np.sum(transitions * np.log(transitions), axis=1)
     for place in range(length):
         sums = np.cumsum(transitions[states[:, place]], axis=1)
@@ -239,14 +239,14 @@ def chain(rng, n, length, transitions):
 
 @pytest.mark.slow
 def test_known_sources_are_learned(kind, rng):
-    """Nats a code come down to the entropy of Markov chains, one a class, and new samples have their transitions."""
+    """The loss reaches the entropy of Markov chains, one per class, and new samples have their transitions."""
     transitions = softmax(2 * rng.normal(size=(2, 3, 3)))
     parts, entropies = zip(*(chain(rng, 2048, 5, each) for each in transitions), strict=True)
     order = rng.permutation(4096)
     codes, labels = np.concatenate(parts)[order], np.repeat([0, 1], 2048)[order]
     prior = PRIORS[kind](3, (5,), num_classes=2, num_layers=1, num_heads=2, hidden_dim=32, dropout=0.0)
     options = {"batch_size": 1000, "verbose": 0, **({} if kind == "autoregressive" else {"num_steps": 5})}
-    # Compiled by now, it must go by the weights as they will be.
+    # Compile the sampler before training: it must use the trained weights.
     prior.generate(1000, 0, **options)
     prior.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 384)))
     data = {"batch_size": 64, "validation_data": (codes, labels), "validation_batch_size": 1024}
@@ -260,7 +260,7 @@ def test_known_sources_are_learned(kind, rng):
             np.add.at(pairs, (before, after), 1)
         visits = pairs.sum(1)
         distances = np.abs(pairs / visits[:, None] - expected).sum(1)
-        # Codes that are filled in together are drawn apart; if all were, this would be above 0.5.
+        # Codes filled in at the same step are drawn independently. If all were, the distance would exceed 0.5.
         assert visits @ distances / visits.sum() < 0.25
 
 
@@ -268,7 +268,7 @@ def test_mixed_precision_changes_little(prior, kind, codes, labels):
     mixed = PRIORS[kind].from_config({**prior.get_config(), "dtype": "mixed_bfloat16"})
     mixed.set_weights(prior.get_weights())
     errors = np.abs(logits_of(mixed, codes, labels) - logits_of(prior, codes, labels))
-    # One in a hundred of a random network's logits may be further off, in any precision of eight bits.
+    # Allow larger errors for 1% of a random network's logits, as in any 8-bit precision.
     np.testing.assert_array_less(np.quantile(errors, [0.5, 0.95, 0.99]), [0.03, 0.15, 0.3])
     assert mixed.compute_dtype == mixed.transformer.blocks[0].compute_dtype == "bfloat16"
     assert {weight.dtype for weight in mixed.trainable_variables} == {"float32"}
@@ -287,7 +287,7 @@ def test_some_of_the_classes_are_left_out(kind, rate):
 
 
 def test_codes_of_samples_without_axes(kind):
-    """One code a sample, as of a `VQVAE` over vectors."""
+    """Each sample has one code, as for a `VQVAE` of vectors."""
     prior = PRIORS[kind](K, (), num_layers=1, num_heads=1, hidden_dim=4)
     assert prior.generate(3, seed=0, verbose=0).shape == (3,)
 
@@ -340,7 +340,7 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"known": np.zeros(SHAPE, int)}, "known of shape (2, 2, 3)"),
         ({"known": np.full((4, *SHAPE), 5)}, "known with [5]"),
         ({"known": np.full((4, *SHAPE), -2)}, "known with [-2]"),
-        # JAX has no int64, in which this is 0.
+        # JAX has no int64, so this number would become 0.
         pytest.param({"known": np.full((4, *SHAPE), 2**32)}, "known with [4294967296]", marks=pytest.mark.each_backend),
         ({"known": np.zeros((4, *SHAPE))}, "known of dtype float"),
         ({"known": np.zeros((4, *SHAPE), bool)}, "known of dtype bool"),
@@ -381,7 +381,7 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
 
 
 @pytest.mark.each_backend
-# Those of the exporters.
+# These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_a_loaded_prior_is_exported(tmp_path, num_classes):

@@ -1,4 +1,4 @@
-"""Priors over the codes of a model: sizes and shapes are the model's."""
+"""Tests priors over the codes of a model, which take their sizes and shapes from it."""
 
 import keras
 import numpy as np
@@ -80,7 +80,7 @@ def test_a_grid_of_any_size_needs_a_shape():
     ):
         kind.from_model(model)
     assert kind.from_model(model, shape=(3, 4), **SIZES).shape == (3, 4)
-    # As it is taken from codes.
+    # A shape may be taken from an array of codes.
     assert kind.from_model(model, shape=np.zeros((2, 6, 4)).shape[1:], **SIZES).shape == (6, 4)
     for wrong in ((3, 5), (3,), (3, 4, 1)):
         with pytest.raises(ValueError, match=r"`shape` must match the shape of the model's codes, \(None, 4\)"):

@@ -1,4 +1,4 @@
-"""What every prior promises in `fit` and `evaluate`, as a Keras model."""
+"""Tests what every prior promises as a Keras model, in `fit` and `evaluate`."""
 
 import math
 import re
@@ -32,7 +32,7 @@ def labels(rng):
 
 
 def constant(kind, **keywords):
-    """A prior whose logits are a bias of its codebooks, whatever it is called on, and those logits."""
+    """Returns a prior whose logits are constant, whatever its inputs, and these logits."""
     prior = PRIORS[kind](K, SHAPE, **SIZES, **keywords)
     prior.transformer.head.assign(ops.zeros(prior.transformer.head.shape))
     bias = np.random.default_rng(2).normal(size=(3, K)).astype("float32")
@@ -47,11 +47,11 @@ def nats_of(logits, codes):
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
 def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
-    """Keras divides losses by the number of codes, and metrics, such as perplexity, by the sum of the weights."""
+    """Keras divides losses by the number of codes, and metrics such as perplexity by the sum of the weights."""
     prior, logits = constant("autoregressive", num_classes=num_classes)
     compiled(prior, "sgd", traced=False)
     weights = rng.random(codes.shape[:axes]).astype("float32")
-    # Some batches count less than others.
+    # Set some weights to 0 in one batch, so that batches count differently.
     weights[:3] *= weights[:3] > 0.8
     nats = nats_of(logits, codes)
     full = np.broadcast_to(weights.reshape(*weights.shape, *(1,) * (3 - axes)), codes.shape)
@@ -64,7 +64,7 @@ def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
     without = np.empty((6, 0), "int32")
     of_batches = Batches(4, codes, without if y is None else y, weights)
     assert prior.evaluate(of_batches, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
-    # By position, and without classes.
+    # With positional arguments and without classes.
     assert prior.evaluate(codes, None, 4, 0, weights) == pytest.approx(list(expected.values()), rel=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_weights_of_the_masked_codes_that_count(codes):
     compiled(prior, "sgd", traced=False)
     counted = (codes == 2) & (np.arange(3) == 1)
     counted[:, 0, 1], codes[:, 0, 1] = True, 2
-    # Whatever is masked, each code that counts has the same nats.
+    # Every counted code has the same nats, whichever codes are masked.
     expected = nats_of(logits, np.full_like(codes, 2))[0, 0, 1]
     logs = prior.evaluate(codes, sample_weight=counted, verbose=0, return_dict=True)
     assert math.log(logs["perplexity"]) == pytest.approx(expected, rel=1e-5)
@@ -109,7 +109,7 @@ def test_metrics_compare_codes_and_logits(kind, codes, labels, num_classes):
     right = logits.argmax(-1) == codes
     assert 0 < right.mean() < 1
     y = None if num_classes is None else labels
-    # Only codes that are predicted count in the weighted metric, masked or not.
+    # The weighted metric counts only codes that are predicted correctly, masked or not.
     logs = prior.evaluate(codes, y, sample_weight=right, verbose=0, return_dict=True)
     assert logs["accuracy"] == pytest.approx(right.mean(), rel=1e-5)
     assert logs["sparse_categorical_accuracy"] == pytest.approx(1.0)
@@ -133,7 +133,7 @@ def test_what_a_prior_was_compiled_with_comes_back(kind, codes, tmp_path):
     for one, other in zip(loaded.optimizer.variables, prior.optimizer.variables, strict=True):
         np.testing.assert_array_equal(numpy(one), numpy(other))
     assert "sparse_categorical_accuracy" in loaded.evaluate(codes, verbose=0, return_dict=True)
-    # A file of an earlier version, in which a loss had no effect.
+    # In files of an earlier version, a compiled loss had no effect.
     loaded.compile_from_config({**prior.get_compile_config(), "loss": "mse"})
     assert loaded.optimizer.built
 
@@ -176,7 +176,7 @@ def test_equal_seeds_train_alike(kind, codes):
     weights = trained(7, 1)
     np.testing.assert_array_equal(trained(7, 2), weights)
     assert np.abs(trained(8, 1) - weights).max() > 1e-5
-    # No two parts draw alike.
+    # All parts have different seeds.
     network = PRIORS[kind](K, SHAPE, **{**SIZES, "num_layers": 3}).transformer
     parts = [network, *network.blocks, *getattr(network, "stage_blocks", ())]
     seeds = [SIZES["seed"], *(part.dropout.seed for part in parts)]
@@ -202,7 +202,7 @@ def test_losses_that_layers_add_count(kind, codes):
 
 
 def extended(kind, own_build):
-    """A subclass that adds a layer, a metric and a weight, as any Keras model may."""
+    """Returns a subclass that adds a layer, a metric and a weight, as any Keras model may."""
 
     class Extended(PRIORS[kind]):
         def __init__(self, *args, **keywords):
@@ -281,7 +281,7 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
                 method(codes, sample_weight=weights, verbose=0)
     with pytest.raises(ValueError, match=r"class_weight=\{0: 2.0\}, num_classes=None"):
         prior.fit(codes, class_weight={0: 2.0}, verbose=0)
-    # A code to fill in is no target.
+    # The code for an unknown position is not a valid target.
     for data in ({"x": np.full_like(codes, K)}, {"x": codes, "validation_data": (np.full_like(codes, K), None)}):
         with pytest.raises(ValueError, match=r"Received: codes with \[5\]"):
             prior.fit(**data, verbose=0)

@@ -1,4 +1,4 @@
-"""Draws around known codes, and how many programs a sweep of settings compiles."""
+"""Tests draws around known codes, and counts the programs that a sweep of settings compiles."""
 
 import inspect
 import itertools
@@ -20,7 +20,7 @@ def kind(request):
 
 
 def deterministic(kind):
-    """A prior of one likely code for each codebook: 4 for the first, 1 for the second."""
+    """Returns a prior with one likely code for each codebook: 4 for the first, 1 for the second."""
     prior = PRIORS[kind]((6, 2), (3, 2), index_shape=(2,), **SIZES)
     bias = np.zeros((2, 6), "float32")
     bias[[0, 1], [4, 1]] = 50.0
@@ -36,7 +36,7 @@ def test_known_codes_stay_and_the_others_are_drawn(kind, rng):
     new = prior.generate(20, known=known, seed=0, batch_size=7, verbose=0)
     assert new.dtype == "int32"
     np.testing.assert_array_equal(new, np.where(unknown, [4, 1], codes))
-    # Anything that holds integers will do.
+    # Any array-like of integers is accepted.
     np.testing.assert_array_equal(prior.generate(20, known=known.tolist(), seed=0, verbose=0), new)
     np.testing.assert_array_equal(prior.generate(20, known=known.astype("int8"), seed=0, verbose=0), new)
 
@@ -65,7 +65,7 @@ def test_known_codes_lie_within_their_own_codebook(kind):
 
 
 def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
-    """A prior with attention far from even, whose middle code is drawn between two that are known."""
+    """The prior's attention is far from uniform, and its middle code is drawn between two known codes."""
     prior = PRIORS[kind](6, (3,), **SIZES)
     for seed, weight in enumerate(prior.trainable_variables):
         weight.assign(weight + keras.random.normal(weight.shape, stddev=0.2, seed=seed))
@@ -81,7 +81,7 @@ def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
 
 @pytest.mark.each_backend
 def test_a_sweep_compiles_one_program(kind):
-    """30 settings of temperature, nucleus and guidance. PyTorch compiles nothing, and runs its one sampler 30 times."""
+    """Tries 30 settings of temperature, nucleus and guidance. PyTorch runs one sampler 30 times, uncompiled."""
     traced = []
 
     class Counting(PRIORS[kind]):
@@ -99,14 +99,14 @@ def test_a_sweep_compiles_one_program(kind):
     once = len(traced)
     draws = [draw(**dict(zip(names, values, strict=True))) for values in settings]
     np.testing.assert_array_equal(draws[0], first)
-    # A setting acts although the program stays.
+    # The settings have an effect although the program does not change.
     assert len({each.tobytes() for each in draws}) > 15
     assert len(prior._parts.samplers) == 1
     assert len(traced) == (1 + len(settings) if keras.backend.backend() == "torch" else once)
 
 
 def test_what_restricts_nothing_draws_as_none_does(kind):
-    """By another program, and so does each `top_k`."""
+    """Each case compiles another program, and so does each `top_k`."""
     prior = PRIORS[kind](16, (4,), num_classes=3, **SIZES)
     draw = lambda **options: prior.generate(32, 1, seed=0, verbose=0, **options)  # noqa: E731
     np.testing.assert_array_equal(draw(temperature=1, top_p=1, guidance_scale=1), draw())
@@ -117,7 +117,7 @@ def test_what_restricts_nothing_draws_as_none_does(kind):
 
 
 def test_settings_are_exact_in_mixed_precision(kind):
-    """Inputs of a model would be rounded to bfloat16, where 0.7 is 0.69921875."""
+    """As a model's inputs they would be rounded to bfloat16, where 0.7 is 0.69921875."""
     seen = []
 
     class Seeing(PRIORS[kind]):

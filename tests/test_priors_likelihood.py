@@ -1,4 +1,4 @@
-"""The log-likelihood of given codes, compared with sums over all sequences and over all orders."""
+"""Compares the log-likelihood of given codes with sums over all sequences and over all orders."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ def kind(request):
 
 
 def random_prior(kind, *args, **keywords):
-    """Of logits that are far from equal, and depend on the other codes."""
+    """Returns a prior whose logits are far from uniform and depend on the other codes."""
     prior = PRIORS[kind](*args, **SIZES, **keywords)
     for seed, weight in enumerate(prior.trainable_variables):
         weight.assign(weight + keras.random.normal(weight.shape, stddev=0.7, seed=seed))
@@ -34,7 +34,7 @@ def every(*sizes):
 
 @pytest.mark.parametrize("kind", ["autoregressive", pytest.param("masked", marks=pytest.mark.each_backend)])
 def test_all_sequences_have_a_probability_of_1(kind):
-    """The masked prior's, too: with one order for all samples, steps of several codes are a distribution as well."""
+    """For the masked prior, too: with one order for all samples, steps of several codes also define a distribution."""
     prior = random_prior(kind, (2, 3), (2, 2), num_classes=2, index_shape=(2,))
     codes = every(2, 3, 2, 3).reshape(-1, 2, 2)
     options = [{}] if kind == "autoregressive" else [{"num_steps": steps, "seed": steps} for steps in (1, 3, 99)]
@@ -59,7 +59,7 @@ def test_it_is_of_each_code_given_those_before():
 
 
 def exact_bound(prior, codes):
-    """For each code the mean over the number of masked codes, of the mean over such masks that mask it."""
+    """For each code, averages over the number of masked codes, and for each number over the masks that hide it."""
     length, result = codes.shape[1], np.zeros(codes.shape)
     for count in range(1, length + 1):
         masks = [np.isin(np.arange(length), places) for places in itertools.combinations(range(length), count)]
@@ -77,21 +77,21 @@ def test_the_mean_over_orders_is_the_bound_that_is_trained():
     codes = every(3, 3, 3)[::3]
     bound = exact_bound(prior, codes)
     scores = [prior.log_likelihood(codes, num_steps=3, seed=seed, verbose=0) for seed in range(40)]
-    # Each order gives another array, and there are six.
+    # There are six orders, and each gives another array.
     orders, counts = np.unique(np.round(scores, 4), axis=0, return_counts=True)
     assert len(orders) == 6
     assert counts.min() >= 2
     np.testing.assert_allclose(orders.mean(0), bound, atol=2e-4)
-    # On average below the mean of the probabilities by each order: it is a bound.
+    # It is a bound: on average it is below the log of the mean probability over orders.
     assert (bound.sum(1) < np.log(np.exp(orders.sum(2)).mean(0))).all()
-    # `loss` draws masks of every number of codes.
+    # `loss` draws masks with every number of codes.
     compiled(prior, "sgd", traced=False)
     loss = prior.evaluate(np.repeat(codes, 800, 0), batch_size=7200, verbose=0)[0]
     assert loss == pytest.approx(-bound.mean(), rel=0.03)
 
 
 def test_codes_of_one_step_are_predicted_together():
-    """In one step nothing is known: each code has its probability in an empty sample."""
+    """In a single step nothing is known, so each code has its probability in an empty sample."""
     prior = random_prior("masked", 3, (4,))
     codes = every(3, 3, 3, 3)[::5]
     logits = prior.predict(np.full_like(codes, 3), verbose=0).astype("float64")
@@ -100,7 +100,7 @@ def test_codes_of_one_step_are_predicted_together():
 
 
 def test_steps_are_groups_of_equal_size():
-    """Each code's value depends on codes of earlier groups, and on none of its own group or a later one."""
+    """The value of a code depends only on codes of earlier groups, not on its own group or later ones."""
     prior = random_prior("masked", 3, (6,))
     codes = np.zeros((1, 6), int)
     before = prior.log_likelihood(codes, num_steps=3, seed=4, verbose=0)[0]
@@ -127,7 +127,7 @@ def test_it_does_not_depend_on_the_batch(kind):
 
 
 def test_codes_unlike_the_training_are_less_likely(kind, rng):
-    """Trained on rows of equal codes; the code that differs is found."""
+    """The prior is trained on rows of equal codes, and must find the one that differs."""
     codes = np.repeat(rng.integers(0, 4, (512, 1)), 4, axis=1)
     prior = PRIORS[kind](4, (4,), num_layers=1, num_heads=2, hidden_dim=16, dropout=0.0, seed=0)
     compiled(prior, keras.optimizers.Adam(0.01))
@@ -163,6 +163,6 @@ def test_what_makes_no_sense_is_named(kind, arguments, message):
 
 
 def test_a_code_to_fill_in_has_no_likelihood():
-    """The masked prior is called with the code `num_embeddings`, which is none of a sample."""
+    """The code `num_embeddings` marks a position to fill in for the masked prior, and occurs in no sample."""
     with pytest.raises(ValueError, match=r"Received: codes with \[5\]"):
         PRIORS["masked"](5, (2,), **SIZES).log_likelihood(np.full((1, 2), 5))

@@ -1,4 +1,4 @@
-"""Ways of using a layer that Keras and its backends offer, and quantizers take part in."""
+"""Tests quantizers in various uses of layers that Keras and its backends support."""
 
 import contextlib
 
@@ -33,7 +33,7 @@ def test_evaluation_of_any_model_includes_the_losses(name):
     model = around(quantizer)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     x, y = draw(8, 3, DIM), draw(8, 3, 2)
-    # Dead codes stay where they are.
+    # Dead codes must not move.
     quantizer.trainable = False
     quantizer(model.layers[0](x), training=True)
     added = sum(float(numpy(loss)) for loss in quantizer.losses)
@@ -62,7 +62,7 @@ def test_losses_that_nobody_reads_are_not_computed(name, monkeypatch):
 
 
 def test_losses_of_a_program_that_is_ready_are_not_handed_out():
-    """What it was made of has no value any more."""
+    """The tensors of a finished trace have no values."""
     model = around(EVERY["optimizer"]())
     model.compile("sgd", "mse")
     x, y = draw(8, 3, DIM), draw(8, 3, 2)
@@ -90,7 +90,7 @@ def test_trap_int8_leaves_a_quantizer_as_it_was(name):
 
 @pytest.mark.parametrize("how", ["training=False", "predict"])
 def test_trap_resizing_does_not_train_what_is_behind_it(how):
-    """Up to Keras 3.15.1 it asks the layers after it to train, where nobody says otherwise."""
+    """Up to Keras 3.15.1, `Resizing` sets `training=True` for the layers after it if the caller sets nothing."""
     quantizer = EVERY["ema"]()
     model = keras.Sequential([keras.Input((4, 4, DIM)), keras.layers.Resizing(4, 4), quantizer])
     before = weights(quantizer)
@@ -103,7 +103,7 @@ def test_trap_resizing_does_not_train_what_is_behind_it(how):
 
 
 def whole_recomputations():
-    """PyTorch stops to run a layer again once it has what the gradient needs, mostly short of what the layer learns."""
+    """Makes PyTorch rerun whole layers. By default it stops once the gradient can be computed, before state updates."""
     if BACKEND != "torch":
         return contextlib.nullcontext()
     from torch.utils.checkpoint import set_checkpoint_early_stop
@@ -155,7 +155,7 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
 
     compiled = torch.compile(lambda x: quantizer(x, return_indices=True), fullgraph=True, backend=count)
     with torch.no_grad():
-        # It leaves behind a state of Keras's own, for which a first compiled call would be compiled once more.
+        # This call creates a Keras state that would otherwise cause a second compilation.
         expected = quantizer(x, return_indices=True)
         for _ in range(4):
             quantized, indices = compiled(x)
@@ -168,7 +168,7 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8", "uint32"])
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 def test_compiled_indices_outside_the_codebook_become_the_nearest_inside(dtype):
-    """Also of a dtype that holds neither the largest index nor -1, which stands for no code."""
+    """The dtype may be too narrow for the largest index, or lack -1, which means "no code"."""
     quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(300, seed=7), 2)
     quantizer.build((None, DIM))
     codes = keras.Input((2,), dtype=dtype)
@@ -182,7 +182,7 @@ def test_compiled_indices_outside_the_codebook_become_the_nearest_inside(dtype):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="PyTorch compiles nothing here, and JAX for known sizes only")
 @pytest.mark.parametrize("name", ["ema", "cosine", "bsq", "diveq", "gumbel", "grouped_residual"])
 def test_trap_a_compiled_program_of_any_batch_size_takes_no_vectors(name):
-    """Of nothing there is no maximum."""
+    """An empty batch has no maximum."""
     import tensorflow as tf
 
     quantizer = EVERY[name]()

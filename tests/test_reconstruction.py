@@ -1,4 +1,4 @@
-"""A loss that does not depend on the scale of the data, and logs that show what went wrong."""
+"""Tests the default loss, which does not depend on the scale of the data, and logs that show what went wrong."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def make(quantizer=None, size=8, dim=3):
 
 
 def targets_of(model):
-    """The moments of the targets so far: those of the first output."""
+    """Returns the moments of the first output's targets so far."""
     return [numpy(value) for value in model._parts.reconstruction.targets.values()[0]]
 
 
@@ -30,7 +30,7 @@ def test_the_variance_is_that_of_all_batches_so_far(offset):
     x = draw(50, 8) * np.arange(1, 9, dtype="float32") + np.float32(offset)
     model = compiled(make(), keras.optimizers.SGD(1e-3))
     model.fit(x, batch_size=16, epochs=2, shuffle=False, verbose=0)
-    # Another epoch of a smaller part.
+    # One more epoch on part of the data.
     model.fit(x[:20], batch_size=7, verbose=0)
     seen = np.concatenate([x, x, x[:20]]).astype("float64")
     count, mean, variance = targets_of(model)
@@ -50,7 +50,7 @@ def test_data_of_any_scale_have_the_same_loss_and_gradient():
     for scale in (1e-3, 1.0, 1e3):
         target = ops.convert_to_tensor(np.float32(scale) * y)
         y_pred = ops.convert_to_tensor(np.float32(scale) * (y + error))
-        # The variance so far is forgotten.
+        # Compiling again resets the variance.
         model.compile(keras.optimizers.SGD(0.0))
         found.append(float(model.compute_loss(target, None, y_pred)))
     expected = WEIGHT * 8 / 3 * np.square(error).mean() / y.var(0).mean()
@@ -77,13 +77,13 @@ def test_silent_and_constant_batches_do_no_harm(first):
     constant = np.full((10, 8), 0.0 if first == "silent" else 1.5, "float32")
     error = oracle.mean_square(model.predict(constant, verbose=0) - constant)
     logs = model.train_on_batch(constant, return_dict=True)
-    # By the mean square of the constant, if there is one.
+    # The error is divided by the mean square of a nonzero constant.
     weight = WEIGHT * 8 / 3 / max(np.square(constant).mean(), 1e-6) if first == "constant" else WEIGHT * 8 / 3
-    # A new model explains nothing, so the commitment loss is left out. Silence has nothing to explain.
+    # A new model explains no variance, so the commitment loss is left out. Silence has no variance to explain.
     added = logs["codebook_loss" if first == "constant" else "quantizer_loss"]
     np.testing.assert_allclose(logs["loss"], weight * error + added, rtol=1e-4)
     assert logs["explained_variance"] == 0
-    # From the next batch on it is the variance of both.
+    # From the next batch on, the error is divided by the variance of both batches.
     x = draw(10, 8)
     error = oracle.mean_square(model.predict(x, verbose=0) - x)
     logs = model.train_on_batch(x, return_dict=True)
@@ -165,7 +165,7 @@ def test_batches_of_no_samples_and_single_samples_count_as_what_they_are():
 
 @pytest.mark.each_backend
 def test_the_weight_counts_elements_of_sounds_of_any_length():
-    """Per element of the latents: those of this batch, whatever its length."""
+    """The weight uses the number of latent elements of the current batch, whatever its length."""
     encoder = keras.Sequential([keras.Input((None, 1)), layers.Conv1D(3, 4, strides=4)])
     decoder = keras.Sequential([keras.Input((None, 3)), layers.Conv1DTranspose(1, 4, strides=4)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), decoder)
@@ -238,7 +238,7 @@ def test_masks_reach_the_loss():
 
 @pytest.mark.each_backend
 def test_losses_of_a_quantizer_are_logged_by_name():
-    """The sum over stages, the mean over groups, in training as in evaluation."""
+    """They are summed over stages and averaged over groups, in training and in evaluation."""
     x = draw(24, 8)
     model = compiled(make(keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, seed=1), 3), dim=4), "sgd")
     residual = numpy(model.encoder(x))
@@ -297,11 +297,11 @@ def test_losses_of_several_passes_add_up():
         np.testing.assert_allclose(logs[name], sum(part[name] for part in parts), rtol=1e-5)
 
 
-# Failures, and where the default logs show them.
+# Failures, and the default logs that show them.
 
 
 def test_codes_that_carry_nothing_explain_nothing():
-    """A decoder that ignores them gives the mean of the data, which is far from 0, at a small error."""
+    """A decoder that ignores them outputs the mean of the data, which is far from 0, so the error is small."""
     x = draw(64, 8) * np.float32(0.1) + np.float32(1)
     model = make()
     model.compile("sgd")

@@ -13,7 +13,7 @@ from keras_vqvae.ops.entropy import entropy_loss
 
 
 def direct(z, e, valid, weight, diversity, temperature, inner_product):
-    """The definition, with all `N x K` soft assignments."""
+    """Computes the definition with all `N x K` soft assignments."""
     scores = ops.matmul(z, ops.transpose(e)) if inner_product else -ops.sum(ops.square(z[:, None] - e), -1)
     log_p = ops.log_softmax(scores / temperature, -1)
     p = ops.exp(log_p)
@@ -62,7 +62,7 @@ def test_it_is_exact_far_from_the_origin(rng):
 
 
 def test_it_spreads_vectors_over_the_codes(rng):
-    """All vectors nearest to one code of sixteen: descent by the second entropy moves codes into use."""
+    """All vectors start nearest to one of sixteen codes. Descent on the second entropy makes them use other codes."""
     x = (0.1 * rng.normal(size=(64, 2))).astype("float32")
 
     def used(weight):
@@ -87,7 +87,7 @@ def test_it_spreads_vectors_over_the_codes(rng):
 
 @pytest.mark.parametrize("keywords", [{"codebook_weight": 0}, {"ema_decay": 0.9}])
 def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rng, keywords):
-    """Also where the layer overwrites its codebook before the gradient is taken."""
+    """This holds even if the layer overwrites its codebook before the gradient is computed."""
     layer = keras_vqvae.VectorQuantizer(
         8,
         commitment_weight=0,
@@ -101,7 +101,7 @@ def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rn
     x = rng.normal(size=(12, 4)).astype("float32")
     kernel, codebook = (ops.convert_to_numpy(variable).copy() for variable in (dense.kernel, layer.codebook))
     model.train_on_batch(x, x[:, :3])
-    # The mean of all `z_n e_k` has, by each `z_n`, the gradient `mean(e_k) / N`.
+    # For each `z_n`, the mean of all `z_n e_k` has the gradient `mean(e_k) / N`.
     expected = kernel - x.T @ np.tile(codebook.mean(0) / len(x), (len(x), 1))
     np.testing.assert_allclose(ops.convert_to_numpy(dense.kernel), expected, atol=1e-6)
     assert (ops.convert_to_numpy(layer.codebook) != codebook).any()
@@ -109,7 +109,7 @@ def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rn
 
 def test_the_config_comes_back_within_the_layers():
     layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.AssignmentEntropy(0.3, 0.2, 0.1))
-    # Numbers and names alone.
+    # Only numbers and names.
     config = json.loads(json.dumps(layer.get_config()))
     again = keras_vqvae.VectorQuantizer.from_config(config)
     assert again.assignment_regularizer.get_config() == {"weight": 0.3, "diversity_weight": 0.2, "temperature": 0.1}

@@ -1,4 +1,4 @@
-"""Quantizers of another size that take the place of a trained one."""
+"""Tests quantizers of another size that replace a trained one."""
 
 import functools
 
@@ -34,14 +34,14 @@ def trained(name):
     layer = QUANTIZERS[name]()
     x = draw(40, 4)
     layer(x)
-    # What is in use: few of the codes.
+    # Only few of the codes are in use.
     for _ in range(2):
         layer(x[:8], training=True)
     return layer, x[:8]
 
 
 def moved(new_indices, codes):
-    """The new indices of codes `[N, *codebook_shape]`."""
+    """Maps codes `[N, *codebook_shape]` to their new indices."""
     if codes.ndim == 1:
         return new_indices[codes]
     places = np.indices(codes.shape)[1:]
@@ -59,7 +59,7 @@ def test_pruned_by_given_data_they_encode_and_decode_it_as_before(name):
     np.testing.assert_allclose(numpy(smaller(x)), numpy(layer(x)), rtol=1e-6)
     counts, kept = numpy(layer.code_counts), new_indices >= 0
     assert numpy(smaller.code_counts).sum() == counts[kept].sum()
-    # It trains, is saved, and its own random state went on.
+    # The smaller layer trains and can be saved, and has its own random state.
     smaller(x, training=True)
     again = type(smaller).from_config(smaller.get_config())
     assert again.codebook_sizes == smaller.codebook_sizes

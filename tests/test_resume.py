@@ -1,4 +1,4 @@
-"""A run that was stopped goes on from each of Keras's checkpoints to what it would have become; see `resume.py`."""
+"""Tests that each of Keras's checkpoints resumes a stopped run to the same result; see `resume.py`."""
 
 import shutil
 
@@ -8,12 +8,12 @@ import pytest
 from resume import EVERY, STEPS, WAYS, train
 
 STOPPED_AT = STEPS + 3
-"""Within the second epoch, and behind the last checkpoint."""
+"""A step within the second epoch, after the last checkpoint."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What an unbroken run ends with, and a copy of what it had left behind where another one was stopped."""
+    """Returns the final variables of an unbroken run, and a copy of its checkpoints at the step of the stop."""
     folder, copy = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("stopped") / "copy"
 
     def stop(callbacks):
@@ -28,12 +28,12 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=pytest.mark.each_backend if way == "orbax" else ()) for way in WAYS]
 )
-# Of Orbax itself, where arrays lie on one device.
+# Orbax warns about arrays on one device.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_that_was_stopped_goes_on_to_what_the_unbroken_one_became(runs, way):
     unbroken, folder = runs
     assert STOPPED_AT % EVERY
-    # Two equal runs of TensorFlow part in the last bit.
+    # Even two equal runs of TensorFlow differ in the last bit.
     allowed = 1e-5 if keras.backend.backend() == "tensorflow" else 0
     for one, other in zip(train(folder, way), unbroken, strict=True):
         np.testing.assert_allclose(one, other, rtol=allowed, atol=allowed)

@@ -8,7 +8,7 @@ from keras_vqvae.models import sampling
 
 
 def allowed(logits, top_k, top_p):
-    """Which codes of one row may be drawn, as the two are defined."""
+    """Computes which codes of one row may be drawn, by the definitions of `top_k` and `top_p`."""
     order = np.argsort(-logits, kind="stable")
     keep = order[: top_k or len(order)]
     if top_p is not None:

@@ -12,11 +12,11 @@ from keras_vqvae.backend import backend
 pytestmark = pytest.mark.each_backend
 
 BLOCKS = [(50, 7), (640, 64), (1 << 20, 1024)]
-"""Scores and codes at a time."""
+"""Numbers of scores and codes per block."""
 
 
 def by_xla(function):
-    """`function`, on TensorFlow compiled by XLA, as JAX's search always is."""
+    """Compiles `function` with XLA on TensorFlow, as JAX always does for the search."""
     if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf
@@ -37,7 +37,7 @@ def set_blocks(patch, blocks):
     blocks=st.sampled_from(BLOCKS),
     seed=st.integers(0, 2**16),
 )
-# Where XLA computes scores once more to compare them, rounded otherwise, as it may over one axis, none is the best.
+# A regression: XLA may compute scores again for a comparison and round them differently, so that none is the best.
 @example(leading=[], num_embeddings=40, dim=1, dtype="float16", blocks=BLOCKS[1], seed=3)
 def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
     leading, num_embeddings, dim, dtype, blocks, seed
@@ -94,7 +94,7 @@ def test_by_cosine_the_direction_decides(rng):
 
 
 def test_far_from_the_origin_the_search_is_as_exact_as_the_inputs(rng):
-    """Written out without care, `z e - |e|^2 / 2` loses distances below 1e-7 of `|z|^2`: here, all of them."""
+    """A naive `z e - |e|^2 / 2` loses distances below 1e-7 of `|z|^2`, which here are all of them."""
     codes = (1000 + 0.1 * rng.normal(size=(64, 4))).astype("float32")
     vectors = (1000 + 0.1 * rng.normal(size=(500, 4))).astype("float32")
     indices = ops.convert_to_numpy(keras_vqvae.nearest_code(vectors, codes))
@@ -112,7 +112,7 @@ def test_vectors_that_are_not_finite_find_some_code():
 
 
 def test_trap_zeros_of_both_signs_are_equal():
-    """To `ops.argmax` of JAX and TensorFlow they are not."""
+    """JAX's and TensorFlow's `ops.argmax` distinguishes them."""
     x = np.array([[-1, -0.0, 0.0], [-1, 0.0, -0.0], [0, 1, 1], [-np.inf, -np.inf, -np.inf]], "float32")
     for argmax in (backend.argmax, by_xla(backend.argmax)):
         np.testing.assert_array_equal(ops.convert_to_numpy(argmax(ops.convert_to_tensor(x))), [1, 1, 1, 0])

@@ -1,4 +1,4 @@
-"""Codes of items made unique."""
+"""Tests codes of items that are made unique."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""Every argument of every quantizer acts, alone and within each wrapper, or is refused by name."""
+"""Tests that every argument of every quantizer has an effect, also within each wrapper, or is refused by name."""
 
 import functools
 import inspect
@@ -11,7 +11,7 @@ from keras import layers
 
 import keras_vqvae
 
-# What an argument does is decided by code that is the same everywhere, and each case takes other programs to compile.
+# The code behind arguments is the same on every backend, and each case compiles other programs.
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="hundreds of models, for the quickest backend"
 )
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 DIM = 4
 SHAPE = (3, DIM)
 EMA = {"ema_decay": 0.9}
-# Of each class: arguments that it is made with, and for each argument another value, with what else differs then.
+# For each class: its arguments, and another value of each argument with the other changes that it needs.
 VECTOR = {
     "num_embeddings": 9,
     "embedding_dim": 5,
@@ -115,12 +115,12 @@ PLACES = {
     "projected": lambda quantizer: keras_vqvae.ProjectedQuantizer(quantizer, DIM),
     "scales": lambda quantizer: keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3)),
 }
-# What is of every Keras layer, and the quantizer that a wrapper takes.
+# Arguments of every Keras layer, and the quantizer of a wrapper.
 ELSEWHERE = {"self", "kwargs", "quantizer"}
 
 
 def observed(case, place, **changed):
-    """All that can be seen of a quantizer in two steps of training and in inference, or the error that refuses it."""
+    """Collects all observable results of two training steps and of inference, or the error that refuses the case."""
     kind, fixed, _ = CASES[case]
     keras.utils.set_random_seed(0)
     try:

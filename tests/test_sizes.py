@@ -1,4 +1,4 @@
-"""Sizes that strides do not divide: padded on the way in, cropped on the way out."""
+"""Tests sizes that the strides do not divide: inputs are padded, outputs are cropped."""
 
 import re
 
@@ -13,7 +13,7 @@ import keras_vqvae
 
 SMALL = {"embedding_dim": 3, "filters": (4, 6), "num_residual_blocks": 1}
 SHAPES = {1: (9, 2), 2: (6, 9, 1), 3: (2, 5, 8, 1)}
-"""Of samples, for two halvings: with sizes that 4 divides, and others."""
+"""Sample shapes for two halvings. Some of the sizes are divisible by 4."""
 
 
 def make(sizes, channels=1, **keywords):
@@ -33,7 +33,7 @@ def weights_of(model, other):
 
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_a_model_of_any_size_is_that_of_the_size(shape):
-    """Built for a size, its decoder crops; built for any, `VQVAE` does. The grid is rounded up in both."""
+    """A model of one size crops in its decoder, one of any size in `VQVAE`. Both round the grid up."""
     *sizes, channels = shape
     known = make(sizes, channels)
     free = weights_of(make([None] * len(sizes), channels), known)
@@ -45,7 +45,7 @@ def test_a_model_of_any_size_is_that_of_the_size(shape):
     assert expected.shape == x.shape
     np.testing.assert_allclose(free.predict(x, verbose=0), expected, atol=1e-6)
     np.testing.assert_allclose(numpy(free(x)), expected, atol=1e-6)
-    # Without a size the decoder's full output, which begins with it.
+    # Without a size, `decode` returns the decoder's full output, which begins with the cropped one.
     whole = free.decode(codes, verbose=0)
     assert whole.shape == (2, *(-(-size // 4) * 4 for size in sizes), channels)
     np.testing.assert_allclose(whole[tuple(slice(n) for n in x.shape)], expected, atol=1e-6)
@@ -62,7 +62,7 @@ def test_padding_is_by_zeros_at_the_end_of_a_causal_model():
 
 @pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.each_backend), True])
 def test_a_model_of_any_size_is_trained(causal):
-    """In batches of other sizes, which TensorFlow traces with sizes that are not known."""
+    """Batches have different sizes, so TensorFlow traces unknown ones."""
     model = helpers.compiled(make((None,), causal=causal), keras.optimizers.Adam(0.01))
     for size in (9, 6):
         x = draw(4, size, 1)
@@ -86,7 +86,7 @@ def test_sizes_that_are_not_known_in_a_graph():
         import tensorflow as tf
 
         call = tf.function(call, input_signature=[tf.TensorSpec((None, None, None, 1))], autograph=False)
-    # Outside of a program JAX compiles each operation.
+    # Not on JAX, which compiles each operation outside of a program.
     for sizes in ((5, 6), (8, 3)) if keras.backend.backend() != "jax" else ():
         x = draw(2, *sizes, 1)
         np.testing.assert_allclose(numpy(call(keras.ops.convert_to_tensor(x))), model.predict(x, verbose=0), atol=1e-6)
@@ -98,7 +98,7 @@ def test_sizes_that_are_not_known_in_a_graph():
 
 
 class Doubled(layers.Layer):
-    """Makes twice as many steps."""
+    """A layer that doubles the number of steps."""
 
     def call(self, x):
         return keras.ops.repeat(x, 2, axis=1)
@@ -113,7 +113,7 @@ def test_a_decoder_that_makes_more_is_not_cropped():
     model = keras_vqvae.VQVAE(
         encoder, keras_vqvae.VectorQuantizer(16), keras.Model(latents, Doubled()(decoder(latents)))
     )
-    # Where the input is one stride, more than it and less than two of its own.
+    # Inputs below one stride, of one stride, of one of the doubled decoder's strides, and above.
     for size in (3, 4, 8, 9):
         steps = 2 * -(-size // 4) * 4
         assert model.predict(draw(2, size, 1), verbose=0).shape == (2, steps, 1)
@@ -140,7 +140,7 @@ def test_outputs_that_are_not_of_the_inputs_axes_are_not_cropped():
 
 
 def test_a_decoder_of_one_size_is_not_cropped():
-    """Longer than the input, and meant to be: `fit(x, y)`."""
+    """Its output is meant to be longer than the input, as in `fit(x, y)`."""
     encoder = make((None,)).encoder
     latents = keras.Input((None, 3))
     # More than any size that is tried.

@@ -1,4 +1,4 @@
-"""`adapt` takes data in any form, and its memory does not grow with the data."""
+"""Tests that `adapt` accepts data in any form, and that its memory does not grow with the data."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def make(grid=(), quantizer=None, **keywords):
 
 
 class Read(np.ndarray):
-    """An array that counts which rows are read."""
+    """An array that records which rows are read."""
 
     def __getitem__(self, rows):
         if isinstance(rows, np.ndarray):
@@ -32,7 +32,7 @@ def counting(array):
 
 
 class Endless(keras.utils.PyDataset):
-    """Has no number of batches."""
+    """A data set of unknown length."""
 
     @property
     def num_batches(self):
@@ -73,7 +73,7 @@ def test_every_source_gives_the_codebook_of_its_arrays(source):
     one.adapt(x, verbose=0)
     other.adapt(SOURCES[source](x, y), verbose=0)
     np.testing.assert_allclose(numpy(other.quantizer.codebook), numpy(one.quantizer.codebook), rtol=1e-5)
-    # All 50 vectors, by the layer's own k-means.
+    # The layer's own k-means on all 50 vectors.
     layer = keras_vqvae.VectorQuantizer(8, seed=1)
     layer.adapt(one.encoder.predict(x, verbose=0), verbose=0)
     np.testing.assert_allclose(numpy(one.quantizer.codebook), numpy(layer.codebook), rtol=1e-5)
@@ -84,7 +84,7 @@ def test_a_generator_builds_a_model_and_loses_no_batch():
     encoder = keras.Sequential([layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(50, seed=1), keras.Sequential([layers.Dense(6)]))
     model.adapt((x[i : i + 10] for i in range(0, 50, 10)), verbose=0)
-    # As many codes as vectors: each vector has its own.
+    # There are as many codes as vectors, so each vector has its own.
     assert len(np.unique(model.encode(x, verbose=0))) == 50
 
 
@@ -99,7 +99,7 @@ def test_a_sample_is_uniform_whatever_the_batches():
         np.testing.assert_array_equal(whole.rows(), parts.rows())
         assert len(np.unique(whole.rows())) == 10
         found[whole.rows()] += 1
-    # Each of 40 is drawn by chance 1/4: 125 times, with a standard deviation of 9.7.
+    # Each of 40 rows has probability 1/4, so it is drawn about 125 times, with a standard deviation of 9.7.
     assert np.abs(found - 125).max() < 4 * 9.7
 
 
@@ -119,7 +119,7 @@ def test_of_arrays_no_more_is_read_than_is_needed(grid, needed):
     model.adapt(x, max_vectors=64, seed=3, verbose=0)
     rows = np.concatenate(x.rows)
     assert len(rows) == len(np.unique(rows)) == needed
-    # From all over the data.
+    # Rows are read from all over the data.
     assert rows.max() > 100
     again = counting(np.asarray(x))
     model.adapt(again, max_vectors=64, seed=3, verbose=0)
@@ -157,7 +157,7 @@ def test_steps_bound_a_source_without_an_end():
 
 
 def test_vectors_that_do_not_count_are_not_drawn():
-    """Nine tenths are masked: of the others, as many as may be are taken."""
+    """With 90% of the vectors masked, it draws as many of the others as it may."""
     seen = []
     encoder = keras.Sequential([keras.Input((10, 4)), layers.Masking(), layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(8), layers.Dense(4))

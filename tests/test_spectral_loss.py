@@ -14,7 +14,7 @@ SMALL = {"window_sizes": (32, 8)}
 
 
 def magnitudes(sounds, size, floor):
-    """SciPy's, of `[batch, steps]`, over the window's norm."""
+    """Computes magnitudes of `[batch, steps]` with SciPy, divided by the window's norm."""
     window = signal.get_window("hann", size)
     padded = np.pad(np.asarray(sounds, "float64"), ((0, 0), (size // 2, size // 2)), mode="reflect")
     values = signal.stft(padded, window=window, nperseg=size, noverlap=size - size // 4, boundary=None, padded=False)[2]
@@ -23,7 +23,7 @@ def magnitudes(sounds, size, floor):
 
 
 def oracle(y_true, y_pred, window_sizes=(32, 8), log_weight=1.0, floor=1e-3):
-    """The distance of each sound of `[batch, steps]`."""
+    """Computes the distance of each sound of `[batch, steps]`."""
     found = []
     for size in window_sizes:
         a, b = (magnitudes(sounds, size, floor) for sounds in (y_true, y_pred))
@@ -56,7 +56,7 @@ def test_white_noise_has_magnitude_1_at_every_resolution():
 
 
 def test_the_units_of_the_data_are_those_of_floor_and_log_weight():
-    """Quiet sounds, with both in their units, have the loss of loud ones, in these units."""
+    """If both are scaled with the data, the loss of quiet sounds is that of loud ones in the same units."""
     y_true, y_pred = draw(3, 50), draw(3, 50, seed=1)
     quiet = keras_vqvae.SpectralLoss(**SMALL, floor=1e-2 / 64, log_weight=1 / 64)(y_true / 64, y_pred / 64)
     loud = keras_vqvae.SpectralLoss(**SMALL, floor=1e-2)(y_true, y_pred)
@@ -77,7 +77,7 @@ def test_the_default_windows_and_a_last_axis_of_size_1():
     loss = keras_vqvae.SpectralLoss()
     expected = oracle(y_true, y_pred, window_sizes=(1024, 256, 64)).mean()
     np.testing.assert_allclose(float(loss(y_true, y_pred)), expected, rtol=1e-4)
-    # As Keras's losses, it takes a last axis of size 1 in one of the two.
+    # As in Keras's losses, one of the two may have a last axis of size 1.
     np.testing.assert_allclose(float(loss(y_true[..., None], y_pred)), expected, rtol=1e-4)
     np.testing.assert_allclose(float(loss(y_true, y_pred[..., None])), expected, rtol=1e-4)
 
@@ -119,7 +119,7 @@ def test_masked_steps_are_silent_and_the_mean_is_over_the_valid_ones():
     np.testing.assert_allclose(float(loss(y_true, output, weight)), np.mean(each * weight) * scale, rtol=2e-4)
     np.testing.assert_allclose(float(total(y_true, output)), each.sum(), rtol=2e-4)
     assert float(loss(y_true, layers.Masking()(0 * y_pred))) == 0
-    # In a model, where tensors are traced.
+    # Within a model, whose tensors are traced.
     model = keras.Sequential([keras.Input((40, 1)), layers.Masking()])
     model.compile(loss=loss)
     value = model.evaluate(y_pred * mask[..., None], y_true, batch_size=3, verbose=0)

@@ -18,7 +18,7 @@ def norm(kernel):
 def test_the_largest_singular_value_becomes_1(shape, scale):
     kernel = scale * draw(*shape)
     found = numpy(keras_vqvae.SpectralNorm()(kernel))
-    # In the worst case, where all singular values are equal, it is too large by this factor.
+    # In the worst case all singular values are equal, and the estimated norm is too large by this factor.
     n = min(np.prod(shape[:-1]), shape[-1])
     assert n ** (-1 / 256) - 1e-4 < norm(found) < 1 + 1e-4
     np.testing.assert_allclose(found / norm(found), kernel / norm(kernel), rtol=1e-4, atol=1e-7)
@@ -34,7 +34,7 @@ def test_equal_singular_values_are_the_worst_case_and_zeros_stay():
 
 @pytest.mark.each_backend
 def test_fit_keeps_kernels_at_norm_1_and_equal_in_all_calls(tmp_path):
-    """What `keras.layers.SpectralNormalization` does not on JAX, where its change of the kernel is lost."""
+    """On JAX, `keras.layers.SpectralNormalization` fails to do so, because its change of the kernel is lost."""
     inputs = keras.Input((6,))
     constraint = keras_vqvae.SpectralNorm()
     x = layers.Dense(4, use_bias=False, kernel_initializer="orthogonal", kernel_constraint=constraint)
@@ -43,7 +43,7 @@ def test_fit_keeps_kernels_at_norm_1_and_equal_in_all_calls(tmp_path):
     np.testing.assert_allclose(norm(kernel), 1, rtol=1e-4)
     for _ in range(2):
         model.train_on_batch(data, y)
-        # A step of gradient descent, and then the scale.
+        # A step of gradient descent, then the normalization.
         kernel = kernel - 0.5 * data.T @ (data @ kernel - y) * 2 / y.size
         kernel = kernel / norm(kernel)
         np.testing.assert_allclose(numpy(x.kernel), kernel, atol=0.005)

@@ -1,4 +1,4 @@
-"""Residuals of a list of stages, which may differ: beside the formula in NumPy."""
+"""Tests residuals of a list of stages, which may differ, against the formula in NumPy."""
 
 import keras
 import numpy as np
@@ -20,12 +20,12 @@ def vector(num_embeddings=16, **keywords):
 
 
 def falling(**keywords):
-    """Stages whose sizes fall."""
+    """Returns stages of decreasing size."""
     return keras_vqvae.ResidualQuantizer([vector(size) for size in SIZES], **keywords)
 
 
 def mixed(**keywords):
-    """A first stage of length 1, one behind a projection, and one of levels behind another."""
+    """Returns a stage with unit-norm codes, a projected stage, and a projected FSQ stage."""
     return keras_vqvae.ResidualQuantizer(
         [
             vector(16, distance="cosine", ema_decay=0.9),
@@ -87,7 +87,7 @@ def test_a_frozen_residual_freezes_its_stages(x):
     layer(x, training=True)
     assert_same_weights(before, weights(layer))
     assert not layer.trainable_variables
-    # As a whole it can be filled, as one codebook can.
+    # Like a single codebook, the whole residual can be adapted.
     layer.adapt(x, verbose=0)
     assert all((before[stage.embeddings.path] != numpy(stage.codebook)).any() for stage in layer.quantizers)
 
@@ -144,7 +144,7 @@ def test_an_index_beyond_its_own_stage_is_refused_and_clipped_where_compiled(x):
     symbolic = keras.Input((3,), dtype="int32")
     decoder = keras.Model(symbolic, layer.decode(symbolic))
     if keras.backend.backend() == "torch":
-        # Not compiled there.
+        # Keras does not compile this on PyTorch.
         return
     decoded = decoder.predict(np.full((2, 3), 15, "int32"), verbose=0)
     np.testing.assert_allclose(decoded, numpy(layer.decode(np.array([[15, 7, 3]] * 2))), atol=1e-6)
@@ -164,7 +164,7 @@ def test_scales_of_stages_that_differ_check_each_cell():
 
 @pytest.mark.each_backend
 def test_a_beam_over_stages_that_differ_finds_the_best_sum(x):
-    """As wide as all sums of the first two stages, it finds the best of all."""
+    """A beam as wide as all sums of the first two stages finds the best of all sums."""
     layer = built(falling(beam_width=128))
     books = [numpy(stage.codebook) for stage in layer.quantizers]
     sums = (books[0][:, None, None] + books[1][:, None] + books[2]).reshape(-1, DIM)
@@ -181,7 +181,7 @@ def test_adapt_is_k_means_of_each_stages_own_size(x):
         codes, _ = keras_vqvae.kmeans(rest, size, seed=size, verbose=0)
         np.testing.assert_allclose(numpy(stage.codebook), numpy(codes), atol=1e-5)
         rest = rest - numpy(codes)[oracle.nearest_code(rest, numpy(codes))]
-    # Or by a seed that is given.
+    # An explicit seed takes precedence.
     layer.adapt(x, verbose=0, seed=5)
     codes, _ = keras_vqvae.kmeans(x, SIZES[0], seed=5, verbose=0)
     np.testing.assert_allclose(numpy(layer.quantizers[0].codebook), numpy(codes), atol=1e-5)
@@ -225,7 +225,7 @@ def test_a_model_of_stages_trains_logs_and_is_saved(x, make, tmp_path):
 @pytest.mark.parametrize("prior_class", [keras_vqvae.AutoregressivePrior, keras_vqvae.MaskedPrior])
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
 def test_priors_draw_codes_of_each_stage_alone(prior_class, guidance_scale, x):
-    """Nearly every code lies outside, if it is drawn from all."""
+    """If each were drawn from all codes, nearly every code would be out of range."""
     sizes, shape = (64, 2), (3, 2)
     codes = np.stack([np.random.default_rng(0).integers(0, size, (32, 3)) for size in sizes], axis=-1)
     prior = prior_class(sizes, shape, num_classes=2, index_shape=(2,), num_layers=1, hidden_dim=8, num_heads=1, seed=0)

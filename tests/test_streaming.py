@@ -1,4 +1,4 @@
-"""Causal models, and streams of them: parts of a sequence give what the whole gives."""
+"""Tests causal models and their streams: chunks of a sequence must give the same results as the whole."""
 
 import re
 import weakref
@@ -18,7 +18,7 @@ from keras_vqvae.models import streaming
 STRIDE = 4
 SIZES = {"embedding_dim": 4, "filters": (4, 6), "num_residual_blocks": 1}
 STEPS = 19
-"""Of a sequence: four vectors, and three samples more."""
+"""Steps of a sequence: four vectors, and three more samples."""
 
 
 def vector(**keywords):
@@ -43,14 +43,14 @@ def make(quantizer=None, steps=None, causal=True, **keywords):
 
 
 def spread(model):
-    """Codes where the encoder's vectors are, so that many of them are taken."""
+    """Sets the codes to encoder outputs, so that many codes are in use."""
     first = getattr(model.quantizer, "quantizers", [model.quantizer])[0]
     first.set_codebook(numpy(model.encoder(draw(1, 16 * STRIDE, 1, seed=1)))[0])
     return model
 
 
 def own():
-    """A causal model of layers that users take."""
+    """Returns a causal model of layers that users are likely to choose."""
     samples, latents = keras.Input((None, 2)), keras.Input((None, 4))
     x = layers.Conv1D(6, 3, dilation_rate=2, padding="causal", activation="relu")(layers.Rescaling(2.0)(samples))
     x = layers.Concatenate()([x, layers.Dense(3)(samples)])
@@ -75,7 +75,7 @@ def assert_equal_to_the_whole(model, x, cuts):
     np.testing.assert_array_equal(joined(model.encode_stream(parts(x, cuts))), codes)
     found = joined(model.decode_stream(parts(codes, [cut // model.latency for cut in cuts])))
     np.testing.assert_allclose(found, model.decode(codes, verbose=0), atol=1e-6)
-    # As one goes on: what is encoded is decoded at once.
+    # Chained streams: each chunk is decoded as soon as it is encoded.
     found = joined(model.decode_stream(model.encode_stream(parts(x, cuts))))
     np.testing.assert_allclose(found, model.decode(codes, verbose=0), atol=1e-6)
 
@@ -103,7 +103,7 @@ def test_of_every_kind_and_length(kind):
 
 def test_of_layers_of_ones_own():
     model = own()
-    # The whole drops samples that fill no stride of 6, and so does the stream.
+    # Samples that do not fill a stride of 6 are dropped, both by the whole and by the stream.
     for steps in (48, 47):
         for cuts in ([], [7], range(steps), [20, 21, 40]):
             assert_equal_to_the_whole(model, draw(2, steps, 2), cuts)
@@ -126,14 +126,14 @@ def test_layers_without_a_stride_are_a_stream():
 
 
 def positive(model):
-    """Weights above 0, through which every input has an influence."""
+    """Makes all weights positive, so that every input has an influence."""
     for variable in (*model.encoder.trainable_variables, *model.decoder.trainable_variables):
         variable.assign(0.1 + keras.ops.abs(variable))
     return model
 
 
 def influences(function, x):
-    """Booleans `[steps of x, steps of the output]`: whether a step of the output depends on a step of `x`."""
+    """Returns booleans `[steps of x, steps of the output]`: whether an output step depends on a step of `x`."""
     steps = x.shape[1]
     changed = np.concatenate([x, x + np.eye(steps)[:, :, None]]).astype("float32")
     base, *outputs = numpy(function(changed))
@@ -150,14 +150,14 @@ def test_latency_and_receptive_field_are_what_perturbations_find(make):
     assert found.shape[1] == x.shape[1]
     fields = []
     for t in range(x.shape[1]):
-        # Nothing depends on what comes after its own frame.
+        # No output depends on inputs after its own frame.
         (samples,) = np.nonzero(found[:, t])
         assert samples[-1] == t // model.latency * model.latency + model.latency - 1
         fields.append(samples[-1] - samples[0] + 1)
     assert max(fields) == model.receptive_field
     for t in range(of_vectors.shape[1]):
         assert np.nonzero(of_vectors[:, t])[0][-1] == (t + 1) * model.latency - 1
-    # Sample by sample an index comes every `latency` samples, and at once its reconstruction.
+    # Fed sample by sample, an index comes every `latency` samples, and its reconstruction at once.
     sound = model.decode_stream(model.encode_stream(parts(x, range(1, x.shape[1]))))
     steps = [part.shape[1] for part in sound]
     assert steps == [model.latency * (i % model.latency == model.latency - 1) for i in range(x.shape[1])]
@@ -186,7 +186,7 @@ def test_memory_and_work_do_not_grow(monkeypatch):
 
     def chunks():
         for _ in range(30):
-            # Those before are forgotten. One may be alive in the generator's own variables.
+            # Earlier chunks are freed, up to one in the generator's own variables.
             assert sum(ref() is not None for ref in alive) <= 1
             chunk = draw(1, 9 * STRIDE, 1)
             alive.append(weakref.ref(chunk))
@@ -195,7 +195,7 @@ def test_memory_and_work_do_not_grow(monkeypatch):
 
     assert joined(model.encode_stream(chunks())).shape == (1, 270)
     assert sizes == 30 * sizes[:1]
-    # A chunk of any size is taken in blocks.
+    # A large chunk is processed in blocks.
     sizes.clear()
     many = 4 * streaming.MAX_BLOCK
     assert joined(model.encode_stream([draw(1, many * STRIDE, 1)])).shape == (1, many)
@@ -277,17 +277,17 @@ def test_in_mixed_precision(policy):
 
 
 @pytest.mark.each_backend
-# Those of the exporters.
+# These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_is_exported_with_its_state(tmp_path):
-    """On PyTorch to ONNX, on the others as a SavedModel; PyTorch has no SavedModel, JAX no ONNX of any batch size."""
+    """PyTorch exports to ONNX, having no SavedModel; the others to SavedModel, as JAX has no ONNX of any batch size."""
     model, x = make(), draw(2, 40, 1)
     codes, torch = model.encode(x, verbose=0), keras.backend.backend() == "torch"
     sound = model.decode(codes, verbose=0)
     for step, inputs, outputs in ((model.tokenizer_step, x, codes), (model.detokenizer_step, codes, sound)):
         source, *states = sorted(step.input)
         size = inputs.shape[1] // 5
-        # A fixed number of steps, because Keras tries one on PyTorch, which is less than a stride.
+        # A fixed number of steps: on PyTorch Keras would replace an unknown one by 1, which is less than a stride.
         chunk = keras.KerasTensor((None, size, *inputs.shape[2:]), inputs.dtype, name=source)
         path = str(tmp_path / f"{step.name}.onnx")
         signature = [{**step.input, source: chunk}]
@@ -305,7 +305,7 @@ def onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    # The outputs in the order of their names.
+    # The outputs are in the order of their names.
     return lambda inputs: session.run(None, inputs)
 
 

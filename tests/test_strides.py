@@ -1,4 +1,4 @@
-"""Grids as sums of codes at strides, for inputs of any size, beside NumPy."""
+"""Tests multi-scale quantization at strides, for inputs of any size, against NumPy."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def cell_means(x, stride):
 
 
 def of_scale(indices, coarsest, stride, start):
-    """The indices of one scale, `[n, *sizes]`, by the place of each cell within its coarsest cell."""
+    """Extracts the indices of one scale, `[n, *sizes]`, by each cell's position within its coarsest cell."""
     parts = [a // b for a, b in zip(coarsest, stride, strict=True)]
     sizes = [size * part for size, part in zip(indices.shape[1 : 1 + len(parts)], parts, strict=True)]
     found = np.zeros((len(indices), *sizes), "int32")
@@ -91,7 +91,7 @@ def test_codes_of_the_coarse_scales_alone_decode_to_the_coarse_sound():
 
 
 def test_indices_of_whole_coarsest_cells_do_not_depend_on_what_follows():
-    """By repetition a cell touches only its own elements, so that sound can be cut between coarsest cells."""
+    """With repetition, a cell affects only its own elements, so sound can be cut between coarsest cells."""
     layer, x = strided((4, 2, 1), interpolation="nearest"), draw(2, 16, DIM)
     np.testing.assert_array_equal(numpy(layer.encode(x[:, :8])), numpy(layer.encode(x))[:, :2])
 
@@ -109,7 +109,7 @@ def test_adapt_is_k_means_of_means_over_what_there_is():
     means = np.stack([x[:, :4].mean(1), x[:, 4:].mean(1)], axis=1)
     first, _ = keras_vqvae.kmeans(means, 8, seed=1, verbose=0)
     np.testing.assert_allclose(numpy(layer.quantizers[0].codebook), numpy(first), atol=1e-5)
-    # The last coarsest cell has two cells more than there are vectors.
+    # The last coarsest cell extends two cells beyond the vectors.
     coarse = np.repeat(numpy(first)[numpy(layer.encode(x))[..., 0]], 4, axis=1)[:, :6]
     second, _ = keras_vqvae.kmeans(x - coarse, 8, seed=2, verbose=0)
     np.testing.assert_allclose(numpy(layer.quantizers[1].codebook), numpy(second), atol=1e-5)
@@ -135,7 +135,7 @@ def test_a_model_of_sound_of_any_length_trains_saves_decodes_and_is_sampled(tmp_
     codes, sound = model.encode(x, verbose=0), model.predict(x, verbose=0)
     assert codes.shape == (4, 2, 7)
     np.testing.assert_allclose(model.decode(codes, verbose=0), sound, atol=1e-5)
-    # 12 steps are 6 vectors, of which 2 coarsest cells have more: 16 steps.
+    # 12 steps are 6 vectors. They need 2 coarsest cells, which have 16 steps.
     decoded = model.decode(model.encode(x[:, :12], verbose=0), verbose=0)
     assert decoded.shape == (4, 16, 1)
     model.save(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""Targets that a loss would broadcast are refused, and those that it is made for are not."""
+"""Tests that targets are refused only if a loss would broadcast them by mistake."""
 
 import helpers
 import keras
@@ -76,7 +76,7 @@ IMAGE, FLAT, CLASSES, LOGITS = (6, 4, 4, 1), (6, 4, 4), (6,), (6, 4, 4, 9)
         (SPARSE, CLASSES, (6, 3), "float32"),
         ("crossentropy", FLAT, LOGITS, "int32"),
         (None, CLASSES, IMAGE, "int32"),
-        # A loss of the user's own may want other data, or classes, and is wrong of itself where nothing broadcasts.
+        # A user's loss may expect other data or classes. If nothing broadcasts, the loss itself fails on wrong shapes.
         (mean_and_variance, IMAGE, (6, 4, 4, 2), "float32"),
         (absolute, FLAT, LOGITS, "int32"),
         (absolute, (6, 5), IMAGE[:3], "float32"),

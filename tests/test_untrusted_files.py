@@ -1,4 +1,4 @@
-"""What a `.keras` file of somebody else may do: nothing but hold numbers and the names of what is registered."""
+"""Tests that an untrusted `.keras` file can contain only numbers and the names of registered objects."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from helpers import draw, numpy
 import keras_vqvae
 
 REFUSED = (TypeError, ValueError)
-"""Where a part of a part is refused, Keras hands the message on in an error of its own."""
+"""Keras may wrap the error of a nested part in an error of its own."""
 
 
 def double(inputs):
@@ -44,7 +44,7 @@ WITH_CODE = {
 }
 
 
-# Keras warns of a function without a name where it saves it.
+# Keras warns when it saves a function without a name.
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
 @pytest.mark.parametrize("place", WITH_CODE)
 def test_code_in_a_file_is_refused_wherever_it_stands(tmp_path, place):
@@ -52,20 +52,20 @@ def test_code_in_a_file_is_refused_wherever_it_stands(tmp_path, place):
     model.save(tmp_path / "model.keras")
     with pytest.raises(REFUSED, match="safe_mode"):
         keras.saving.load_model(tmp_path / "model.keras")
-    # So it was the code alone that stood in the way.
+    # Without safe mode it loads, so only the code was refused.
     trusted = keras.saving.load_model(tmp_path / "model.keras", safe_mode=False)
     np.testing.assert_allclose(trusted.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6)
 
 
 @pytest.fixture
 def file(tmp_path):
-    """A saved model of 8 codes of 4 dimensions."""
+    """Saves a model of 8 codes with 4 dimensions."""
     model_of(vector(ema_decay=0.9)).save(tmp_path / "model.keras")
     return tmp_path / "model.keras"
 
 
 def rewrite(file, name, change):
-    """Puts `change(data)` in the place of one of the parts of a `.keras` file."""
+    """Replaces a part of a `.keras` file by `change(data)`."""
     with zipfile.ZipFile(file) as archive:
         parts = {part: archive.read(part) for part in archive.namelist()}
     parts[name] = change(parts[name])
@@ -75,7 +75,7 @@ def rewrite(file, name, change):
 
 
 def configure(file, **values):
-    """Writes other arguments of the quantizer into a file."""
+    """Changes arguments of the quantizer in a file."""
 
     def change(data):
         config = json.loads(data)
@@ -120,7 +120,7 @@ FOREIGN = {"module": "os", "class_name": "function", "config": "abort", "registe
 )
 def test_functions_of_other_modules_are_refused(file, name, value):
     configure(file, **{name: value})
-    # `os.abort` would end the process.
+    # If it were called, `os.abort` would end the process.
     with pytest.raises(REFUSED, match="abort"):
         keras.saving.load_model(file)
 
@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_refused(file, damage):
     def change(data):
         buffer = io.BytesIO(data)
         with h5py.File(buffer, "r+") as store:
-            # The quantizer's alone has a seed.
+            # Only the quantizer's group has a seed.
             (of_quantizer,) = [group for group in all_groups(store) if "seed" in group]
             if name in of_quantizer:
                 del of_quantizer[name]
@@ -190,7 +190,7 @@ def test_a_file_that_ends_too_early_is_refused(file):
 
 
 def test_an_unchanged_file_is_loaded(file):
-    """What the others change is what they are refused for."""
+    """So the files of the other tests are refused only for their changes."""
     x = draw(5, 4)
     rewrite(file, "config.json", lambda data: data)
     configure(file)

@@ -55,7 +55,7 @@ def test_the_optimizer_owns_the_codebook_or_nothing(ema_decay, owned):
 
 @pytest.mark.each_backend
 def test_trap_adam_is_right_where_a_code_occurs_twice(x):
-    """On TensorFlow the gradient of a gather is a list of rows, and Adam is wrong if one occurs twice in it."""
+    """On TensorFlow the gradient of a gather is a list of rows, and Adam is wrong if a row occurs twice."""
     layer, codebook = build(dead_code_threshold=0)
     model = keras.Sequential([keras.Input((5, 4)), layer])
     optimizer = keras.optimizers.Adam(0.1)
@@ -64,14 +64,14 @@ def test_trap_adam_is_right_where_a_code_occurs_twice(x):
     indices = oracle.nearest_code(x, codebook)
     assert np.bincount(indices.reshape(-1)).max() > 1
     gradient = -2 / x.size * oracle.one_hot(indices, 6).T @ (x - codebook[indices]).reshape(-1, 4)
-    # Adam's first step: both moments debiased, and epsilon, as Keras has it, added before that.
+    # Adam's first step: both moments are debiased, but Keras adds epsilon before that.
     expected = codebook - 0.1 * gradient / (np.abs(gradient) + optimizer.epsilon / (1 - optimizer.beta_2) ** 0.5)
     np.testing.assert_allclose(ops.convert_to_numpy(layer.codebook), expected, atol=1e-5)
 
 
 @pytest.mark.each_backend
 def test_trap_jax_keeps_what_call_writes_to_the_moving_average(rng):
-    """On JAX what `call` writes to trainable weights is dropped; the codebook of the moving average must not be one."""
+    """JAX drops what `call` writes to trainable weights, so the moving average's codebook must not be trainable."""
     x = rng.normal(size=(40, 3)).astype("float32")
     layer, codebook = build(8, 3, ema_decay=0.8, dead_code_threshold=0)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(3, kernel_initializer="identity"), layer])
@@ -90,11 +90,11 @@ def test_dead_codes_are_replaced_by_vectors_of_the_batch(rng):
     layer, _ = build(8, 3, ema_decay=0.9, embeddings_initializer=keras.initializers.Constant(100.0))
     layer(x, training=True)
     codebook = ops.convert_to_numpy(layer.codebook)
-    # All ties, so the first code takes every vector and lands on their mean; the other seven are dead.
+    # All codes tie, so the first one takes every vector and moves to their mean. The other seven are dead.
     np.testing.assert_allclose(codebook[0], x.mean(0), atol=1e-4)
     for code in codebook[1:]:
         assert (code == x).all(-1).any()
-    # A tenth of uniform use, which is (1 - decay) * 50 / 8; the first decay leaves ten vectors a code.
+    # A tenth of uniform usage, which is (1 - decay) * 50 / 8. The first decay is that of ten vectors per code.
     np.testing.assert_allclose(ops.convert_to_numpy(layer.ema_counts)[1:], 0.1 * (50 / 80) * 50 / 8, rtol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_revival_does_not_depend_on_the_batch_size(rng, repeats):
 
 @pytest.mark.each_backend
 def test_trap_an_integer_seed_draws_anew_every_step(rng):
-    """And `seed=None` must work where JAX compiles."""
+    """`seed=None` must work in compiled code on JAX, too."""
     x = rng.normal(size=(64, 3)).astype("float32")
     layer = keras_vqvae.VectorQuantizer(4, ema_decay=0.9, embeddings_initializer=keras.initializers.Constant(100.0))
     layer(x, training=True)
@@ -142,7 +142,7 @@ def test_default_codes_have_length_one():
 
 @pytest.mark.each_backend
 def test_trap_autocast_does_not_round_the_codebook(rng):
-    """Inside `call` autocast turns weights into bfloat16, where 1.0 + 1e-4 is 1.0."""
+    """Within `call`, autocast casts weights to bfloat16, where 1.0 + 1e-4 is 1.0."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     layer, _ = build(2, 1)
     layer.set_codebook([[1.0], [1.0001]])
@@ -175,7 +175,7 @@ def test_trap_float16_squares_overflow(rng):
 
 @pytest.mark.each_backend
 def test_trap_added_losses_are_float32_under_float16_training(x):
-    """TensorFlow cannot add a float16 loss to a float32 one."""
+    """TensorFlow cannot add float16 and float32 losses."""
     keras.config.set_dtype_policy("mixed_float16")
     inputs = keras.Input((5, 4))
     quantizer = keras_vqvae.VectorQuantizer(6)
@@ -222,7 +222,7 @@ def test_wrong_arguments_are_named(name, values):
     ],
 )
 def test_how_long_codes_begin(keywords, length):
-    """With the rotation it is `sqrt(D / K) / 4`."""
+    """With the rotation, the initial norm is `sqrt(D / K) / 4`."""
     _, codebook = build(256, 64, **keywords)
     np.testing.assert_allclose(np.sqrt(np.square(codebook).sum(-1).mean()), length, rtol=0.03)
 

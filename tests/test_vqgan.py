@@ -1,4 +1,4 @@
-"""`VQGAN` against an alternating game in NumPy, and what `fit`, `evaluate` and files make of it."""
+"""Tests `VQGAN` against an alternating game in NumPy, and in `fit`, `evaluate` and files."""
 
 import helpers
 import keras
@@ -18,7 +18,10 @@ def x(rng):
 
 
 def judge(several=False, features=False):
-    """Two layers, with a logit, or with a dict of one and of a grid of four. The features are those between them."""
+    """Returns a two-layer discriminator with one logit, or with a dict of one logit and of a grid of four.
+
+    The features are the outputs of the first layer.
+    """
     inputs = keras.Input((DIM,))
     hidden = layers.Dense(5, activation="tanh", name="discriminator_hidden")(inputs)
     one = layers.Dense(1, name="discriminator_one")(hidden)
@@ -32,7 +35,7 @@ def judge(several=False, features=False):
 
 
 def make(discriminator=None, weight=0.5, model=keras_vqvae.VQGAN, **keywords):
-    """Linear networks. The quantizer has no losses, so that all gradients are of the reconstruction."""
+    """Returns a model of linear networks. Its quantizer adds no losses, so all gradients are of the reconstruction."""
     encoder = keras.Sequential([keras.Input((DIM,)), layers.Dense(LATENTS)])
     decoder = keras.Sequential([keras.Input((LATENTS,)), layers.Dense(DIM)])
     quantizer = keras_vqvae.VectorQuantizer(8, ema_decay=0.9, commitment_weight=0.0, dead_code_threshold=0, seed=1)
@@ -40,12 +43,12 @@ def make(discriminator=None, weight=0.5, model=keras_vqvae.VQGAN, **keywords):
 
 
 class Reference:
-    """The game of a model in NumPy: one player's gradients at a time."""
+    """Computes a model's game in NumPy, the gradients of one player at a time."""
 
     def __init__(self, model, x, features=False):
         self.x, self.r, self.features = x, model.predict(x, verbose=0), features
         self.first, self.bias, *heads = model.discriminator.get_weights()
-        # In Keras's order, that of the names: four before one.
+        # Keras sorts the heads by name: four before one.
         self.heads = list(zip(heads[::2], heads[1::2], strict=True))
 
     def logits(self, x):
@@ -53,7 +56,7 @@ class Reference:
         return hidden, [hidden @ kernel + bias for kernel, bias in self.heads]
 
     def backward(self, x, cotangents, into_features=0.0):
-        """The gradients for `x` and for all weights, given those for the logits of each head and for the features."""
+        """Returns the gradients by `x` and by all weights, given those by each head's logits and by the features."""
         hidden, _ = self.logits(x)
         into_hidden = into_features + sum(c @ kernel.T for c, (kernel, _) in zip(cotangents, self.heads, strict=True))
         into_hidden = into_hidden * (1 - hidden**2)
@@ -61,7 +64,7 @@ class Reference:
         return into_hidden @ self.first.T, [x.T @ into_hidden, into_hidden.sum(0), *of_heads]
 
     def discriminator(self):
-        """The losses and accuracies, averaged over the heads, and the gradients of the weights."""
+        """Returns the losses and accuracies, averaged over the heads, and the gradients by the weights."""
         total, parts = [], []
         for x, sign in ((self.x, 1), (self.r, -1)):
             _, logits = self.logits(x)
@@ -75,12 +78,12 @@ class Reference:
         return logs, [one + other for one, other in zip(*total, strict=True)]
 
     def feature_loss(self):
-        """The loss of the features, and its gradient for those of the reconstructions."""
+        """Returns the feature loss, and its gradient by the features of the reconstructions."""
         data, made = self.logits(self.x)[0], self.logits(self.r)[0]
         return np.abs(made - data).sum() / np.abs(data).sum(), np.sign(made - data) / np.abs(data).sum()
 
     def generator(self):
-        """The loss of the logits, and the gradient of all losses for the reconstructions."""
+        """Returns the loss of the logits, and the gradient of all losses by the reconstructions."""
         _, logits = self.logits(self.r)
         loss = -np.mean([each.mean() for each in logits])
         cotangents = [np.full_like(each, -1 / each.size / len(logits)) for each in logits]
@@ -88,7 +91,7 @@ class Reference:
 
 
 def step(model, x, loss):
-    """What a step of gradient descent at a rate of 1 takes from each trainable weight."""
+    """Returns what a step of gradient descent at learning rate 1 subtracts from each trainable weight."""
     helpers.compiled(model, keras.optimizers.SGD(1.0), loss, traced=False)
     before = [numpy(weight).copy() for weight in model.trainable_weights]
     model.train_on_batch(x)
@@ -112,7 +115,7 @@ def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several
         keras.utils.set_random_seed(0)
         model = make(judge(several, features), weight)
         game, codes = Reference(model, x, features), numpy(model.quantizer(model.encoder(x)))
-        # In units of the variance, an eighth of a sample's error, for each element of the latents.
+        # In units of the variance: an eighth of a sample's error, per element of the latents.
         factor = 1.0 if loss == "mse" else DIM / LATENTS / 8
         error = 2 * (game.r - x) / x.size * (1.0 if loss == "mse" else factor / x.var(0).mean())
         into_r = error + weight * factor * game.generator()[1]
@@ -139,7 +142,7 @@ def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
     game.x = 2 * x
     expected = {**game.discriminator()[0], "generator_loss": game.generator()[0]}
     expected |= {"feature_loss": game.feature_loss()[0]} if features else {}
-    # The last batch is smaller.
+    # One batch for all samples.
     logs = model.evaluate(x, batch_size=12, verbose=0, return_dict=True)
     for name, value in expected.items():
         assert logs[name] == pytest.approx(value, rel=1e-5), name
@@ -148,13 +151,13 @@ def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
     assert ("feature_loss" in logs) == features
     in_parts = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
-    # The loss of the features is relative to the magnitudes in each batch.
+    # The feature loss is relative to the magnitudes of each batch.
     for name in expected.keys() - {"feature_loss"}:
         assert in_parts[name] == pytest.approx(logs[name], rel=1e-5), name
 
 
 def test_the_weight_is_independent_of_the_scale_of_the_data(x):
-    """Of the latents' number, too: a decoder's gradient is that of `1 - explained_variance` and a generator's loss."""
+    """And of the number of latents. Up to a factor, the decoder minimizes `1 - explained_variance` + generator loss."""
     parts = {}
     for weight in (0.0, 1.0):
         keras.utils.set_random_seed(0)
@@ -169,7 +172,7 @@ def test_the_weight_is_independent_of_the_scale_of_the_data(x):
 
 
 def stateful(dropout=0.0):
-    """Layers with a state, that compute something else in training than in inference."""
+    """Returns layers with state, whose outputs in training and inference differ."""
     spectral = layers.SpectralNormalization
     return keras.Sequential(
         [
@@ -219,12 +222,12 @@ def test_the_players_wait_for_the_start(x):
     before = models[0].discriminator.get_weights()
     for model in models:
         model.fit(x, batch_size=6, shuffle=False, verbose=0)
-    # Two steps without, and a third one with the discriminator.
+    # The first two steps train without the discriminator, the third one with it.
     for one, other in zip(models[0].discriminator.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(models[0].decoder.get_weights(), models[1].decoder.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-    # Looking on is no step.
+    # Evaluation does not count as a step.
     models[0].evaluate(x, verbose=0)
     assert float(models[0]._steps) == 2
     models[0].fit(x, verbose=0)
@@ -242,13 +245,13 @@ def test_mixed_precision(x, policy):
     for weight in model.trainable_weights:
         assert weight.dtype == "float32"
     moved = [path for path, value in helpers.weights(model).items() if (value != before[path]).any()]
-    # A scale of the loss that is too large at first would leave all as it was.
+    # If the initial loss scale were too large, no weight would have changed.
     assert {weight.path for weight in model.decoder.trainable_weights} <= set(moved)
 
 
 @keras.saving.register_keras_serializable(package="tests")
 class HeadAndGame(keras_vqvae.VQGAN):
-    """`call` has a second output, whose loss is added."""
+    """A model whose `call` has a second output with a loss of its own."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -379,7 +382,7 @@ def test_outputs_that_are_no_reconstruction_are_refused(x):
 
 
 def test_data_of_any_scale_train_both_players_alike():
-    """A power of two changes no digit of a number, so nothing at all may differ."""
+    """Scaling by a power of two is exact in floating point, so all results must be equal to the last bit."""
     found = []
     for scale in (2.0**-10, 2.0**10):
         keras.utils.set_random_seed(0)

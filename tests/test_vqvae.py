@@ -39,7 +39,7 @@ def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0, trainin
     reconstruction_loss = oracle.mean_square(numpy(model.decoder(codebook[indices])) - x)
     variance, perplexity = x.var(0).mean(), oracle.perplexity(indices, 16)
     explained = 1 - reconstruction_loss / variance
-    # A step of training counts it in full where a tenth of the variance is explained.
+    # In training, the commitment loss ramps up until a tenth of the variance is explained.
     withheld = (1 - np.clip(explained / RAMP, 0, 1)) * commitment_weight * distance if training else 0.0
     return {
         "loss": WEIGHT * (x.shape[1] / z_e.shape[1]) * reconstruction_loss / variance + quantizer_loss - withheld,
@@ -61,7 +61,7 @@ def test_fit_and_evaluate_report_the_papers_numbers(x, ema_decay):
     weight = 1.0 if ema_decay is None else 0.0
     model.build(x.shape)
     expected = expected_logs(model, x, codebook_weight=weight, training=True)
-    # One step over all samples: its logs are those of the weights before it.
+    # One step over all samples, so the logs are those of the initial weights.
     history = model.fit(x, batch_size=20, epochs=1, verbose=0).history
     assert sorted(history) == sorted(expected)
     for name, (value,) in history.items():
@@ -81,7 +81,7 @@ def test_metrics_start_anew_every_epoch(x):
 
 
 def test_training_lowers_the_error(x):
-    # Not built before, as a user's.
+    # Not built before `fit`, as in users' code.
     model = make(compiled=False, ema_decay=0.9)
     model.compile(keras.optimizers.Adam(0.01))
     history = model.fit(x, batch_size=20, epochs=60, verbose=0, validation_data=(x,)).history
@@ -157,7 +157,7 @@ def test_sample_weights_weigh_the_reconstruction(x):
     weight = np.linspace(0, 2, len(x)).astype("float32")
     model.compile("sgd")
     expected = (np.square(predicted - x).mean(-1) * weight).mean()
-    # Keras drops the weights of data without targets.
+    # Keras drops the sample weights of data without targets.
     for targets in ((x,), ()):
         result = model.evaluate(x, *targets, sample_weight=weight, batch_size=20, verbose=0, return_dict=True)
         np.testing.assert_allclose(result["reconstruction_loss"], expected, rtol=1e-4)
@@ -207,7 +207,7 @@ def test_train_and_test_on_batch(x):
 
 @pytest.mark.each_backend
 def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
-    """`quantizer_loss` is the quantizer's own; a regularizer elsewhere counts in `loss` alone."""
+    """`quantizer_loss` belongs to the quantizer only. Regularizers elsewhere count only in `loss`."""
     encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1))])
     decoder = keras.Sequential([keras.Input((3,)), layers.Dense(8)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), decoder)
@@ -241,7 +241,7 @@ def test_masked_positions_count_in_no_log(rng):
     result = model.evaluate(x, verbose=0, return_dict=True)
     np.testing.assert_allclose(result["perplexity"], oracle.perplexity(indices, 16), rtol=1e-5)
     np.testing.assert_allclose(result["quantizer_loss"], 1.25 * oracle.mean_square(z_e - codebook[indices]), rtol=1e-4)
-    # The variance of all positions would be compared with the error of some.
+    # It would compare the error of the unmasked positions with the variance of all.
     assert "explained_variance" not in result
     model.fit(x, verbose=0)
 
@@ -254,7 +254,7 @@ def test_it_is_built_where_the_encoder_knows_its_input(x, tmp_path):
     model.summary(print_fn=lambda line: lines.append(line))
     assert "?" not in "".join(lines)
     assert f"{sum(np.prod(w.shape) for w in model.weights):.0f}" in "".join(lines)
-    # Keras looks at the weights before the first step.
+    # Keras reads the weights before the first step.
     model.fit(x, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
 
 
@@ -272,7 +272,7 @@ def test_tokenizer_and_detokenizer_are_functional_models_over_its_layers(x, tmp_
         np.testing.assert_allclose(loaded.predict(data, verbose=0), expected, atol=1e-6)
 
 
-# Of Keras with JAX 0.12, for integers as NumPy makes them.
+# Keras with JAX 0.12 warns about NumPy's integers.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 def test_encoders_of_several_inputs(x):
     inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((1,), dtype="int32", name="b")}
@@ -314,7 +314,7 @@ def test_data_in_every_form(x):
         np.testing.assert_array_equal(model.encode(data, verbose=0), codes)
         for name, value in model.evaluate(data, verbose=0, return_dict=True).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5)
-        # A model that never saw a sample builds itself by the first ones.
+        # A model that has seen no sample is built by the first ones.
         unbuilt = keras_vqvae.VQVAE(layers.Dense(3), keras_vqvae.VectorQuantizer(16), layers.Dense(8))
         assert unbuilt.encode(data, verbose=0).shape == (20,)
 
@@ -345,7 +345,7 @@ def test_subclassed_parts_need_no_shapes(x):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_wholly_non_finite_data_leaves_the_codebook(x, ema_decay, bad):
-    # No activation in between: compiled by XLA for a CPU, `relu` of NaN may be 0.
+    # No activation in between: on a CPU, XLA may compile `relu` so that NaN becomes 0.
     quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay)
     model = keras_vqvae.VQVAE(layers.Identity(), quantizer, layers.Dense(8))
     model.build(x.shape)

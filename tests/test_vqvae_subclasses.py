@@ -1,4 +1,4 @@
-"""What a subclass of `VQVAE` adds or overrides, and decoders of several outputs."""
+"""Tests what a subclass of `VQVAE` adds or overrides, and decoders with several outputs."""
 
 import helpers
 import keras
@@ -22,7 +22,7 @@ def labels():
 
 
 def parts(known=True, **keywords):
-    """An encoder that knows its input or not, a quantizer and a decoder."""
+    """Returns an encoder, which knows its input shape if `known`, a quantizer and a decoder."""
     encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3)]) if known else layers.Dense(3)
     return encoder, keras_vqvae.VectorQuantizer(16, seed=1, **keywords), layers.Dense(8)
 
@@ -103,7 +103,7 @@ def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
         np.testing.assert_allclose(value, predicted[name], atol=1e-6)
     np.testing.assert_array_equal(loaded.encode(x, verbose=0), model.encode(x, verbose=0))
     assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
-    # The file of the weights fits a model that never ran, if the encoder knows its input.
+    # A weights file can be loaded into a model that never ran, if the encoder knows its input shape.
     model.save_weights(tmp_path / "model.weights.h5")
     other = HeadInCall(*parts(known, ema_decay=0.9))
     if not known:
@@ -148,7 +148,7 @@ def test_latents_and_indices_are_those_of_the_step(x, labels):
     np.testing.assert_array_equal(numpy(indices), model.encode(x, verbose=0))
     np.testing.assert_array_equal(numpy(latents), numpy(model.quantizer.decode(indices)))
     np.testing.assert_array_equal(numpy(image), numpy(model.decoder(latents)))
-    # The head's loss alone reaches the head, and through the latents the encoder.
+    # Only the head's loss reaches the head, and the encoder through the latents.
     weights = {"image": 0.0, "label": 1.0}
     helpers.compiled(model, keras.optimizers.SGD(0.1), LOSSES, loss_weights=weights, traced=False)
     before = helpers.weights(model)
@@ -180,7 +180,7 @@ def test_a_loss_of_ones_own(x):
     expected = np.abs(model.predict(x, verbose=0) - x).mean()
     logs = model.evaluate(x, batch_size=20, verbose=0, return_dict=True)
     np.testing.assert_allclose(logs["loss"], expected + logs["quantizer_loss"], rtol=1e-5)
-    # That loss tells nothing of a reconstruction.
+    # This loss does not report a reconstruction.
     of_codes = ["bits_per_index", "bits_per_sample", "codebook_usage", "perplexity"]
     of_quantizer = ["quantizer_loss", "commitment_loss", "codebook_loss"]
     assert sorted(logs) == sorted(["loss", *of_quantizer, *of_codes])
@@ -207,7 +207,7 @@ def test_a_loss_added_in_call(x):
 
 
 class Pairs(keras_vqvae.VQVAE):
-    """Takes another input than its encoder."""
+    """A model with an input that its encoder does not get."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

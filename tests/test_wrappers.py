@@ -1,4 +1,4 @@
-"""Residual, grouped and projected quantization, beside compositions by hand."""
+"""Tests residual, grouped and projected quantization against compositions by hand."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def x(rng):
 
 
 def by_hand(layer, x):
-    """Codes, indices and squared errors of each level, in NumPy."""
+    """Computes codes, indices and squared errors of each stage in NumPy."""
     rest, codes, indices, errors = x.astype("float64"), [], [], []
     for quantizer in layer.quantizers:
         codebook = numpy(quantizer.codebook)
@@ -57,11 +57,11 @@ def test_the_encoders_gradient_is_copied_once_whatever_the_depth(x, rng, depth):
 
 
 def test_every_level_commits_the_encoder(x):
-    """The residuals keep their gradient, so each level's commitment adds its own pull."""
+    """The residuals keep their gradient, so each stage's commitment loss pulls on the encoder."""
     layer = built(keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 3))
     codes, _, _ = by_hand(layer, x)
     by_inputs, by_weights = layer_gradients(layer, x, np.zeros_like(x))
-    # And none of them moves the codes of the levels before.
+    # No commitment loss moves the codes of earlier stages.
     for by_codebook in by_weights:
         np.testing.assert_array_equal(by_codebook, 0)
     rests = [x - sum(codes[: level + 1]) for level in range(3)]
@@ -156,7 +156,7 @@ def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
 @pytest.mark.each_backend
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_a_shared_codebook_learns_once_a_step_from_all_levels(x, levels):
-    """The moving average of one codebook over what all levels saw, by the codebook as it stood before the step."""
+    """The inputs of all stages update one moving average. They use the codebook from before the step."""
     layer = built(
         keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), levels, shared_codebook=True)
     )
@@ -182,7 +182,7 @@ def test_groups_are_quantized_by_themselves(x):
         np.testing.assert_array_equal(numpy(quantized)[:, 2 * group : 2 * group + 2], codebook[expected])
         errors += [weight * oracle.mean_square(part - codebook[expected]) / 2 for weight in (0.25, 1.0)]
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], errors, rtol=1e-4)
-    # By the seed of each group, or one that is given.
+    # The seed is that of each group, or an explicit one.
     for keywords, seed in ({}, 2), ({"seed": 5}, 5):
         layer.adapt(x, verbose=0, **keywords)
         codes, _ = keras_vqvae.kmeans(x[:, 2:], 8, seed=seed, verbose=0)
@@ -309,7 +309,7 @@ def test_one_template_serves_two_wrappers_without_sharing_weights(x):
     ],
 )
 def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monkeypatch, layer, times):
-    """A residual of straight-through stages copies the gradient once, and IBQ has its output in its loss, too."""
+    """A residual of straight-through stages copies the gradient once. IBQ's output occurs in its loss, too."""
     calls = []
     for owner, name in ((estimators, "apply"), (keras_vqvae.IndexBackpropagationQuantizer, "estimate")):
         estimate = getattr(owner, name)

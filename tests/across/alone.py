@@ -1,4 +1,4 @@
-"""Uses models in one of two processes of PyTorch, while the other waits: `python alone.py RANK STORE FOLDER`."""
+"""Uses models in one of two PyTorch processes while the other waits: `python alone.py RANK STORE FOLDER`."""
 
 import datetime
 import pathlib
@@ -16,7 +16,7 @@ distributed.init_process_group(
     "gloo", init_method=f"file://{store}", rank=int(rank), world_size=2, timeout=datetime.timedelta(seconds=20)
 )
 if rank == "1":
-    # Until the test closes it.
+    # Wait until the test closes stdin.
     sys.stdin.read()
     sys.exit()
 
@@ -24,7 +24,7 @@ make_predict_function = keras.Model.make_predict_function
 
 
 def make_predict_function_of_all(model, force=False):
-    """As Keras 3.16 does by `DistributedDataParallel`, waits for all processes."""
+    """Waits for all processes, as Keras 3.16 does through `DistributedDataParallel`."""
     if model.predict_function is None or force:
         distributed.barrier()
     return make_predict_function(model, force)
@@ -46,7 +46,7 @@ for prior in (
 ):
     drawn = prior.generate(6, seed=0, batch_size=4, verbose=0)
     np.testing.assert_array_equal(model.sample(prior, 6, seed=0, verbose=0), model.decode(drawn, verbose=0))
-# A model that only its first inputs build, and one without trainable weights.
+# One model is built only by its first inputs, the other has no trainable weights.
 unbuilt = keras_vqvae.VQVAE(keras.layers.Dense(2), keras_vqvae.FiniteScalarQuantizer((3, 3)), keras.layers.Dense(4))
 assert unbuilt.encode(x, verbose=0).shape == (40,)
 model.trainable = False

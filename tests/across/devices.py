@@ -1,7 +1,7 @@
-"""Trains every quantizer at once on as many devices as XLA shows: `python devices.py OUTPUT [codebook]`.
+"""Trains every quantizer on all devices that XLA shows: `python devices.py OUTPUT [codebook]`.
 
-With `codebook`, codebooks are spread over half of the devices. It writes what a step makes of the weights, and the
-arrays that cross devices in it.
+With `codebook`, codebooks are sharded over half of the devices. It writes the weights after a step, and the arrays
+that the step sends across devices.
 """
 
 import json
@@ -27,16 +27,16 @@ COLLECTIVE = re.compile(
 
 keras.utils.set_random_seed(0)
 output, spread = pathlib.Path(sys.argv[1]), "codebook" in sys.argv
-# Blocks that neither the vectors nor what each device has of them fill.
+# Block sizes that divide neither the vectors nor each device's part of them.
 backend.BLOCK_SCORES, backend.BLOCK_CODES = 1 << 12, 12
 if jax.device_count() > 1:
     set_layout("codebook" if spread else "data")
 
 makes = QUANTIZERS | {
-    # A level between two others.
+    # The middle stage has one before and one after it.
     "residual": lambda: keras_vqvae.ResidualQuantizer(vector(), 3),
     "residual_sim": lambda: keras_vqvae.ResidualQuantizer(INNER["sim"](SHAPE[-1]), 2, beam_width=4),
-    # Parts of unequal length of one codebook's batch.
+    # One codebook gets a batch whose parts differ in size.
     "scales_shared": lambda: keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 3), shared_codebook=True),
 }
 if spread:
@@ -90,10 +90,10 @@ results = {
     for name, layer in layers.items()
     for i, weight in enumerate(layer.weights)
 }
-# A number of rows that the devices do not divide. Their indices in one number, as arrays are looked at for their size.
+# The devices do not divide this number of rows. The test compares array sizes, so the indices become one number.
 odd = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
 results["odd"] = np.sum(odd * np.arange(1.0, len(odd) + 1))
-# So many codes that they are searched in groups.
+# Enough codes for a search in groups.
 many = np.random.default_rng(1).normal(size=(256, SHAPE[-1])).astype("float32")
 backend.BLOCK_CODES = 128
 if spread:

@@ -1,4 +1,4 @@
-"""Two replicas of TensorFlow's `MirroredStrategy` learn what one does, in `VQVAE.fit`, or say that they cannot."""
+"""Checks that two replicas of TensorFlow's `MirroredStrategy` learn what one learns, or raise an error."""
 # ruff: noqa: E402
 
 import tensorflow as tf
@@ -14,7 +14,7 @@ import keras_vqvae
 from keras_vqvae.backend import backend
 
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-# One strategy each: two over the same devices mix up TensorFlow's own exchanges.
+# One strategy each: two strategies over the same devices mix up TensorFlow's collectives.
 ALONE, BOTH = (tf.distribute.MirroredStrategy(devices) for devices in (["CPU:0"], ["CPU:0", "CPU:1"]))
 
 
@@ -29,12 +29,12 @@ def spectral_and_perceptual():
 
 
 def train(make, data, strategy, make_model=keras_vqvae.VQVAE, make_loss=lambda: "normalized_mse"):
-    """Variables, for each replica, and the logs of training and evaluation."""
+    """Returns each replica's variables, and the logs of training and evaluation."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         encoder, decoder = keras_vqvae.build(4, embedding_dim=2, encoder_sizes=(4,), decoder_sizes=(4,))
         model = make_model(encoder, make(), decoder)
-        # A loss that Keras itself divides.
+        # Keras itself divides this loss by the number of replicas.
         model.encoder.layers[-1].activity_regularizer = keras.regularizers.L2(0.1)
         model.compile(keras.optimizers.SGD(0.1), make_loss())
     history = model.fit(data, batch_size=16, shuffle=False, verbose=0).history
@@ -71,13 +71,13 @@ for make, settings in (
 
 def exchange():
     own = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, "float32") + 5
-    # What the others have is ignored, whatever it is.
+    # The values of other replicas must be ignored, even NaN.
     return backend.of_first_replica(tf.where(own > 5, float("nan"), own)), backend.sum_over_replicas(own)
 
 
 assert [tuple(map(float, BOTH.experimental_local_results(each))) for each in BOTH.run(exchange)] == [(5, 5), (11, 11)]
 
-# A prior's mean over codes is that of all replicas, and it draws in their scope.
+# A prior's mean over codes is over all replicas, and sampling works within their scope.
 results = []
 for strategy in (ALONE, BOTH):
     keras.utils.set_random_seed(0)
@@ -92,12 +92,12 @@ for strategy in (ALONE, BOTH):
 for one, other in zip(*results, strict=True):
     np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
-# Where dead codes move is drawn from a replica's part of the batch. The last batch is of one sample.
+# Replacements for dead codes are drawn from a replica's part of the batch. The last batch has one sample.
 (first, other), _ = train(vectors, x[:49], BOTH)
 for path, value in first.items():
     np.testing.assert_array_equal(value, other[path], err_msg=path)
 
-# Outside of a step all replicas see the same.
+# Outside of a step all replicas hold the same values.
 with BOTH.scope():
     layer = keras_vqvae.LookupFreeQuantizer(4)
     layer(x)

@@ -1,4 +1,4 @@
-"""Trains quantizers in two processes of PyTorch, or alone: `python replicas.py OUTPUT [RANK STORE]`."""
+"""Trains quantizers in two PyTorch processes, or in one: `python replicas.py OUTPUT [RANK STORE]`."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 codebook = np.random.default_rng(1).normal(size=(16, 4)).astype("float32")
 codebook[3:6] = 100
 results = {}
-# The last batch is of the first process alone.
+# Only the first process has vectors in the last batch.
 last = x[:5] if rank == 0 else x[:0]
 if replica:
     distributed.init_process_group("gloo", init_method=f"file://{replica[1]}", rank=rank, world_size=2)
-    # Each process has half of every batch, in an order in which its part holds what a single process sees.
+    # Each process gets half of every batch, reordered so that both halves together are the batch of a single process.
     x = x.reshape(4, 2, 8, 4)[:, rank].reshape(32, 4)
 
 for threshold in (0, 0.1):
-    # Seeds differ between processes, as they do where nobody sets them.
+    # Seeds differ between processes, as they do by default.
     layer = keras_vqvae.VectorQuantizer(16, ema_decay=0.9, dead_code_threshold=threshold, seed=rank)
     layer.build((None, 4))
     layer.set_codebook(codebook)
@@ -37,7 +37,7 @@ for threshold in (0, 0.1):
     for name in ("codebook", "ema_counts", "code_counts"):
         results[f"{name}-{threshold}"] = ops.convert_to_numpy(getattr(layer, name))
 
-# Losses that are no means over vectors: entropies of a batch.
+# These losses are not means over vectors, but entropies of a batch.
 regularizer = keras_vqvae.AssignmentEntropy()
 for name, quantizer in {
     "lfq": keras_vqvae.LookupFreeQuantizer(4),
@@ -61,7 +61,7 @@ for trained, data in ((model, x), (prior, np.digitize(x, (-0.5, 0.5)))):
     apart = replica and not hasattr(trained, "ddp_model")
     with pytest.raises(NotImplementedError, match="2 processes with Keras") if apart else contextlib.nullcontext():
         trained.fit(data, batch_size=8 if replica else 16, shuffle=False, verbose=0)
-    # From Keras 3.16 on.
+    # Keras 3.16 and later.
     if hasattr(trained, "ddp_model"):
         weights = [ops.convert_to_numpy(weight).ravel() for weight in trained.trainable_variables]
         results[f"trained-{trained.name}"] = np.concatenate(weights)
@@ -73,6 +73,6 @@ if replica:
     try:
         layer(x, training=True)
     except RuntimeError:
-        # At once, and no wait for the other process.
+        # Exit at once, without waiting for the other process.
         sys.exit()
     raise AssertionError("trained without the other process")

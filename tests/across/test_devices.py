@@ -1,4 +1,4 @@
-"""Several devices on JAX learn what one does, and no vector crosses from one to another."""
+"""Tests that several JAX devices learn what one learns, and that they exchange no vectors."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def run(program, devices, *arguments):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Of each run the arrays that a step ends with, and the kinds and shapes of what crosses devices in it."""
+    """For each run: the arrays at the end of a step, and the kinds and shapes of arrays that cross devices in it."""
     folder = tmp_path_factory.mktemp("devices")
     results = {}
     for name, (devices, *arguments) in RUNS.items():
@@ -51,7 +51,7 @@ def test_adapt_is_for_all_devices(found):
 
 
 def test_trap_no_vector_crosses_devices(found):
-    """What does is of the size of weights: sums of gradients, of statistics, and drawn rows; counts and losses."""
+    """Only arrays of the size of weights cross: sums of gradients and statistics, drawn rows, counts and losses."""
     assert found["one"][1]["step"] == []
     largest = max(value.size for value in found["spread"][0].values())
     assert largest < VECTORS_OF_A_DEVICE
@@ -61,7 +61,7 @@ def test_trap_no_vector_crosses_devices(found):
 
 
 def test_trap_a_search_in_groups_stays_on_each_device(found):
-    """With sharded codes the best score and its index cross for each vector of a block, and no group of scores."""
+    """With sharded codes, only the best score and its index cross for each vector of a block, not a group's scores."""
     block_rows, crossing = 4096 // 256, found["codebook"][1]["grouped"]
     assert found["one"][1]["grouped"] == found["spread"][1]["grouped"] == []
     assert any(shape == [block_rows] for _, shape in crossing)
@@ -70,11 +70,11 @@ def test_trap_a_search_in_groups_stays_on_each_device(found):
 
 
 def test_trap_a_codebook_stays_where_it_lies(found):
-    """Each device searches its own codes: the best of them, their places and the codes cross, for each vector."""
+    """Each device searches its own codes. For each vector the best code, its index and its score cross devices."""
     vectors, dim, codes_of_a_device, crossing = 1500, 4, 8, found["codebook"][1]["step"]
     assert any(kind == "all-reduce" and shape == [codes_of_a_device, dim] for kind, shape in crossing)
     for kind, shape in crossing:
-        # Codes are found by sums, in which all but one device have zeros; nothing is `N x K`, and no codebook moves.
+        # All-reduces fetch codes: all devices but one add zeros. No array is `N x K`, and no codebook moves.
         most = vectors * dim if kind == "all-reduce" else 2
         assert np.prod(shape) <= most, (kind, shape)
 

@@ -1,4 +1,4 @@
-"""One result on every backend, and files that each of them reads."""
+"""Tests that all backends compute the same results, and that each reads the files of the others."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """What each backend makes of a phase, one after the other, in a process that stays."""
+    """Runs a phase on one backend after the other, each in a process that stays alive between phases."""
     folder, workers = tmp_path_factory.mktemp("across"), {}
     for backend in BACKENDS:
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[1])}
@@ -86,7 +86,7 @@ def test_a_file_gives_equal_indices_everywhere(trained, loaded, name, writer, re
 
 @pytest.mark.parametrize("name", ["autoregressive", "masked"])
 def test_priors_draw_the_same_everywhere(trained, loaded, name):
-    """With equal weights and seeds, and from the file that one backend wrote."""
+    """With equal weights and seeds, and from a file that one backend wrote."""
     expected = trained["jax"][f"{name}/draws"]
     assert len(np.unique(expected.reshape(50, -1), axis=0)) > 25
     for backend in BACKENDS:

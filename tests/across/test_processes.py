@@ -1,4 +1,4 @@
-"""Several processes train as one, and a run of JAX that lost one of them goes on where it was."""
+"""Tests that several processes train as one, and that a JAX run resumes after it lost a process."""
 
 import os
 import pathlib
@@ -41,13 +41,13 @@ def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tm
     processes = start_two(folder)
     deadline = time.monotonic() + 120
     saved = [folder / f"backup-{rank}" / "training_metadata.json" for rank in (0, 1)]
-    # Keras writes it last, and not at once: of a process that ends meanwhile it may be empty.
+    # Keras writes this file last, and not atomically: if a process ends meanwhile, the file may be empty.
     while not all(path.exists() and path.read_text().endswith("}") for path in saved):
         assert time.monotonic() < deadline, folder.with_suffix(".log").read_text()
         time.sleep(0.01)
     processes[0].kill()
     processes[0].wait()
-    # An error, and no wait without end for what the other one would send.
+    # The process must fail instead of waiting forever for the other one.
     assert processes[1].wait(timeout=120) != 0
     assert not (folder / "weights-1.npz").exists()
 
@@ -57,7 +57,7 @@ def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tm
     printed = folder.with_suffix(".log").read_text()
     assert f"Epoch {EPOCHS}/{EPOCHS}" in printed
     assert printed.count("Epoch 1/") == 1
-    # One process with two devices, and never stopped.
+    # The reference: one process with two devices that is never stopped.
     assert start(tmp_path / "one", devices=2).wait(timeout=120) == 0
     assert_equal_weights(folder / "weights-0.npz", folder / "weights-1.npz")
     assert_equal_weights(folder / "weights-0.npz", tmp_path / "one" / "weights-0.npz")
@@ -67,7 +67,7 @@ def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tm
 def test_processes_of_pytorch_stay_equal(tmp_path, ema_decay):
     def train(processes):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-        # Where dead codes move depends on the first process's part of the batch, so one process moves them elsewhere.
+        # Dead-code revival draws from the first process's part of the batch, so one process would move them elsewhere.
         threshold = 0.1 if ema_decay else 0
         options = ["--ema-decay", ema_decay, "--dead-code-threshold", threshold]
         options += ["--epochs", 1, "--output", tmp_path / str(processes)]

@@ -1,4 +1,4 @@
-"""Several replicas learn what one learns from the whole batch, or say that they cannot."""
+"""Tests that several replicas learn what one learns from the whole batch, or raise an error."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def start(*arguments):
 def test_trap_replicas_do_not_drift_apart(tmp_path):
     alone = start(tmp_path / "alone.npz")
     replicas = [start(tmp_path / f"{rank}.npz", rank, tmp_path / "store") for rank in (0, 1)]
-    # The last one is killed at the end, which is an error in the other.
+    # The last process is killed at the end, which is an error in the other.
     assert [process.wait(timeout=120) for process in (alone, *replicas)] == [0, 0, -signal.SIGKILL]
     alone = np.load(tmp_path / "alone.npz")
     first = np.load(tmp_path / "0.npz")
@@ -27,7 +27,7 @@ def test_trap_replicas_do_not_drift_apart(tmp_path):
     for key in alone:
         np.testing.assert_array_equal(other[key], first[key], err_msg=key)
     for key in alone:
-        # Where dead codes move is drawn from another part of the batch.
+        # Replacements for dead codes are drawn from another part of the batch.
         if not key.endswith("-0.1"):
             np.testing.assert_allclose(first[key], alone[key], rtol=1e-5, atol=1e-6, err_msg=key)
     assert (first["codebook-0"][3:6] == 100).all()

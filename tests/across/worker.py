@@ -1,9 +1,10 @@
-"""What one backend makes of every quantizer: `python worker.py FOLDER`, with `KERAS_BACKEND` set.
+"""Computes every quantizer's results on one backend: `python worker.py FOLDER`, with `KERAS_BACKEND` set.
 
-`PYTHONPATH` holds the folder `tests`. It reads phases line by line, and writes which of them it is through with.
+`PYTHONPATH` must contain the folder `tests`. It reads phases line by line, and prints each one that is done.
 
-Phase `train`: equal weights and inputs -> indices, outputs, losses, gradients and state of a step, and a `.keras` file;
-the representatives are trained by `fit` before, and a `VQGAN` is. Phase `load`: the indices by every backend's file.
+Phase `train` starts from equal weights and inputs. It writes the indices, outputs, losses, gradients and state of a
+step, and a `.keras` file, for which `fit` first trains the representatives. It also trains a `VQGAN`. Phase `load`
+writes the indices from every backend's file.
 """
 
 import pathlib
@@ -27,7 +28,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 
 def set_weights(layer: keras.Layer) -> None:
-    """Draws the float weights in NumPy, which draws the same everywhere."""
+    """Draws the float weights in NumPy, whose draws are equal on every backend."""
     for i, weight in enumerate(layer.weights):
         if len(weight.shape) > 1 and "float" in str(weight.dtype):
             weight.assign(draw(100 + i, *weight.shape))
@@ -38,7 +39,7 @@ def step(name: str) -> dict[str, np.ndarray]:
     layer.build((None, *SHAPE))
     set_weights(layer)
     x = draw(1, 17, *SHAPE)
-    # Each backend draws its own numbers.
+    # Random numbers differ between backends.
     if name in DRAW_OUTPUTS:
         quantized, indices = layer(x, return_indices=True)
         return {f"{name}/quantized": ops.convert_to_numpy(quantized), f"{name}/indices": ops.convert_to_numpy(indices)}
@@ -53,7 +54,7 @@ def step(name: str) -> dict[str, np.ndarray]:
 
 
 def codes_of(model: keras_vqvae.VQVAE) -> np.ndarray:
-    # Without a program of its own for each model, which would take longest.
+    # Not `predict`: compiling a program for each model would take longest.
     return ops.convert_to_numpy(model.quantizer.encode(model.encoder(draw(4, 64, *SHAPE))))
 
 
@@ -62,7 +63,7 @@ def draws(prior: keras_vqvae.Prior) -> np.ndarray:
 
 
 def game() -> dict[str, np.ndarray]:
-    """A `VQGAN` after six steps: its weights, and the logs of the last epoch."""
+    """Trains a `VQGAN` for six steps. Returns its weights and the logs of the last epoch."""
     inputs = keras.Input(SHAPE)
     hidden = keras.layers.Dense(5, "tanh")(inputs)
     judge = keras.Model(inputs, {"logits": keras.layers.Dense(1)(hidden), "features": [hidden]})
