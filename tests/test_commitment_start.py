@@ -75,3 +75,21 @@ def test_an_encoder_that_the_decoder_ignores_stays_as_it_is(ema_decay):
     assert logs["explained_variance"] < 0
     for weight, old in zip(encoder.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
+
+
+def test_what_is_left_out_has_no_gradient_for_the_decoder():
+    x = draw(24, 8)
+    encoder = keras.Sequential([keras.Input((8,)), layers.Dense(8, kernel_initializer="identity", trainable=False)])
+    decoder = keras.Sequential([keras.Input((8,)), layers.Dense(8, kernel_initializer="identity")])
+    quantizer = keras_vqvae.VectorQuantizer(4, ema_decay=0.9, seed=0)
+    model = compiled(keras_vqvae.VQVAE(encoder, quantizer, decoder), keras.optimizers.SGD(1.0))
+    model(x)
+    quantizer.set_codebook(x[:4])
+    decoder.layers[-1].kernel.assign(0.1 * np.eye(8))
+    output = model.predict(x, verbose=0)
+    explained = 1 - np.square(output - x).mean() / x.var(0).mean()
+    assert 0.01 < explained < 0.09
+    logs = model.train_on_batch(x, return_dict=True)
+    assert logs["commitment_loss"] > 0.1
+    gradient = 2 / 8 / x.var(0).mean() * (output - x).mean(0) / 8
+    np.testing.assert_allclose(numpy(decoder.layers[-1].bias), -gradient, rtol=1e-3, atol=1e-6)
