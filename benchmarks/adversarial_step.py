@@ -2,7 +2,7 @@
 
 KERAS_BACKEND=torch python -m benchmarks.adversarial_step
 
-The networks and the batches are those of `benchmarks.adversarial`: 64 images of 28 x 28 pixels. Times are medians of
+It uses the networks and the batch size of `benchmarks.adversarial`: 64 images of 28 x 28 pixels. Times are medians of
 `train_on_batch` in one run.
 """
 

@@ -1,7 +1,7 @@
 """Counts the operations of a training step. On small batches, launching them may take longer than running them.
 
-On PyTorch, it counts the operations of forward, losses, backward and update, for our layers and those of
-vector-quantize-pytorch, and how many of them copy from the host or wait for the device. Views and allocations are left
+On PyTorch, it counts the operations of forward, losses, backward and update, for our layers and for
+vector-quantize-pytorch. It also counts copies from the host and waits for the device. Views and allocations are left
 out, because they run nothing. The update is plain gradient descent, one operation per weight. With `--fit`, it counts
 the whole `fit` step of a `VQVAE` and of a `VQGAN`, including its logs. On JAX, it counts the instructions of the
 compiled step; each is a kernel or a loop. Counts differ between devices.

@@ -1,6 +1,6 @@
 """Does the codebook learn? Trains a layer with `fit` on 4 x 4 patches of Fashion-MNIST, without networks around it.
 
-The only error is that of vector quantization, so the target is the error of k-means: about 0.0055 with 1024 codes.
+Vector quantization is the only source of error, so the target is the error of k-means: about 0.0055 with 1024 codes.
 
     KERAS_BACKEND=jax python -m benchmarks.patches --data-dir FOLDER_OF_IDX_FILES
 """

@@ -26,7 +26,7 @@ def plot_cost() -> Figure:
 
 
 def plot_search() -> Figure:
-    """The time of the search divided by that of FAISS."""
+    """The time of the search divided by the time of FAISS."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axis = figure.subplots()
     for offset, (backend, color) in zip((-0.2, 0, 0.2), BACKENDS.items(), strict=True):
