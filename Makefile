@@ -63,7 +63,7 @@ test-quick: .venv/done
 CASES := 2000
 SEED := 0
 fuzz: .venv/done
-	KERAS_BACKEND=$${KERAS_BACKEND:-torch} OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz.py --cases $(CASES) --seed $(SEED)
+	KERAS_BACKEND=$${KERAS_BACKEND:-torch} OMP_NUM_THREADS=1 .venv/bin/python tests/support/fuzz.py --cases $(CASES) --seed $(SEED)
 
 # The oldest Keras that the package claims. PyTorch is the quickest; its indexing warns there.
 test-oldest: test-oldest-torch

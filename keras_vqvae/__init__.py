@@ -50,7 +50,7 @@ from keras_vqvae.ops.search import nearest_code as nearest_code
 from keras_vqvae.semantic_ids import append_collision_index as append_collision_index
 from keras_vqvae.semantic_ids import unique_fraction as unique_fraction
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> object:

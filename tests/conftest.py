@@ -5,6 +5,8 @@ in `CONTRIBUTING.md`.
 """
 
 import gc
+import os
+import pathlib
 
 import hypothesis
 import keras
@@ -14,6 +16,15 @@ from quantizers import EVERY, REPRESENTATIVES, SHAPE
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_configure():
+    """Lets processes that tests start find the support modules, and the package of this folder."""
+    paths = [os.environ.get("PYTHONPATH"), TESTS / "support", TESTS.parent]
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
 
 
 def pytest_addoption(parser):

@@ -89,7 +89,7 @@ def test_examples_in_pages_run(page, tmp_path, monkeypatch):
     if page == "docs/guides/distributed.md" and keras.backend.backend() == "jax":
         # Eight devices, which must be requested before the process starts.
         flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "XLA_FLAGS": flags}
         subprocess.run([sys.executable, "-c", "".join(found)], env=environment, check=True)
         return
     if page == "README.md" and keras.backend.backend() != "torch":

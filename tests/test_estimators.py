@@ -136,6 +136,12 @@ def test_float16_neither_overflows_nor_changes_the_dtype(name):
     np.testing.assert_array_equal(ops.convert_to_numpy(kept), z_q)
 
 
+@pytest.mark.parametrize("stddev", [-1, float("nan"), "0.1"])
+def test_noise_needs_a_standard_deviation(stddev):
+    with pytest.raises(ValueError, match=f"`stddev` must be .* Received: stddev={stddev!r}"):
+        keras_vqvae.diveq(np.zeros((1, 2)), np.ones((1, 2)), seed=0, stddev=stddev)
+
+
 def test_the_registry_takes_names_and_functions():
     for name in ("straight_through", "rotation", "diveq", "nsvq"):
         assert estimators.get(name) is getattr(keras_vqvae, name)

@@ -359,6 +359,13 @@ def test_a_discriminator_without_logits_is_refused(discriminator, name):
         make(discriminator=discriminator)
 
 
+def test_features_among_other_outputs_are_refused():
+    inputs = keras.Input((DIM,))
+    outputs = {"score": layers.Dense(1)(inputs), "features": layers.Dense(4)(inputs)}
+    with pytest.raises(ValueError, match=r"must return them as `{\"logits\": .*\['features', 'score'\]"):
+        make(discriminator=keras.Model(inputs, outputs))
+
+
 def test_features_may_have_any_activation():
     assert make(discriminator=with_features(None)).built
 

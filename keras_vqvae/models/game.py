@@ -19,7 +19,12 @@ MIN_FEATURE = 1e-6
 
 def split_outputs(outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the logits and the features of a discriminator's outputs."""
-    if isinstance(outputs, dict) and outputs.keys() == {"logits", "features"}:
+    if isinstance(outputs, dict) and "features" in outputs:
+        if outputs.keys() != {"logits", "features"}:
+            raise ValueError(
+                "A `discriminator` that returns features must return them as "
+                f'`{{"logits": logits, "features": [...]}}`. Received: outputs with the keys {sorted(outputs)}'
+            )
         return keras.tree.flatten(outputs["logits"]), keras.tree.flatten(outputs["features"])
     return keras.tree.flatten(outputs), []
 

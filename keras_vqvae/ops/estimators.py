@@ -88,6 +88,9 @@ def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> 
     Returns:
         A tensor of the same shape. Without noise, it is equal to the codes.
 
+    Raises:
+        ValueError: If `seed` or `stddev` is invalid.
+
     Example:
 
     >>> codebook = init_codebook(num_embeddings=8, embedding_dim=2)
@@ -99,6 +102,7 @@ def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> 
 
     - [Vali et al., 2025](https://arxiv.org/abs/2509.26469)
     """
+    validation.non_negative("stddev", stddev)
     z, q, noise = _floats_and_noise(z_e, z_q, seed)
     return _step_towards(z, q, ops.stop_gradient(q - z) + stddev * noise, z_e)
 

@@ -19,7 +19,6 @@ def run(program, devices, *arguments):
         **os.environ,
         "KERAS_BACKEND": "jax",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join(map(str, SCRIPT.parents[1:3])),
     }
     return subprocess.run([sys.executable, *program, *arguments], env=environment, capture_output=True, text=True)
 

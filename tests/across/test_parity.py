@@ -18,7 +18,7 @@ def run(tmp_path_factory):
     """Runs a phase on one backend after the other, each in a process that stays alive between phases."""
     folder, workers = tmp_path_factory.mktemp("across"), {}
     for backend in BACKENDS:
-        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(WORKER.parents[1])}
+        environment = {**os.environ, "KERAS_BACKEND": backend}
         workers[backend] = subprocess.Popen(
             [sys.executable, WORKER, folder], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

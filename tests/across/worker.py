@@ -1,6 +1,6 @@
 """Computes every quantizer's results on one backend: `python worker.py FOLDER`, with `KERAS_BACKEND` set.
 
-`PYTHONPATH` must contain the folder `tests`. It reads phases line by line, and prints each one that is done.
+`PYTHONPATH` must contain the folder `tests/support`. It reads phases line by line, and prints each one that is done.
 
 Phase `train` starts from equal weights and inputs. It writes the indices, outputs, losses, gradients and state of a
 step, and a `.keras` file, for which `fit` first trains the representatives. It also trains a `VQGAN`. Phase `load`

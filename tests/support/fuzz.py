@@ -4,8 +4,8 @@ This is not part of `make test`: 10,000 cases take from a few minutes to half an
 each night.
 
 make fuzz
-KERAS_BACKEND=torch python tests/fuzz.py --cases 10000
-KERAS_BACKEND=torch python tests/fuzz.py --only 123    # one case again, by its number
+KERAS_BACKEND=torch python tests/support/fuzz.py --cases 10000
+KERAS_BACKEND=torch python tests/support/fuzz.py --only 123    # one case again, by its number
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """A pytest plugin that lists every `ValueError` of the package, with the message that a test triggered.
 
-`python -m pytest -p tests.errors --errors FILE` writes a line for each `raise ValueError` in `keras_vqvae/`. FILE keeps
-the results of earlier runs, so that runs on several backends add up. Only errors in pytest's own process are seen.
+`python -m pytest -p tests.support.errors --errors FILE` writes a line for each `raise ValueError` in `keras_vqvae/`.
+FILE keeps the results of earlier runs, so that runs on several backends add up. Only errors in pytest's own process are
+seen.
 """
 
 import ast
@@ -9,7 +10,7 @@ import importlib.machinery
 import pathlib
 import sys
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "keras_vqvae"
+PACKAGE = pathlib.Path(__file__).parents[2] / "keras_vqvae"
 NEVER = "NEVER RAISED"
 messages: dict[str, str] = {}
 

@@ -2,8 +2,8 @@
 
 This is not part of `make test`, which stops one run once and does not kill it.
 
-KERAS_BACKEND=torch python tests/resume.py --kills 20
-XLA_FLAGS=--xla_force_host_platform_device_count=4 KERAS_BACKEND=jax python tests/resume.py --layout codebook
+KERAS_BACKEND=torch python tests/support/resume.py --kills 20
+XLA_FLAGS=--xla_force_host_platform_device_count=4 KERAS_BACKEND=jax python tests/support/resume.py --layout codebook
 """
 
 import argparse
