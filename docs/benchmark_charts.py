@@ -19,7 +19,7 @@ def plot_cost() -> Figure:
         axis.plot([int(row["codes"]) for row in rows], [float(row["ms"]) for row in rows], label=label, **style)
     axis.set_xscale("log", base=2)
     axis.set(yscale="log", xlabel="codes", ylabel="ms per step")
-    axis.set_title("A training step of 8,192 vectors of 64 dimensions, two cores")
+    axis.set_title("A training step of 8,192 vectors of 64 dimensions, two cores of a Xeon")
     axis.grid(which="both", alpha=0.2)
     axis.legend()
     return figure
