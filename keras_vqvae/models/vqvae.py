@@ -19,7 +19,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     `fit(x)` trains it to reconstruct `x`, and `fit(x, y)` to predict `y`. Training and evaluation report:
 
     - `loss`, and its parts `reconstruction_loss`, before normalization, and `quantizer_loss`;
-    - the parts of `quantizer_loss`, with their weights, as far as the quantizer has them: `commitment_loss`,
+    - the parts of `quantizer_loss`, with their weights, if the quantizer has them: `commitment_loss`,
       `codebook_loss`, `entropy_loss`, `assignment_loss` of an `assignment_regularizer`, `kl_loss` of a
       `GumbelQuantizer`, and `output_loss` of an `IndexBackpropagationQuantizer`;
     - `explained_variance`: 1 for a perfect reconstruction, 0 if it is no better than the mean of the data;
