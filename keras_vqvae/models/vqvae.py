@@ -127,9 +127,9 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             training: Whether this is a training step, as in `call`. Defaults to `None`, the mode of the outer layer.
 
         Returns:
-            `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. If its size is that of the
-            inputs, rounded up to a multiple of the stride, it is cropped. The latents are the codes `[batch, ..., D]`
-            that were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
+            `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. It is cropped to the size
+            of the inputs, if it is larger only because of the strides. The latents are the codes `[batch, ..., D]` that
+            were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
         """
         if self.preprocessing is not None:
             # A bool, because `Sequential` also augments if `training` is `None`.
