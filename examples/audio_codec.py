@@ -4,7 +4,7 @@
     KERAS_BACKEND=torch python examples/audio_codec.py --folder speech
     KERAS_BACKEND=torch python examples/audio_codec.py --codec audio_codec/codec.keras --file another.wav
 
-It trains on all WAV files of a folder except the last one, and saves the codec. The default folder is that of the
+It trains on all WAV files of a folder except the last one, and saves the codec. The default folder belongs to the
 Debian package `alsa-utils`. Then it packs the indices of the last file, or of `--file`, into one file for each number
 of stages, and decodes these files. It prints their bit rates and three distances, and writes the decoded sounds.
 """

@@ -148,8 +148,8 @@ class CodebookPerplexity(_CodeCounts):
 
     Args:
         num_embeddings: Number of codes of each codebook: one integer for all, or a sequence of one for each.
-        num_codebooks: Number of codebooks, which is the size of the last axes of the indices. Or a sequence with the
-            number of a sample's indices that belong to each codebook, such as `(1, 4, 16)` for the scales of a
+        num_codebooks: Number of codebooks, if the last axes of the indices have one index for each. Otherwise a
+            sequence: how many indices of a sample belong to each codebook, such as `(1, 4, 16)` for the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
         reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
         name: Name of the metric. Defaults to `"perplexity"`, or `"min_perplexity"`.
@@ -174,8 +174,8 @@ class CodebookUsage(_CodeCounts):
 
     Args:
         num_embeddings: Number of codes of each codebook: one integer for all, or a sequence of one for each.
-        num_codebooks: Number of codebooks, which is the size of the last axes of the indices. Or a sequence with the
-            number of a sample's indices that belong to each codebook, such as `(1, 4, 16)` for the scales of a
+        num_codebooks: Number of codebooks, if the last axes of the indices have one index for each. Otherwise a
+            sequence: how many indices of a sample belong to each codebook, such as `(1, 4, 16)` for the scales of a
             `MultiScaleQuantizer`. Defaults to `1`.
         reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
         name: Name of the metric. Defaults to `"codebook_usage"`, or `"min_codebook_usage"`.

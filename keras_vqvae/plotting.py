@@ -107,9 +107,9 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
     Args:
         codes: Integers of any shape. Negative codes are ignored.
         num_embeddings: Number of codes of each codebook.
-        num_codebooks: Number of codebooks, which is the size of the last axes of `codes`. Each is drawn as a curve. Or
-            a sequence with the number of a sample's codes that belong to each codebook, such as `(1, 4, 16)` for the
-            scales of a `MultiScaleQuantizer`. Defaults to `1`.
+        num_codebooks: Number of codebooks, if the last axes of `codes` have one code for each. Each codebook is drawn
+            as a curve. Otherwise a sequence: how many codes of a sample belong to each codebook, such as `(1, 4, 16)`
+            for the scales of a `MultiScaleQuantizer`. Defaults to `1`.
     """
     codebooks = np.array(codebook.codebooks_in_turn(num_codebooks))
     codes = ops.convert_to_numpy(codes).reshape(-1, len(codebooks))

@@ -13,8 +13,8 @@ from keras_vqvae.types import Tensor
 class BinarySphericalQuantizer(BinaryQuantizer):
     """Scales vectors to unit norm and keeps the sign of each axis (BSQ). The elements of codes are `+-1 / sqrt(D)`.
 
-    An entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`, keeps the bits in use. `H(E[p])` is
-    the sum of the entropies of the bits, an upper bound of the entropy over all codes, and takes `O(N D)` memory. The
+    An entropy loss keeps the bits in use: `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`. Here `H(E[p])` is
+    the sum of the entropies of the bits, an upper bound of the entropy over all codes. It takes `O(N D)` memory. The
     first axis is the most significant bit of the index.
 
     BSQ was designed for large codebooks. With 1,024 codes, `VectorQuantizer` has a lower error: see

@@ -21,7 +21,7 @@ COUNTS_RATE = 0.01
 def default_initializer(
     estimator: estimators.Estimator, seed: int | None, norm: float = 1.0
 ) -> keras.initializers.Initializer:
-    """Returns the default initializer: codes of the given mean norm, or shorter ones for the rotation.
+    """Returns the default initializer. Its codes have the mean norm `norm`, or are shorter for the rotation.
 
     The rotation scales gradients by `|q| / |z|`, and codes that start longer than the vectors die. `docs/studies/` has
     figures: `initializer.md` and `dead-codes.md`.
@@ -49,8 +49,8 @@ class CodebookQuantizer(CodebookWeights):
             similarity; losses and output use the codes at their own norm. `"cosine"`: by cosine similarity; losses
             and output use vectors and codes scaled to unit norm.
         estimator: Gradient estimator: a name, or a function of vectors and codes.
-        dead_code_threshold: A code is dead if it is chosen less often than this fraction of uniform usage. In training,
-            dead codes move onto vectors of the batch. 0 turns this off.
+        dead_code_threshold: A code is dead if its moving count is below this fraction of the mean over all codes. In
+            training, dead codes move onto vectors of the batch. 0 turns this off.
         embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
             `1 / sqrt(D)`, or uniform within `sqrt(3 / (16 K))` for the rotation.
         embeddings_regularizer: Regularizer of the codebook, or `None`.

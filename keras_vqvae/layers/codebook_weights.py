@@ -147,7 +147,7 @@ class CodebookWeights(Quantizer):
         return resized.with_codes(self, np.sort(most_used[:num_embeddings]), num_embeddings)
 
     def prune_unused(self, counts: Tensor | None = None) -> tuple["CodebookWeights", np.ndarray]:
-        """Returns a new layer without the unused codes, those with a count of 0, and the new index of each old code.
+        """Returns a new layer without the codes whose count is 0, and the new index of each old code.
 
         Args:
             counts: How often each code was chosen, `[K]`. Defaults to `None`: the layer's `code_counts`.

@@ -26,8 +26,8 @@ class GroupedQuantizer(ResizableWrapper):
     Args:
         quantizer: The quantizer of a group, not built. Each group has a copy of it, with its own seed.
         num_groups: Number of groups, `G`, which must divide the input's last axis.
-        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training: a random
-            number of groups, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training. How many is
+            random for each sample, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
         seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 

@@ -35,8 +35,8 @@ class GumbelQuantizer(CodebookQuantizer):
     A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`. Its gradient is the gradient of
     `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to unit norm. The
     layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform usage. The callback
-    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. Also in
-    training, the layer returns and counts the indices of the nearest codes.
+    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. The indices that
+    the layer returns and counts always name the nearest codes, although training may draw other ones.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.

@@ -13,9 +13,9 @@ from keras_vqvae.types import Tensor
 class LookupFreeQuantizer(BinaryQuantizer):
     """Keeps the sign of each axis (LFQ). The elements of codes are -1 and 1.
 
-    An entropy loss, `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))` of soft assignments `p` to all `2^D`
-    codes, keeps the codes in use. Both entropies are exact, in memory of `N 2^(D / 2) + 2^D` numbers. The first axis
-    is the most significant bit of the index.
+    An entropy loss keeps the codes in use: `entropy_weight * (E[H(p)] - diversity_weight * H(E[p]))`. Here `p` are soft
+    assignments to all `2^D` codes. Both entropies are exact, and take memory for `N 2^(D / 2) + 2^D` numbers. The first
+    axis is the most significant bit of the index.
 
     LFQ was designed for large codebooks. With 1,024 codes, `VectorQuantizer` has a lower error: see
     `docs/studies/quantizers.md`.

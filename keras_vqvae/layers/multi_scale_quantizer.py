@@ -32,7 +32,7 @@ class MultiScaleQuantizer(Quantizer):
     the full grid and there is no convolution, the encoder gets the gradient of the output exactly once.
 
     `scales` sets the sizes of the grids, for inputs of one size. `strides` sets the sizes of their cells, for inputs of
-    any size. An area contains all elements that its cell touches, so areas overlap if a scale does not divide the grid.
+    any size. If a scale does not divide the grid, areas overlap: an area contains all elements that its cell touches.
     Quantizers with fixed codes (FSQ, LFQ, BSQ) have the same codes at every scale. Vectors are bounded once.
 
     Args:
@@ -46,8 +46,8 @@ class MultiScaleQuantizer(Quantizer):
         strides: Sizes of a cell in elements of the full grid, coarse to fine, such as `(8, 4, 2, 1)`. A size is an
             integer for all axes, or a tuple with one integer for each axis. Each size is a multiple of the next one.
             Defaults to `None`: `scales` must be given.
-        interpolation: `"linear"`, `"cubic"`, or `"nearest"`, which repeats elements. With two axes, the first two are
-            bilinear and bicubic. Defaults to `"linear"`.
+        interpolation: `"linear"`, `"cubic"`, or `"nearest"`, which repeats elements. On grids with two axes, `"linear"`
+            is bilinear and `"cubic"` is bicubic. Defaults to `"linear"`.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
     Call arguments:

@@ -132,11 +132,11 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return all(getattr(type(self), name) is getattr(Quantizer, name) for name in names)
 
     def index_axes(self, axes: Sizes) -> Sizes:
-        """Returns the leading axes of the indices, those before `index_shape`, given the leading axes of the inputs."""
+        """Returns the axes of the indices before `index_shape`, given the axes of the inputs before the last one."""
         return axes
 
     def vector_axes(self, axes: Sizes) -> Sizes:
-        """Returns the leading axes of the inputs, given the leading axes of the indices, those before `index_shape`."""
+        """Returns the axes of the inputs before the last one, given the axes of the indices before `index_shape`."""
         return axes
 
     def bound(self, vectors: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class ResidualQuantizer(ResizableWrapper):
             have been trained before.
         num_quantizers: Number of stages, `Q`. Defaults to `None`, the length of the list.
         shared_codebook: Whether all stages are one quantizer with one codebook. Defaults to `False`.
-        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training: a random
-            number of stages, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training. How many is
+            random for each sample, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
         beam_width: Beam width of the search, in training and inference. A wider beam lowers the error; the cost of the
             search grows in proportion. Defaults to `1`: each stage takes the nearest code.
         seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.

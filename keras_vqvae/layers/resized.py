@@ -97,7 +97,7 @@ class ResizableWrapper(Quantizer):
         return self._resized(lambda quantizer, own: quantizer.resize(num_embeddings, own), counts)
 
     def prune_unused(self, counts: Tensor | None = None) -> Resized:
-        """Returns a new layer without unused codes, those with a count of 0, and the new index of each old code.
+        """Returns a new layer without the codes whose count is 0, and the new index of each old code.
 
         Args:
             counts: How often each code was chosen, `[*codebook_shape, K]`. Defaults to `None`: the layer's

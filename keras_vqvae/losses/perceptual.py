@@ -31,7 +31,7 @@ class PerceptualLoss(SampleLoss):
 
     The loss has a frozen copy of `features`, up to the given layers, which runs in inference mode. Its weights are not
     among the weights of the model that is compiled with the loss. They are saved in the loss's config as float32 in
-    base64, so a `.keras` file of that model loads without further arguments. It grows by 4/3 of their size.
+    base64, so a `.keras` file of that model loads without further arguments. They add 4/3 of their size to the file.
 
     Distances are computed in float32, and features in the dtype of `features`. If the predictions have a mask, masked
     positions are set to 0 in both samples, and the mean is over the valid positions. `sample_weight` has one value for

@@ -17,9 +17,9 @@ _State: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
 class AutoregressivePrior(Prior):
-    """A Transformer that draws the codes of a sample one after another, each given those before it.
+    """A Transformer that draws the codes of a sample one after another, each given the codes before it.
 
-    The order is that of `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
+    The order is as in `codes.reshape(samples, -1)`: row by row, and the stages of a residual innermost. `fit(codes)`
     trains it, or `fit(codes, labels)` with `num_classes`. `loss` is the exact negative log-likelihood in nats per code,
     and `perplexity` is its exponential; callbacks that monitor it need `mode="min"`. Called on codes or on
     `(codes, labels)`, it returns the logits of each code.
@@ -30,7 +30,7 @@ class AutoregressivePrior(Prior):
     If a position has several codes (`index_shape`), one Transformer processes the positions, and a second one with half
     as many blocks processes the codes of each position.
 
-    Arguments, inputs and outputs are those of `Prior`.
+    `Prior` describes the arguments, inputs and outputs.
 
     Example:
 

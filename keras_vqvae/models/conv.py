@@ -112,8 +112,8 @@ def build_conv_encoder(
             `2`.
         name: Name of the model. Defaults to `"encoder"`.
         causal: Whether vector `t` depends only on the samples before `(t + 1) * stride`, so that a stream can be
-            encoded as it arrives: see `VQVAE.encode_stream`. Zeros are then padded at the start only, except those that
-            complete the last `stride` samples. For sequences only. Defaults to `False`.
+            encoded as it arrives: see `VQVAE.encode_stream`. Zeros are then padded at the start only, and at the end
+            only to complete the last `stride` samples. For sequences only. Defaults to `False`.
 
     Returns:
         A functional model from `input` to `[batch, *ceil(sizes / stride), embedding_dim]`. The channels of its outputs

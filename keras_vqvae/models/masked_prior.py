@@ -27,7 +27,7 @@ class MaskedPrior(Prior):
 
     `generate(known=...)` keeps known codes and draws the others given all of them.
 
-    Arguments, inputs and outputs are those of `Prior`.
+    `Prior` describes the arguments, inputs and outputs.
 
     Example:
 

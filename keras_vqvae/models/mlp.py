@@ -29,7 +29,7 @@ def build_encoder(
     Args:
         input_size: Size of an input vector.
         embedding_dim: Size of the output vectors. The last layer is linear. Defaults to `64`.
-        encoder_sizes: Sizes of the hidden layers. Without any, the encoder is linear. Defaults to `(256, 128)`.
+        encoder_sizes: Sizes of the hidden layers. If empty, the encoder is linear. Defaults to `(256, 128)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
 
     Returns:
@@ -65,7 +65,7 @@ def build_decoder(
             Defaults to `None`.
         output_size: Size of the output vectors. The last layer is linear. Defaults to `None`, `input_size`.
         embedding_dim: Size of a code. Defaults to `64`.
-        decoder_sizes: Sizes of the hidden layers. Without any, the decoder is linear. Defaults to `(128, 256)`.
+        decoder_sizes: Sizes of the hidden layers. If empty, the decoder is linear. Defaults to `(128, 256)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.
 
     Returns:

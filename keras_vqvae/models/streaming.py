@@ -39,7 +39,7 @@ class StreamStep:
     sizes: set[int] = dataclasses.field(default_factory=lambda: {1})
 
     def stream(self, chunks: Iterable[Tensor], checked: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the outputs that each chunk completes, and finally those that zeros at the end complete."""
+        """Yields the outputs that each chunk completes. Zeros at the end complete the last ones."""
         states: dict[str, np.ndarray] = {}
         rest: np.ndarray | None = None
         for given in chunks:

@@ -100,7 +100,7 @@ class AutoencoderTraining(RecordedSteps):
         """Computes the loss as `keras.Model.compute_loss` does. Without `y`, the preprocessed `x` are the targets.
 
         Raises:
-            ValueError: If a loss would broadcast a target, because its shape differs from that of the prediction.
+            ValueError: If a loss would broadcast a target, because its shape differs from the prediction's.
         """
         targets, passes = self._targets(x, y, training), self._step.passes
         check_targets(self.loss, targets if y is None else x, y, y_pred)

@@ -19,7 +19,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     `fit(x)` trains it to reconstruct `x`, and `fit(x, y)` to predict `y`. Training and evaluation report:
 
     - `loss`, and its parts `reconstruction_loss`, before normalization, and `quantizer_loss`;
-    - the parts of `quantizer_loss`, with their weights, as far as the quantizer has them: `commitment_loss`,
+    - the parts of `quantizer_loss`, with their weights, if the quantizer has them: `commitment_loss`,
       `codebook_loss`, `entropy_loss`, `assignment_loss` of an `assignment_regularizer`, `kl_loss` of a
       `GumbelQuantizer`, and `output_loss` of an `IndexBackpropagationQuantizer`;
     - `explained_variance`: 1 for a perfect reconstruction, 0 if it is no better than the mean of the data;
@@ -127,9 +127,9 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
             training: Whether this is a training step, as in `call`. Defaults to `None`, the mode of the outer layer.
 
         Returns:
-            `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. If its size is that of the
-            inputs, rounded up to a multiple of the stride, it is cropped. The latents are the codes `[batch, ..., D]`
-            that were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
+            `(reconstruction, latents, indices)`. The reconstruction is the decoder's output. It is cropped to the size
+            of the inputs, if it is larger only because of the strides. The latents are the codes `[batch, ..., D]` that
+            were decoded, with a gradient for the encoder. The indices are int32, and -1 at masked positions.
         """
         if self.preprocessing is not None:
             # A bool, because `Sequential` also augments if `training` is `None`.
