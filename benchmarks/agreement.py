@@ -33,10 +33,11 @@ def train(arguments: argparse.Namespace) -> dict[str, list[float]]:
     model = keras_vqvae.VQVAE(encoder, quantizer, decoder)
     model.build((None, *train.shape[1:]))
     # Initialize with NumPy, because the backends draw different numbers for the same seed.
-    for weight in (*encoder.weights, quantizer.codebook, *decoder.weights):
+    for weight in (*encoder.weights, *decoder.weights):
         if len(weight.shape) > 1:
-            fan_in = np.prod(weight.shape[:-1]) if weight is not quantizer.codebook else weight.shape[-1]
-            weight.assign(rng.normal(size=weight.shape) / fan_in**0.5)
+            weight.assign(rng.normal(size=weight.shape) / np.prod(weight.shape[:-1]) ** 0.5)
+    codes = rng.normal(size=quantizer.codebook.shape)
+    quantizer.set_codebook(codes / codes.shape[1] ** 0.5)
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     train = train[rng.permutation(len(train))]
     history = model.fit(
