@@ -230,3 +230,10 @@ def test_a_value_of_a_wrong_type_is_named(make, required):
         else:
             unnamed.append((name, made))
     assert unnamed == []
+
+
+@pytest.mark.parametrize(("make", "required"), [case for case in REQUIRED if case[0].__name__.startswith("build_")])
+def test_layers_are_named_alike_in_every_model(make, required):
+    """Otherwise weights could not be loaded by name into a model that was built later."""
+    one, other = make(**required), make(**required)
+    assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]

@@ -338,12 +338,27 @@ REFUSED = {
 }
 
 
+REASONS = {
+    "padded within": "only the input can be padded at its end",
+    "padded twice": "it pads a sequence that is already padded",
+    "uncropped": 'it needs padding="valid", ZeroPadding1D((1, 0)) in front of it and Cropping1D((2, 2)) after it',
+    "cropped": "it must be Cropping1D((0, 0))",
+    **dict.fromkeys(
+        ("same", "unpadded", "padded too much", "strides", "padded by both"), "it needs ZeroPadding1D((2, 0))"
+    ),
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_layers_that_are_not_causal_are_named(case):
     encoder = keras.Sequential([keras.Input((12, 4)), *REFUSED[case]])
     model = keras_vqvae.VQVAE(encoder, vector(), layers.Dense(4))
-    with pytest.raises(ValueError, match=r"`encoder` must be causal .*`culprit`.*Received: encoder with a layer "):
+    with pytest.raises(
+        ValueError, match=r"`encoder` must be causal .*`culprit`.*Received: encoder with a layer "
+    ) as error:
         model.encode_stream([])
+    unknown = "is not allowed: it is not one of the layers that are known to be causal. Received"
+    assert REASONS.get(case, unknown) in str(error.value)
 
 
 def test_ends_that_are_not_cropped_are_an_error():
