@@ -321,6 +321,11 @@ def saved_model(path):
     return run
 
 
+def test_a_part_of_a_stride_is_a_vector():
+    encoder = keras_vqvae.build_conv_encoder((None, 1), **{**SIZES, "filters": (2, 2, 2), "causal": True})
+    assert [encoder(draw(1, steps, 1)).shape[1] for steps in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
+
+
 REFUSED = {
     "same": [layers.Conv1D(4, 3, padding="same", name="culprit")],
     "unpadded": [layers.Conv1D(4, 3, name="culprit")],
