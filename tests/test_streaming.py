@@ -274,6 +274,9 @@ def test_in_mixed_precision(policy):
     np.testing.assert_array_equal(joined(model.encode_stream(parts(x, [5, 9]))), codes)
     found = joined(model.decode_stream(parts(codes, [3, 7]))).astype("float32")
     np.testing.assert_allclose(found, model.decode(codes, verbose=0).astype("float32"), atol=1e-2)
+    # States are float32, because not every backend has NumPy arrays of smaller dtypes.
+    _, *states = sorted(model.tokenizer_step.input)
+    assert {model.tokenizer_step.input[name].dtype for name in states} == {"float32"}
 
 
 @pytest.mark.each_backend
