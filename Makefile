@@ -65,6 +65,25 @@ SEED := 0
 fuzz: .venv/done
 	KERAS_BACKEND=$${KERAS_BACKEND:-torch} OMP_NUM_THREADS=1 .venv/bin/python tests/support/fuzz.py --cases $(CASES) --seed $(SEED)
 
+# Which faults do the tests find? A sample of mutmut's mutants, others for each seed: make mutants SAMPLE=100 SEED=1
+.PHONY: mutants
+SAMPLE := 300
+mutants: export KERAS_BACKEND := torch
+mutants: export OMP_NUM_THREADS := 1
+mutants: .venv-mutants/done
+	# The smallest file: mutmut makes the mutants of all files, and records which functions each test runs.
+	.venv-mutants/bin/mutmut run --max-children 1 "keras_vqvae.constraints.*"
+	.venv-mutants/bin/mutmut run --max-children 1 \
+	    $$(.venv-mutants/bin/python -m benchmarks.mutants --sample $(SAMPLE) --seed $(SEED))
+	.venv-mutants/bin/python -m benchmarks.mutants
+
+# Without the cached results of an earlier version: benchmarks/mutants.py changes a function of mutmut.
+.venv-mutants/done: pyproject.toml
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/pip install --quiet --editable ".[test]" mutmut==3.8.1
+	rm -rf mutants
+	touch $@
+
 # The oldest Keras that the package claims. PyTorch is the quickest; its indexing warns there.
 test-oldest: test-oldest-torch
 .PHONY: $(BACKENDS:%=test-oldest-%)
@@ -139,4 +158,4 @@ $(BACKENDS:%=bench-%): bench-%: .venv-bench/done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* demo dist site benchmarks/results
+	rm -rf .venv .venv-* demo dist mutants site benchmarks/results

@@ -5,7 +5,14 @@ from gradients import gradients
 from helpers import numpy
 from keras import ops
 
-from keras_vqvae.backend import backend, base
+from keras_vqvae.backend import _running_backend, backend, base
+
+
+@pytest.mark.each_backend
+def test_each_backend_of_keras_has_its_own_and_others_have_the_base_class(monkeypatch):
+    assert type(_running_backend()) is type(backend) is not base.Backend
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    assert type(_running_backend()) is base.Backend
 
 
 @pytest.mark.each_backend

@@ -93,6 +93,14 @@ def test_more_codes_than_vectors_cover_each_vector(rng):
         assert (error(vectors, codes) < 1e-6) or init == "random"
 
 
+def test_codes_without_vectors_move_to_different_vectors(rng):
+    vectors = rng.normal(size=(50, 3)).astype("float32")
+    far = np.concatenate([vectors[:1], np.full((5, 3), 100, "float32")])
+    codes, _ = fit(vectors, 6, init=far, seed=0, epochs=1)
+    places = [np.flatnonzero((vectors == code).all(-1)) for code in codes[1:]]
+    assert len(np.unique(np.concatenate(places))) > 2
+
+
 def test_by_cosine_codes_are_unit_vectors_of_the_directions(blobs, rng):
     directions = keras.utils.normalize(blobs[1])
     lengths = rng.uniform(0.1, 100, size=(12, 30, 1))

@@ -170,6 +170,9 @@ def test_a_model_adapts_to_what_is_not_masked(rng):
     model.adapt(x, verbose=0)
     codes, _ = keras_vqvae.kmeans(encoder(x)[:, :3], 4, seed=3, verbose=0)
     np.testing.assert_allclose(numpy(model.quantizer.codebook), numpy(codes), atol=1e-5)
+    model.adapt(x, verbose=0, seed=7)
+    codes, _ = keras_vqvae.kmeans(encoder(x)[:, :3], 4, seed=7, verbose=0)
+    np.testing.assert_allclose(numpy(model.quantizer.codebook), numpy(codes), atol=1e-5)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

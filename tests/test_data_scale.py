@@ -48,6 +48,7 @@ def test_the_scale_is_a_power_of_two_that_brings_data_near_a_tenth(scale):
     size = np.sqrt(np.square(x).mean()) / scale_of(model)
     assert 0.1 / np.sqrt(2) <= size <= 0.1 * np.sqrt(2)
     assert np.log2(scale_of(model)) == round(np.log2(scale_of(model)))
+    assert numpy(model.data_scale.settled) == 1
 
 
 @pytest.mark.parametrize("x", [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.08 * draw(24, 8)])

@@ -7,6 +7,7 @@ from helpers import compiled, draw, numpy
 from scipy import signal
 
 import keras_vqvae
+from keras_vqvae.layers.log_spectrogram import LogSpectrogram
 
 SHAPES = {1: (8, 2), 2: (9, 4, 2), 3: (4, 8, 5, 2)}
 SOUND = {"window_sizes": (32, 8), "filters": (3,)}
@@ -189,3 +190,5 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_wrong_sounds_are_named(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.build_spectrogram_discriminator(**{"input_shape": (64, 1), **SOUND, **arguments})
+    with pytest.raises(ValueError, match=re.escape("Received: input_shape of shape (None, 31, 1), of 31 steps")):
+        LogSpectrogram(32).compute_output_shape((None, 31, 1))

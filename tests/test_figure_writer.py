@@ -12,8 +12,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 import keras_vqvae
 
 
-def test_figures_are_written_every_so_many_epochs(tmp_path):
+def test_figures_are_written_every_so_many_epochs(tmp_path, monkeypatch):
     """Figures of the end of an epoch are written as files and for TensorBoard."""
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.format", "pdf")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(0.1), "mse")
     seen = []

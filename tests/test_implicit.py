@@ -106,6 +106,14 @@ def all_bits(num_bits, size=1.0):
     return size * (2.0 * (np.arange(2**num_bits)[:, None] >> np.arange(num_bits)[::-1] & 1) - 1)
 
 
+def test_indices_have_at_most_30_bits():
+    codes = np.concatenate([-np.ones((1, 30), "float32"), np.ones((1, 30), "float32")])
+    layer = built(keras_vqvae.LookupFreeQuantizer(30), 30)
+    np.testing.assert_array_equal(numpy(layer.encode(codes)), [0, 2**30 - 1])
+    with pytest.raises(ValueError, match="num_bits=31"):
+        keras_vqvae.LookupFreeQuantizer(31)
+
+
 @pytest.mark.parametrize("spherical", [False, True])
 def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
     kind = keras_vqvae.BinarySphericalQuantizer if spherical else keras_vqvae.LookupFreeQuantizer

@@ -1,5 +1,6 @@
 """Tests multi-scale quantization of grids against NumPy."""
 
+import functools
 import itertools
 import math
 
@@ -290,3 +291,10 @@ def test_codes_learn_from_their_own_scale_alone():
     expected = np.zeros_like(codes)
     np.add.at(expected, chosen, 2 * (codes[chosen] - x.mean((1, 2))) / (2 * 4))
     np.testing.assert_allclose(layer_gradients(layer, x, np.zeros_like(x))[1][0], expected, atol=1e-6)
+
+
+def test_there_are_at_most_1024_scales():
+    make = functools.partial(keras_vqvae.MultiScaleQuantizer, keras_vqvae.VectorQuantizer(4), shared_codebook=True)
+    assert len(make(range(1, 1025)).quantizers) == 1024
+    with pytest.raises(ValueError, match="`scales` must have 1 to 1024 entries"):
+        make(range(1, 1026))

@@ -45,7 +45,13 @@ def test_samples_of_each_class_stand_in_a_row(images):
     assert [axis.get_ylabel() for axis in figure.axes[::4]] == ["0", "1"]
     np.testing.assert_allclose(np.squeeze(drawn[5]), np.squeeze(np.clip(images[1] - 0.5, 0, 1)))
     assert figure.get_suptitle() == "10 new images"
-    assert len(pictures(plotting.plot_samples(images))) == 5
+    unnamed = plotting.plot_samples(images)
+    assert len(pictures(unnamed)) == 5
+    assert unnamed.axes[0].get_ylabel() == "samples"
+    if images.shape[-1] != 3:
+        assert {(axis.images[0].get_cmap().name, axis.images[0].get_clim()) for axis in unnamed.axes} == {
+            ("gray", (0, 1))
+        }
     with pytest.raises(ValueError, match="images.*Received: images of shape"):
         plotting.plot_samples(np.zeros((5, 64)))
 

@@ -62,6 +62,13 @@ def some(codes):
     return np.where(np.random.default_rng(1).random(codes.shape) < share, -1, codes)
 
 
+def test_weights_have_the_names_of_their_attributes(prior):
+    found = [prior.transformer, *prior.transformer.blocks]
+    weights = [(layer, weight) for layer in found for weight in layer._trainable_variables]
+    assert len(weights) > 1
+    assert all(getattr(layer, weight.name) is weight for layer, weight in weights)
+
+
 def logits_of(prior, codes, labels=None):
     """Computes logits in one program. Otherwise JAX would compile a program for each operation."""
     codes = codes.reshape(-1, *SHAPE)

@@ -53,7 +53,8 @@ def test_pruned_by_given_data_they_encode_and_decode_it_as_before(name):
     layer, x = trained(name)
     codes = numpy(layer.encode(x))
     smaller, new_indices = layer.prune_unused(layer.count_codes(codes))
-    assert max(smaller.codebook_sizes) < 32
+    counted = numpy(layer.count_codes(codes)).reshape(-1, 32)
+    assert max(smaller.codebook_sizes) == (counted > 0).sum(-1).max() < 32
     assert new_indices.shape == (*layer.codebook_shape, layer.num_embeddings)
     np.testing.assert_array_equal(numpy(smaller.encode(x)), moved(new_indices, codes))
     np.testing.assert_allclose(numpy(smaller(x)), numpy(layer(x)), rtol=1e-6)

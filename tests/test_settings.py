@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import re
+import types
 
 import keras
 import numpy as np
@@ -173,3 +175,65 @@ def test_every_argument_is_tried():
     every = {value for value in vars(keras_vqvae).values() if inspect.isclass(value)}
     bases = {keras_vqvae.Quantizer, keras_vqvae.CodebookQuantizer}
     assert kinds == {value for value in every if issubclass(value, keras_vqvae.Quantizer)} - bases
+
+
+FEATURES = keras.Sequential([keras.Input((8,)), layers.Dense(2)])
+REQUIRED = [(kind, {key: fixed[key] for key in list(fixed)[:2]}) for kind, fixed, _ in CASES.values()] + [
+    (keras_vqvae.SpectralLoss, {}),
+    (keras_vqvae.PerceptualLoss, {"features": FEATURES}),
+    (keras_vqvae.LossSum, {"losses": [keras.losses.MeanSquaredError()]}),
+    (keras_vqvae.CodebookPerplexity, {"num_embeddings": 8}),
+    (keras_vqvae.CodebookUsage, {"num_embeddings": 8}),
+    (keras_vqvae.AssignmentEntropy, {}),
+    (keras_vqvae.build_encoder, {"input_size": 8}),
+    (keras_vqvae.build_decoder, {"output_size": 8}),
+    (keras_vqvae.build_conv_encoder, {"input_shape": (16, 16, 1)}),
+    (keras_vqvae.build_conv_decoder, {"output_shape": (16, 16, 1)}),
+    (keras_vqvae.build_conv_discriminator, {"input_shape": (32, 32, 1)}),
+    (keras_vqvae.build_spectrogram_discriminator, {"input_shape": (4096, 1)}),
+    (keras_vqvae.MaskedPrior, {"num_embeddings": 8, "shape": (4,)}),
+    (keras_vqvae.AutoregressivePrior, {"num_embeddings": 8, "shape": (4,)}),
+]
+
+
+@pytest.mark.parametrize(("make", "required"), REQUIRED)
+def test_arguments_default_to_what_is_documented(make, required):
+    classes = [base for base in getattr(make, "__mro__", [make]) if base.__module__.startswith("keras_vqvae")]
+    text = "".join(f"{inspect.getdoc(base)}\n".split("Call arguments:")[0] for base in classes)
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", text, re.M)
+    found = {name: re.search(r"Defaults\s+to\s+`([^`]*)`", entry) for name, entry in entries if name not in required}
+    defaults = {name: eval(default[1], {}, vars(keras_vqvae)) for name, default in found.items() if default}
+    configs = []
+    for arguments in ({}, defaults):
+        keras.utils.clear_session(free_memory=False)  # Names of layers start anew.
+        configs.append(keras.saving.serialize_keras_object(make(**required, **arguments)))
+    assert configs[0] == configs[1]
+
+
+KERAS_CHECKS = {"kwargs", "name", "dtype", "reduction", "activation", "kernel_constraint"} | {
+    f"embeddings_{kind}" for kind in ("initializer", "regularizer", "constraint")
+}
+
+
+@pytest.mark.parametrize(("make", "required"), REQUIRED)
+def test_a_value_of_a_wrong_type_is_named(make, required):
+    wrong = types.SimpleNamespace()
+    unnamed = []
+    for name in inspect.signature(make).parameters.keys() - KERAS_CHECKS:
+        try:
+            made = make(**{**required, name: wrong})
+        except ValueError as error:
+            if f"`{name}`" not in str(error) or "Received: " not in str(error):
+                unnamed.append((name, str(error)))
+        except Exception as error:
+            unnamed.append((name, repr(error)))
+        else:
+            unnamed.append((name, made))
+    assert unnamed == []
+
+
+@pytest.mark.parametrize(("make", "required"), [case for case in REQUIRED if case[0].__name__.startswith("build_")])
+def test_layers_are_named_alike_in_every_model(make, required):
+    """Otherwise weights could not be loaded by name into a model that was built later."""
+    one, other = make(**required), make(**required)
+    assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]

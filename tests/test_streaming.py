@@ -274,6 +274,9 @@ def test_in_mixed_precision(policy):
     np.testing.assert_array_equal(joined(model.encode_stream(parts(x, [5, 9]))), codes)
     found = joined(model.decode_stream(parts(codes, [3, 7]))).astype("float32")
     np.testing.assert_allclose(found, model.decode(codes, verbose=0).astype("float32"), atol=1e-2)
+    # States are float32, because not every backend has NumPy arrays of smaller dtypes.
+    _, *states = sorted(model.tokenizer_step.input)
+    assert {model.tokenizer_step.input[name].dtype for name in states} == {"float32"}
 
 
 @pytest.mark.each_backend
@@ -321,6 +324,11 @@ def saved_model(path):
     return run
 
 
+def test_a_part_of_a_stride_is_a_vector():
+    encoder = keras_vqvae.build_conv_encoder((None, 1), **{**SIZES, "filters": (2, 2, 2), "causal": True})
+    assert [encoder(draw(1, steps, 1)).shape[1] for steps in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
+
+
 REFUSED = {
     "same": [layers.Conv1D(4, 3, padding="same", name="culprit")],
     "unpadded": [layers.Conv1D(4, 3, name="culprit")],
@@ -338,12 +346,27 @@ REFUSED = {
 }
 
 
+REASONS = {
+    "padded within": "only the input can be padded at its end",
+    "padded twice": "it pads a sequence that is already padded",
+    "uncropped": 'it needs padding="valid", ZeroPadding1D((1, 0)) in front of it and Cropping1D((2, 2)) after it',
+    "cropped": "it must be Cropping1D((0, 0))",
+    **dict.fromkeys(
+        ("same", "unpadded", "padded too much", "strides", "padded by both"), "it needs ZeroPadding1D((2, 0))"
+    ),
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_layers_that_are_not_causal_are_named(case):
     encoder = keras.Sequential([keras.Input((12, 4)), *REFUSED[case]])
     model = keras_vqvae.VQVAE(encoder, vector(), layers.Dense(4))
-    with pytest.raises(ValueError, match=r"`encoder` must be causal .*`culprit`.*Received: encoder with a layer "):
+    with pytest.raises(
+        ValueError, match=r"`encoder` must be causal .*`culprit`.*Received: encoder with a layer "
+    ) as error:
         model.encode_stream([])
+    unknown = "is not allowed: it is not one of the layers that are known to be causal. Received"
+    assert REASONS.get(case, unknown) in str(error.value)
 
 
 def test_ends_that_are_not_cropped_are_an_error():

@@ -79,6 +79,8 @@ IMAGE, FLAT, CLASSES, LOGITS = (6, 4, 4, 1), (6, 4, 4), (6,), (6, 4, 4, 9)
         # A user's loss may expect other data or classes. If nothing broadcasts, the loss itself fails on wrong shapes.
         (mean_and_variance, IMAGE, (6, 4, 4, 2), "float32"),
         (absolute, FLAT, LOGITS, "int32"),
+        # Classes, although they would broadcast.
+        (absolute, (4, 4, 4), (4, 4, 4, 4), "int32"),
         (absolute, (6, 5), IMAGE[:3], "float32"),
     ],
 )
@@ -98,6 +100,7 @@ def test_accepted(loss, y, y_pred, dtype):
         (["mae", "mse"], CLASSES, IMAGE, "int32"),
         (absolute, CLASSES, IMAGE, "float32"),
         (absolute, CLASSES, IMAGE, "int32"),
+        (absolute, (4, 4, 4), (4, 4, 4, 4), "float32"),
     ],
 )
 def test_refused(loss, y, y_pred, dtype):

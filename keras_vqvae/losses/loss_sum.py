@@ -54,12 +54,13 @@ class LossSum(keras.losses.Loss):
                 f"`losses` must be a list of `keras.losses.Loss` objects. {instead} Received: losses={losses!r}"
             )
         self.losses = tuple(losses)
-        weights = (1.0,) * len(losses) if weights is None else tuple(weights)
-        if len(weights) != len(losses):
+        weights = (1.0,) * len(losses) if weights is None else weights
+        numbers = tuple(weights) if isinstance(weights, Iterable) else ()
+        if len(numbers) != len(losses):
             raise ValueError(
-                f"`weights` must have one number for each of the {len(losses)} losses. Received: weights={weights}"
+                f"`weights` must have one number for each of the {len(losses)} losses. Received: weights={weights!r}"
             )
-        self.weights = tuple(validation.non_negative("weights", weight) for weight in weights)
+        self.weights = tuple(validation.non_negative("weights", weight) for weight in numbers)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Returns the weighted sum of the losses."""

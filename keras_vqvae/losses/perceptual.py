@@ -123,8 +123,8 @@ def _frozen_copy(features: Any, layers: Sequence[str] | None) -> keras.Model:
     outputs = features.outputs
     if layers is not None:
         known = {layer.name: layer for layer in features.layers}
-        lacking = [name for name in layers if name not in known]
-        if lacking or isinstance(layers, str) or not layers:
+        is_list = isinstance(layers, Sequence) and not isinstance(layers, str) and layers
+        if not is_list or any(name not in known for name in layers):
             raise ValueError(
                 f"`layers` must be a list with names of layers of `features`, such as {list(known)[:10]}. "
                 f"Received: layers={layers!r}"
