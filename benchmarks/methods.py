@@ -1,10 +1,11 @@
 """The methods of the study: ours and, on the torch backend, the corresponding ones of vector-quantize-pytorch."""
 
+import math
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 import keras_vqvae
 
@@ -23,15 +24,18 @@ def ours(quantizer: Callable[[int, int], keras_vqvae.Quantizer], adapt: bool = F
     return make
 
 
-def peer(**keywords) -> Method:
-    """Returns a method with the peer's `VectorQuantize`. Its `commitment_weight` scales both losses. At 0.25 the
-    encoder's loss equals ours; the scale of the codebook's loss does not matter with Adam."""
+def peer(codebook_size: Callable[[int], int] = int, **keywords) -> Method:
+    """Returns a method with the peer's `VectorQuantize`, whose codebooks have `codebook_size(num_embeddings)` codes.
+
+    Its `commitment_weight` scales both losses. At 0.25 the encoder's loss equals ours; the scale of the codebook's loss
+    does not matter with Adam.
+    """
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         from vector_quantize_pytorch import VectorQuantize
 
         keywords_of_all = {
-            "codebook_size": num_embeddings,
+            "codebook_size": codebook_size(num_embeddings),
             "commitment_weight": 0.25,
             "decay": 0.99,
             "rotation_trick": False,
@@ -63,20 +67,22 @@ class PeerVQVAE(keras.Model):
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     def call(self, inputs, training=False):
-        return self.decoder(self.quantizer(self.encoder(inputs), training=training)[0])
+        return self.autoencode(inputs, training)[0]
 
-    def encode(self, x, batch_size: int, verbose: int) -> np.ndarray:
-        batches = [self.quantizer(self.encoder(x[i : i + batch_size]))[1] for i in range(0, len(x), batch_size)]
-        return np.concatenate([ops.convert_to_numpy(batch) for batch in batches])
+    def autoencode(self, inputs, training=False):
+        latents, indices = self.quantizer(self.encoder(inputs), training=training)
+        return self.decoder(latents), latents, indices
 
 
-def peer_of(name: str, **keywords) -> Method:
-    """Returns a method with the peer's quantizer class `name`, with its defaults except for `keywords`."""
+def peer_of(name: str, sizes: Callable[[int], dict] = lambda size: {}, **keywords) -> Method:
+    """Returns a method with the peer's quantizer class `name`, with its defaults except for `keywords` and for
+    `sizes(num_embeddings)`."""
 
     def make(encoder, decoder, num_embeddings: int, seed: int, train: np.ndarray):
         import vector_quantize_pytorch
 
-        return PeerVQVAE(encoder, Peer(getattr(vector_quantize_pytorch, name)(dim=32, **keywords)), decoder)
+        module = getattr(vector_quantize_pytorch, name)(dim=32, **sizes(num_embeddings), **keywords)
+        return PeerVQVAE(encoder, Peer(module), decoder)
 
     return make
 
@@ -101,37 +107,78 @@ METHODS: dict[str, Method] = {
     "peer: EMA + dead codes": peer(threshold_ema_dead_code=2),
 }
 
-small = lambda seed: VQ(32, ema_decay=0.99, seed=seed)  # noqa: E731
+LEVELS = {64: (8, 8), 1024: (8, 5, 5, 5), 2**14: (8, 8, 8, 6, 5), 2**16: (8, 8, 8, 5, 5, 5)}
+"""The levels of FSQ that its authors recommend for about so many codes."""
+
+
+def number_of_codes(name: str, num_embeddings: int) -> int:
+    """Returns the number of codes, or of combinations of codes, of a method with about `num_embeddings`."""
+    return math.prod(LEVELS[num_embeddings]) if name in ("FSQ", "peer: FSQ") else num_embeddings
+
+
+def projected(quantizer: Callable[[int], keras_vqvae.Quantizer], dim: Callable[[int], int]) -> Method:
+    """Returns a method with our quantizer in a space of `dim` dimensions. Both depend on the number of codes."""
+    return ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(quantizer(size), dim(size)))
+
+
+def bits(size: int) -> int:
+    return size.bit_length() - 1
+
+
+def moving(size: int, seed: int, **keywords) -> keras_vqvae.VectorQuantizer:
+    return VQ(size, ema_decay=0.99, seed=seed, **keywords)
+
+
+def half(size: int, seed: int) -> keras_vqvae.VectorQuantizer:
+    """Returns a codebook of which two have `size` combinations of codes."""
+    return moving(math.isqrt(size), seed)
+
+
+def estimated(estimator: str) -> Method:
+    """Returns a method whose codebook learns from the reconstruction only, through the estimator."""
+    return ours(lambda size, seed: VQ(size, estimator=estimator, commitment_weight=0, codebook_weight=0, seed=seed))
+
+
+def codebook_size(size: int) -> dict:
+    return {"codebook_size": size}
+
+
 FAMILY: dict[str, Method] = {
-    "VQ": ours(lambda size, seed: VQ(1024, ema_decay=0.99, seed=seed)),
-    "FSQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.FiniteScalarQuantizer(), 4)),
-    "LFQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.LookupFreeQuantizer(10), 10)),
-    "BSQ": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(keras_vqvae.BinarySphericalQuantizer(10), 10)),
-    "SimVQ": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(1024, seed=seed)),
-    "SimVQ + rotation": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(1024, estimator="rotation", seed=seed)),
-    "IBQ": ours(lambda size, seed: keras_vqvae.IndexBackpropagationQuantizer(1024, seed=seed)),
-    "Gumbel": ours(lambda size, seed: keras_vqvae.GumbelQuantizer(1024, seed=seed)),
-    "residual, 2 x 32": ours(lambda size, seed: keras_vqvae.ResidualQuantizer(small(seed), 2)),
-    "grouped, 2 x 32": ours(lambda size, seed: keras_vqvae.GroupedQuantizer(small(seed), 2)),
-    "VQ in 8 dimensions": ours(
-        lambda size, seed: keras_vqvae.ProjectedQuantizer(VQ(1024, ema_decay=0.99, seed=seed), 8)
-    ),
+    "VQ": ours(moving),
+    "FSQ": projected(lambda size: keras_vqvae.FiniteScalarQuantizer(LEVELS[size]), lambda size: len(LEVELS[size])),
+    "LFQ": projected(lambda size: keras_vqvae.LookupFreeQuantizer(bits(size)), bits),
+    "BSQ": projected(lambda size: keras_vqvae.BinarySphericalQuantizer(bits(size)), bits),
+    "SimVQ": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(size, seed=seed)),
+    "SimVQ + rotation": ours(lambda size, seed: keras_vqvae.SimVectorQuantizer(size, estimator="rotation", seed=seed)),
+    "IBQ": ours(lambda size, seed: keras_vqvae.IndexBackpropagationQuantizer(size, seed=seed)),
+    "Gumbel": ours(lambda size, seed: keras_vqvae.GumbelQuantizer(size, seed=seed)),
+    "DiVeQ": estimated("diveq"),
+    "NSVQ": estimated("nsvq"),
+    "residual of 2": ours(lambda size, seed: keras_vqvae.ResidualQuantizer(half(size, seed), 2)),
+    "grouped, 2": ours(lambda size, seed: keras_vqvae.GroupedQuantizer(half(size, seed), 2)),
+    "VQ in 8 dimensions": ours(lambda size, seed: keras_vqvae.ProjectedQuantizer(moving(size, seed), 8)),
     "peer: VQ": peer(threshold_ema_dead_code=2),
-    "peer: FSQ": peer_of("FSQ", levels=[8, 5, 5, 5]),
-    "peer: LFQ": peer_of("LFQ", codebook_size=1024),
-    "peer: BSQ": peer_of("LFQ", codebook_size=1024, spherical=True),
-    "peer: SimVQ": peer_of("SimVQ", codebook_size=1024, rotation_trick=False),
-    "peer: SimVQ + rotation": peer_of("SimVQ", codebook_size=1024),
+    "peer: FSQ": peer_of("FSQ", lambda size: {"levels": list(LEVELS[size])}),
+    "peer: LFQ": peer_of("LFQ", codebook_size),
+    "peer: BSQ": peer_of("LFQ", codebook_size, spherical=True),
+    "peer: SimVQ": peer_of("SimVQ", codebook_size, rotation_trick=False),
+    "peer: SimVQ + rotation": peer_of("SimVQ", codebook_size),
     "peer: Gumbel": peer(straight_through=True, stochastic_sample_codes=True),
-    "peer: residual, 2 x 32": peer_of(
-        "ResidualVQ", codebook_size=32, num_quantizers=2, decay=0.99, threshold_ema_dead_code=2, commitment_weight=0.25
+    "peer: DiVeQ": peer(directional_reparam=True, threshold_ema_dead_code=2),
+    "peer: residual of 2": peer_of(
+        "ResidualVQ",
+        lambda size: {"codebook_size": math.isqrt(size)},
+        num_quantizers=2,
+        decay=0.99,
+        threshold_ema_dead_code=2,
+        commitment_weight=0.25,
     ),
-    "peer: grouped, 2 x 32": peer(
-        codebook_size=32, heads=2, separate_codebook_per_head=True, codebook_dim=16, threshold_ema_dead_code=2
+    "peer: grouped, 2": peer(
+        math.isqrt, heads=2, separate_codebook_per_head=True, codebook_dim=16, threshold_ema_dead_code=2
     ),
     "peer: VQ in 8 dimensions": peer(codebook_dim=8, threshold_ema_dead_code=2),
 }
-"""Quantizers with about 1,000 codes or combinations of codes each."""
+"""Quantizers with about the same number of codes or combinations of codes each."""
 
 
 def residual_scalars(depth: int) -> Method:

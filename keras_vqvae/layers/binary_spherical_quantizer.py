@@ -17,8 +17,8 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     the sum of the entropies of the bits, an upper bound of the entropy over all codes. It takes `O(N D)` memory. The
     first axis is the most significant bit of the index.
 
-    BSQ was designed for large codebooks. With 1,024 codes, `VectorQuantizer` has a lower error: see
-    `docs/studies/quantizers.md`.
+    BSQ was designed for large codebooks. `VectorQuantizer` had a lower error with 1,024 and with 16,384 codes: see
+    `docs/studies/quantizers.md` and `docs/studies/large-codebooks.md`.
 
     Arguments, inputs, outputs and errors are the same as for `LookupFreeQuantizer`.
 
