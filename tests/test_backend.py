@@ -5,6 +5,7 @@ from gradients import gradients
 from helpers import numpy
 from keras import ops
 
+from keras_vqvae import validation
 from keras_vqvae.backend import _running_backend, backend, base
 
 
@@ -13,6 +14,21 @@ def test_each_backend_of_keras_has_its_own_and_others_have_the_base_class(monkey
     assert type(_running_backend()) is type(backend) is not base.Backend
     monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
     assert type(_running_backend()) is base.Backend
+
+
+@pytest.mark.each_backend
+def test_symbolic_tensors_are_traced_and_indices_are_int32_there():
+    seen = []
+
+    class Layer(keras.Layer):
+        def call(self, x):
+            indices = validation.code_indices("indices", x, 5)
+            seen.append((backend.is_traced(x), keras.backend.standardize_dtype(indices.dtype)))
+            return indices
+
+    Layer()(keras.Input((2,), dtype="int32"))
+    assert set(seen) == {(True, "int32")}
+    assert not backend.is_traced(ops.ones((2,)))
 
 
 @pytest.mark.each_backend

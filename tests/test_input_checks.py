@@ -135,7 +135,8 @@ def test_channels_first_are_refused():
     nested = keras.Model(inputs, activated)(keras.Input((3, 8, 8)))
     sequential = keras.Sequential([keras.Input((3, 8)), layers.Conv1D(4, 3, data_format="channels_first", name="last")])
     for tensor in (outputs, activated, nested, sequential(keras.Input((3, 8)))):
-        message = "`last`.*Permute.*Received: data_format='channels_first'"
+        order = r"\(2, 3, 1\)" if len(tensor.shape) == 4 else r"\(2, 1\)"
+        message = rf"`last`.*Permute\({order}\).*Received: data_format='channels_first'"
         refused(message, VQ(6), tensor, longest=LONGEST_IN_CALL)
     permuted = layers.Permute((2, 3, 1))(activated)
     assert VQ(6)(permuted).shape == permuted.shape

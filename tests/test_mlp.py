@@ -41,6 +41,8 @@ def test_the_decoders_output_size_wins():
     assert keras_vqvae.build_decoder(input_size=10).output_shape == (None, 10)
     assert keras_vqvae.build_decoder(output_size=12).output_shape == (None, 12)
     assert keras_vqvae.build_decoder(input_size=10, output_size=12).output_shape == (None, 12)
+    with pytest.raises(ValueError, match="`input_size` must be a positive integer. Received: input_size=0"):
+        keras_vqvae.build_decoder(input_size=0)
     with pytest.raises(ValueError, match="Received: input_size=None, output_size=None"):
         keras_vqvae.build_decoder()
 

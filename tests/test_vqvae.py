@@ -363,3 +363,34 @@ def test_wrong_parts_are_named(name):
         keras_vqvae.VQVAE(**{**parts, name: "part"})
     with pytest.raises(ValueError, match="`quantizer` must be a quantizer, such as `VectorQuantizer`"):
         keras_vqvae.VQVAE(**{**parts, "quantizer": layers.Dense(3)})
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "names"),
+    [
+        (
+            keras_vqvae.VectorQuantizer(16, assignment_regularizer=keras_vqvae.AssignmentEntropy()),
+            {"codebook_loss", "assignment_loss"},
+        ),
+        (keras_vqvae.LookupFreeQuantizer(3, entropy_weight=0.1), {"entropy_loss"}),
+        (
+            keras_vqvae.IndexBackpropagationQuantizer(16, entropy_weight=0.1),
+            {"codebook_loss", "entropy_loss", "output_loss"},
+        ),
+    ],
+)
+def test_each_loss_of_the_quantizer_has_its_log(x, quantizer, names):
+    encoder, decoder = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
+    model = helpers.compiled(keras_vqvae.VQVAE(encoder, quantizer, decoder), "sgd", traced=False)
+    logs = model.test_on_batch(x, return_dict=True)
+    assert logs.keys() == names | set(LOGS)
+    parts = [logs[name] for name in names | {"commitment_loss"}]
+    np.testing.assert_allclose(logs["quantizer_loss"], sum(parts), rtol=1e-5)
+
+
+def test_a_gumbel_quantizer_has_only_the_log_of_its_divergence(x):
+    encoder, decoder = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
+    quantizer = keras_vqvae.GumbelQuantizer(16, kl_weight=0.1)
+    model = helpers.compiled(keras_vqvae.VQVAE(encoder, quantizer, decoder), "sgd", traced=False)
+    logs = model.test_on_batch(x, return_dict=True)
+    np.testing.assert_allclose(logs["kl_loss"], logs["quantizer_loss"], rtol=1e-6)

@@ -337,3 +337,10 @@ def test_every_wrapper_wraps_every_wrapper(rng, outside, inside):
     quantized, indices = layer(x, return_indices=True)
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
     np.testing.assert_array_equal(numpy(layer.encode(x)), numpy(indices))
+
+
+def test_the_indices_of_one_vector_are_decoded_without_further_axes():
+    layer = built(keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(8, seed=1), 2), 4)
+    codes = [numpy(quantizer.codebook) for quantizer in layer.quantizers]
+    np.testing.assert_allclose(numpy(layer.decode([3, 5])), codes[0][3] + codes[1][5], rtol=1e-6)
+    np.testing.assert_array_equal(numpy(layer.quantizers[0].decode(3)), codes[0][3])
