@@ -167,6 +167,24 @@ def test_other_targets_than_the_inputs_have_a_scale_of_their_own():
     assert scale_of(model) == 1
 
 
+class WithHead(keras_vqvae.VQVAE):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.head = layers.Dense(2)
+
+    def call(self, inputs, training=None):
+        outputs, latents, _ = self.autoencode(inputs, training=training)
+        return {"data": outputs, "label": self.head(latents)}
+
+
+@pytest.mark.parametrize("scale", [1, 1e3])
+def test_one_of_several_targets_may_be_the_inputs(scale):
+    x = 1e3 * draw(24, 8)
+    model = compiled(make(kind=WithHead), "sgd", {"data": "mse", "label": "mse"}, traced=False)
+    model.fit(x, {"data": x / scale, "label": draw(24, 2)}, verbose=0)
+    assert (scale_of(model) > 1e3) == (scale == 1)
+
+
 class Own(keras_vqvae.VQVAE):
     def call(self, inputs, training=None):
         return self.decoder(self.quantizer(self.encoder(inputs), training=training))

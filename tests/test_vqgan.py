@@ -359,11 +359,20 @@ def test_a_discriminator_without_logits_is_refused(discriminator, name):
         make(discriminator=discriminator)
 
 
-def test_features_among_other_outputs_are_refused():
+@pytest.mark.parametrize(
+    ("outputs", "received"),
+    [
+        (lambda logits, hidden: {"score": logits, "features": [hidden]}, r"'score': \(None, 1\)"),
+        (lambda logits, hidden: {"logits": logits, "feature": [hidden]}, r"'feature': \[\(None, 4\)\]"),
+        (lambda logits, hidden: {"logits": logits, "hidden": hidden}, r"'hidden': \(None, 4\)"),
+        (lambda logits, hidden: (logits, [hidden]), r"\(None, 1\), \[\(None, 4\)\]"),
+    ],
+)
+def test_features_under_other_names_are_refused(outputs, received):
     inputs = keras.Input((DIM,))
-    outputs = {"score": layers.Dense(1)(inputs), "features": layers.Dense(4)(inputs)}
-    with pytest.raises(ValueError, match=r"must return them as `{\"logits\": .*\['features', 'score'\]"):
-        make(discriminator=keras.Model(inputs, outputs))
+    discriminator = keras.Model(inputs, outputs(layers.Dense(1)(inputs), layers.Dense(4)(inputs)))
+    with pytest.raises(ValueError, match=f"`discriminator` must return logits.* Received: .*{received}"):
+        make(discriminator=discriminator)
 
 
 def test_features_may_have_any_activation():

@@ -19,13 +19,18 @@ MIN_FEATURE = 1e-6
 
 def split_outputs(outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the logits and the features of a discriminator's outputs."""
-    if isinstance(outputs, dict) and "features" in outputs:
-        if outputs.keys() != {"logits", "features"}:
-            raise ValueError(
-                "A `discriminator` that returns features must return them as "
-                f'`{{"logits": logits, "features": [...]}}`. Received: outputs with the keys {sorted(outputs)}'
-            )
+    if isinstance(outputs, dict) and outputs.keys() == {"logits", "features"}:
         return keras.tree.flatten(outputs["logits"]), keras.tree.flatten(outputs["features"])
+    if not keras.tree.is_nested(outputs):
+        return [outputs], []
+    parts = outputs if isinstance(outputs, dict) else dict(enumerate(outputs))
+    other_keys = "features" in parts or ("logits" in parts and len(parts) > 1)
+    if other_keys or any(map(keras.tree.is_nested, parts.values())):
+        raise ValueError(
+            "`discriminator` must return logits, as a tensor or a list or dict of tensors, or logits and features as "
+            '`{"logits": logits, "features": [...]}`. Received: outputs of shapes '
+            f"{keras.tree.map_structure(lambda each: tuple(each.shape), outputs)}"
+        )
     return keras.tree.flatten(outputs), []
 
 

@@ -54,7 +54,8 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
             )
         raise ValueError(
             "`y` must have the shape of the reconstruction. To train without labels, call `fit(x)`, or drop them "
-            "from a data set with `ds.map(lambda x, y: x)`. "
+            "from a data set with `ds.map(lambda x, y: x)`. For an output that is not a reconstruction, pass a dict "
+            "with a loss for each output to `compile`. "
             f"Received: y of shape {tuple(target.shape)}, {received}"
         )
 
