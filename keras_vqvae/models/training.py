@@ -65,12 +65,12 @@ class AutoencoderTraining(RecordedSteps):
 
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.
-            loss: The loss of the reconstruction, in any form that Keras supports, or `"normalized_mse"`, which cannot be
-                one of several losses. It is 1/8 of the squared error summed over a sample, divided by the variance of
-                the targets and by the number of elements of the latents. The quantizer's losses are means over these
-                elements, so the balance between reconstruction and quantizer does not depend on the scale or the size
-                of the data. The variance is taken for each element over all training batches so far, and averaged over
-                the elements. Defaults to `"normalized_mse"`.
+            loss: The loss of the reconstruction, in any form that Keras supports, or `"normalized_mse"`, which cannot
+                be in a list or dict of losses. The latter is 1/8 of the squared error summed over a sample, divided by
+                the variance of the targets and by the number of elements of the latents. The quantizer's losses are
+                means over these elements, so the balance between reconstruction and quantizer does not depend on the
+                scale or the size of the data. The variance is taken for each element over all training batches so far,
+                and averaged over the elements. Defaults to `"normalized_mse"`.
             **kwargs: Further arguments of `keras.Model.compile`.
         """
         self._normalizes = isinstance(loss, str) and loss == NORMALIZED
