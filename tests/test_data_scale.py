@@ -108,18 +108,18 @@ def network(*parts, size=8):
 
 
 NETWORKS = {
-    "rescaling": (network(layers.Rescaling(1 / 255), layers.Dense(3)), network(layers.Dense(8), size=3)),
-    "rescaled outputs": (None, network(layers.Dense(8), layers.Rescaling(255), size=3)),
-    "normalization": (network(layers.Normalization(mean=0, variance=1e4), layers.Dense(3)), None),
-    "division": (network(layers.Lambda(lambda x: x / 255), layers.Dense(3)), None),
-    "product": (None, network(layers.Dense(8, "sigmoid"), layers.Lambda(lambda x: x * 255), size=3)),
+    "rescaling": lambda: (network(layers.Rescaling(1 / 255), layers.Dense(3)), network(layers.Dense(8), size=3)),
+    "rescaled outputs": lambda: (None, network(layers.Dense(8), layers.Rescaling(255), size=3)),
+    "normalization": lambda: (network(layers.Normalization(mean=0, variance=1e4), layers.Dense(3)), None),
+    "division": lambda: (network(layers.Lambda(lambda x: x / 255), layers.Dense(3)), None),
+    "product": lambda: (None, network(layers.Dense(8, "sigmoid"), layers.Lambda(lambda x: x * 255), size=3)),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_scale_data_themselves_are_left_alone(name):
     x = 127 + 60 * draw(24, 8)
-    model = compiled(make(*NETWORKS[name]), "sgd", traced=False)
+    model = compiled(make(*NETWORKS[name]()), "sgd", traced=False)
     model.fit(x, verbose=0)
     assert scale_of(model) == 1
 

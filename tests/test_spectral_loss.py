@@ -190,7 +190,7 @@ def test_wrong_arguments_are_named(arguments, message):
         (["mse"], None, "use `keras.losses.MeanSquaredError()` instead of 'mse'. Received: losses=['mse']"),
         (["normalized_mse"], None, "`keras.losses.MeanSquaredError()` with the weight in the documentation"),
         ([], None, "Received: losses=[]"),
-        ([keras.losses.MeanSquaredError()], [1, 2], "for each of the 1 losses. Received: weights=(1, 2)"),
+        ([keras.losses.MeanSquaredError()], [1, 2], "for each of the 1 losses. Received: weights=[1, 2]"),
         ([keras.losses.MeanSquaredError()], [-1], "Received: weights=-1"),
     ],
 )
