@@ -81,6 +81,8 @@ def test_vectors_that_are_not_finite_are_left_out(rng):
     assert counts.sum() == 50
     with pytest.raises(ValueError, match=r"Received: vectors of shape \(3, 3\), none of them finite"):
         fit(bad, 4)
+    with pytest.raises(ValueError, match=r"`vectors` must be an array \[..., D\]. Received: vectors of shape \(\)"):
+        fit(np.float32(1), 2)
 
 
 def test_more_codes_than_vectors_cover_each_vector(rng):
