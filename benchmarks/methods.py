@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
 }
 
 LEVELS = {64: (8, 8), 1024: (8, 5, 5, 5), 2**14: (8, 8, 8, 6, 5), 2**16: (8, 8, 8, 5, 5, 5)}
-"""The levels of FSQ that its authors recommend for about so many codes."""
+"""For each number of codes, the levels that the authors of FSQ recommend. Their product is near that number."""
 
 
 def number_of_codes(name: str, num_embeddings: int) -> int:

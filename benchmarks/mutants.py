@@ -81,7 +81,7 @@ def sample(count: int, seed: int) -> list[str]:
 
 
 def report() -> None:
-    """Prints how many mutants of each folder were found, and the changes of those that were not."""
+    """Prints how many mutants of each folder the tests found. Then prints each mutant that they missed."""
     rows, survivors = {}, []
     for file, codes in results().items():
         folder = file.split("/")[0] if "/" in file else "other files"

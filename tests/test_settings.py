@@ -205,7 +205,8 @@ def test_arguments_default_to_what_is_documented(make, required):
     defaults = {name: eval(default[1], {}, vars(keras_vqvae)) for name, default in found.items() if default}
     configs = []
     for arguments in ({}, defaults):
-        keras.utils.clear_session(free_memory=False)  # Names of layers start anew.
+        # Keras numbers the names of layers. Without this, the second object's names would have higher numbers.
+        keras.utils.clear_session(free_memory=False)
         configs.append(keras.saving.serialize_keras_object(make(**required, **arguments)))
     assert configs[0] == configs[1]
 

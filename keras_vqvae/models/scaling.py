@@ -158,8 +158,9 @@ def _again(batches: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
 
 def _same(x: np.ndarray, y: Any) -> bool:
     """Whether the targets, or one of several targets, equal the inputs."""
-    same_shape = [leaf for leaf in keras.tree.flatten(y) if y is not None and leaf.shape == x.shape]
-    return y is None or any(np.array_equal(x, leaf, equal_nan=True) for leaf in same_shape)
+    if y is None:
+        return True
+    return any(leaf.shape == x.shape and np.array_equal(x, leaf, equal_nan=True) for leaf in keras.tree.flatten(y))
 
 
 def _can_be_scaled(model: Any, inputs: Any, encoded: np.ndarray, scale: float) -> bool:
