@@ -134,16 +134,17 @@ def _entropies(
         slope = diversity * log_mean - log_p
         return p * (slope - ops.sum(p * slope, axis=-1, keepdims=True))
 
-    def second_pass(i: Tensor, by_codebook: Tensor) -> Tensor:
-        part = parts[:, i]
-        z = part[:, :dim]
-        return by_codebook + backend.matmul(ops.transpose(by_logits(z)), part[:, dim:] * z)
+    def second_pass(i: Tensor, slopes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        part, (by_vectors, by_codebook) = parts[:, i], slopes
+        z, weight = part[:, :dim], part[:, dim:]
+        slope = by_logits(z)
+        by_part = weight * backend.matmul(slope, codebook)
+        return (
+            ops.slice_update(by_vectors, (i, 0, 0), ops.expand_dims(by_part, 0)),
+            by_codebook + backend.matmul(ops.transpose(slope), weight * z),
+        )
 
-    by_codebook = ops.fori_loop(0, blocks, second_pass, ops.zeros((num_embeddings, dim), "float32"))
-
-    def by_part(part: Tensor) -> tuple[Tensor]:
-        return (part[:, dim:] * backend.matmul(by_logits(part[:, :dim]), codebook),)
-
-    (by_vectors,) = backend.map_blocks(by_part, parts, (((dim,), "float32"),))
+    none = ops.zeros((blocks, ops.shape(parts)[0], dim), "float32"), ops.zeros((num_embeddings, dim), "float32")
+    by_vectors, by_codebook = ops.fori_loop(0, blocks, second_pass, none)
     by_vectors = backend.join_rows(by_vectors, rows)
     return value, sharpness * by_vectors, sharpness * by_codebook
