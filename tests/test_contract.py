@@ -149,6 +149,7 @@ def test_code_counts_count_the_choices_of_training(layer, name):
         layer(inputs, training=True)
     layer(x)
     np.testing.assert_array_equal(numpy(layer.code_counts), expected)
+    assert layer.code_counts.name == "code_counts"
     layer.reset_code_counts()
     np.testing.assert_array_equal(numpy(layer.code_counts), 0)
 

@@ -76,8 +76,8 @@ def test_nothing_seen_is_zero_and_reset_forgets(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_config_comes_back(metric):
-    config = metric(5, name="mine").get_config()
-    assert config["num_embeddings"] == 5
+    config = metric(5, name="mine", dtype="float16").get_config()
+    assert (config["num_embeddings"], config["dtype"]) == (5, "float16")
     assert metric.from_config(config).get_config() == config
 
 

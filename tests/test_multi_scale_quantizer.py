@@ -239,7 +239,21 @@ def test_low_precision_computes_in_float32():
 
 @pytest.mark.parametrize(
     "scales",
-    [(), (2, 1), (1, 1), (0, 2), (1.5,), "12", 3, ((2, 4), (3, 3)), ((1, 1), (1, 2, 2)), ((1,) * 4,), ((),), (True, 2)],
+    [
+        (),
+        (2, 1),
+        (1, 1),
+        (0, 2),
+        (1.5,),
+        "12",
+        3,
+        ((2, 4), (3, 3)),
+        ((1, 1), (1, 2, 2)),
+        ((1,) * 4,),
+        ((),),
+        (True, 2),
+        ((1, 1.5),),
+    ],
 )
 def test_scales_that_do_not_increase_are_refused(scales):
     with pytest.raises(ValueError, match="scales.*Received"):

@@ -160,7 +160,9 @@ def test_an_argument_that_a_copy_would_lack_is_named(wrapper, make, message):
 )
 def test_saving_says_what_to_register(make, own, tmp_path):
     model = keras.Sequential([keras.Input((DIM,)), layers.Dense(DIM), make()])
-    with pytest.warns(UserWarning, match=f"`{own.__name__}` is not registered.*register_keras_serializable"):
+    with pytest.warns(
+        UserWarning, match=f"`{own.__name__}` is not registered.* Put `@keras.saving.register_keras_serializable"
+    ):
         model.save(tmp_path / "model.keras")
     with pytest.raises(TypeError, match=own.__name__):
         keras.saving.load_model(tmp_path / "model.keras")
