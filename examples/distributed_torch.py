@@ -27,7 +27,6 @@ import keras_vqvae
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--batch-size", type=int, default=100, help="samples per step, over all processes")
 parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--ema-decay", type=float, default=0.99, help="0: the optimizer trains the codebook")
 parser.add_argument("--dead-code-threshold", type=float, default=0.1, help="0: dead codes are not replaced")
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("distributed"))
 arguments = parser.parse_args()
@@ -43,9 +42,7 @@ rank, processes = distributed.get_rank(), distributed.get_world_size()
 keras.utils.set_random_seed(0)
 inputs = keras.Input((64,))
 encoder, decoder = keras_vqvae.build(input_size=64, embedding_dim=16)
-quantizer = keras_vqvae.VectorQuantizer(
-    128, ema_decay=arguments.ema_decay or None, dead_code_threshold=arguments.dead_code_threshold, seed=0
-)
+quantizer = keras_vqvae.VectorQuantizer(128, ema_decay=0.99, dead_code_threshold=arguments.dead_code_threshold, seed=0)
 model = keras.Model(inputs, decoder(quantizer(encoder(inputs))))
 together = DistributedDataParallel(model)
 optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], 1e-3)

@@ -32,8 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects tests that only need to run on PyTorch, the fastest backend: see "Tests" in `CONTRIBUTING.md`."""
-    if config.getoption("--all") or keras.backend.backend() == "torch":
+    """Deselects what `make test` leaves to `make test-all`: see "Tests" in `CONTRIBUTING.md`."""
+    if config.getoption("--all"):
         return
     left_out = [item for item in items if not _is_chosen(item)]
     config.hook.pytest_deselected(items=left_out)
@@ -44,7 +44,10 @@ def _is_chosen(item):
     if item.path.parent.name == "across":
         return True
     name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-    return item.get_closest_marker("each_backend") is not None and (name not in EVERY or name in REPRESENTATIVES)
+    represents = name not in EVERY or name in REPRESENTATIVES
+    if keras.backend.backend() == "torch":
+        return represents or item.get_closest_marker("slow") is None
+    return represents and item.get_closest_marker("each_backend") is not None
 
 
 def pytest_collection_finish():

@@ -102,6 +102,7 @@ def test_losses_are_the_same_wherever_they_are_read(inside):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ema", "residual", "projected"])
 def test_compiled_as_a_whole_within_autocast(name):
     torch.compiler.reset()

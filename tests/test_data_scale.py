@@ -59,7 +59,6 @@ def test_data_of_usual_scales_are_taken_as_they_are(x):
     np.testing.assert_array_equal(numpy(model(x)), numpy(model.decoder(model.quantizer(model.encoder(x)))))
 
 
-@pytest.mark.each_backend
 def test_every_way_through_the_model_has_the_scale(tmp_path):
     sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 0, "causal": True}
     networks = [build((None, 2), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]

@@ -142,7 +142,6 @@ def test_a_jpeg_fits(rng):
     assert photographs.signal_to_noise(np.zeros(4), np.full(4, 0.1)) == pytest.approx(20)
 
 
-@pytest.mark.each_backend
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
 # These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")

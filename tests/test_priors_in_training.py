@@ -138,7 +138,6 @@ def test_what_a_prior_was_compiled_with_comes_back(kind, codes, tmp_path):
     assert loaded.optimizer.built
 
 
-@pytest.mark.each_backend
 def test_compute_loss_sees_codes_and_logits(kind, codes, labels):
     seen = []
 
@@ -229,9 +228,7 @@ def extended(kind, own_build):
     return Extended
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "own_build"), [pytest.param(None, True, marks=pytest.mark.each_backend), (CLASSES, False)]
-)
+@pytest.mark.parametrize(("num_classes", "own_build"), [(None, True), (CLASSES, False)])
 def test_a_subclass_adds_layers_metrics_and_weights(kind, codes, labels, num_classes, own_build, tmp_path):
     cls = extended(kind, own_build)
     prior = cls(K, SHAPE, num_classes=num_classes, **SIZES)

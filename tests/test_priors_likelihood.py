@@ -32,7 +32,7 @@ def every(*sizes):
     return np.array(list(itertools.product(*map(range, sizes))))
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", pytest.param("masked", marks=pytest.mark.each_backend)])
+@pytest.mark.parametrize("kind", ["autoregressive", "masked"])
 def test_all_sequences_have_a_probability_of_1(kind):
     """For the masked prior, too: with one order for all samples, steps of several codes also define a distribution."""
     prior = random_prior(kind, (2, 3), (2, 2), num_classes=2, index_shape=(2,))

@@ -25,9 +25,7 @@ def runs(tmp_path_factory):
     return train(folder, step=STOPPED_AT, stop=stop), copy
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.each_backend if way == "orbax" else ()) for way in WAYS]
-)
+@pytest.mark.parametrize("way", WAYS)
 # Orbax warns about arrays on one device.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_that_was_stopped_goes_on_to_what_the_unbroken_one_became(runs, way):

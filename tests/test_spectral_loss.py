@@ -105,7 +105,6 @@ def test_half_precision_is_compared_in_float32():
     np.testing.assert_allclose(float(value), oracle(300 * y_true, 300 * y_pred).mean(), rtol=1e-3)
 
 
-@pytest.mark.each_backend
 def test_masked_steps_are_silent_and_the_mean_is_over_the_valid_ones():
     y_true, y_pred = draw(3, 40, 1), draw(3, 40, 1, seed=1)
     mask = np.arange(40) < np.array([[40], [16], [0]])

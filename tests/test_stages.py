@@ -41,7 +41,6 @@ def x():
     return draw(64, DIM)
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize("make", [falling, mixed])
 def test_each_stage_quantizes_what_the_stages_before_it_left(x, make):
     layer = built(make())
@@ -200,8 +199,7 @@ def test_dropout_leaves_out_the_last_stages(x):
     assert 0 < used[:, 2].sum() < used[:, 1].sum() < len(x)
 
 
-@pytest.mark.each_backend
-@pytest.mark.parametrize("make", [falling, mixed])
+@pytest.mark.parametrize("make", [pytest.param(falling, marks=pytest.mark.each_backend), mixed])
 def test_a_model_of_stages_trains_logs_and_is_saved(x, make, tmp_path):
     encoder, decoder = keras_vqvae.build(DIM, embedding_dim=6, encoder_sizes=(8,), decoder_sizes=(8,))
     model = keras_vqvae.VQVAE(encoder, make(), decoder)

@@ -116,7 +116,6 @@ def test_adapt_is_k_means_of_means_over_what_there_is():
     assert oracle.mean_square(numpy(layer(x)) - x) < 0.8 * before
 
 
-@pytest.mark.each_backend
 def test_a_model_of_sound_of_any_length_trains_saves_decodes_and_is_sampled(tmp_path):
     keras.utils.set_random_seed(0)
     encoder = keras_vqvae.build_conv_encoder((None, 1), DIM, filters=(4,), num_residual_blocks=0)

@@ -25,7 +25,6 @@ def model():
     return helpers.compiled(model, "sgd")
 
 
-@pytest.mark.each_backend
 def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
     uses = (
         lambda: model.fit(x, LABELS, verbose=0),

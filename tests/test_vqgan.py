@@ -106,7 +106,7 @@ def step(model, x, loss):
         ("mse", True, False),
         ("normalized_mse", True, False),
         ("mse", False, True),
-        pytest.param("normalized_mse", True, True, marks=pytest.mark.each_backend),
+        ("normalized_mse", True, True),
     ],
 )
 def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several, features):

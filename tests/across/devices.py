@@ -103,4 +103,9 @@ grouped = jax.jit(nearest_code).lower(vectors, many).compile()
 results["grouped"] = np.sum(np.asarray(grouped(vectors, many)) * np.arange(1.0, len(vectors) + 1))
 np.savez(output, **results)
 found = {"adapt": list(rows_of_a_device), "step": crossing(program), "grouped": crossing(grouped)}
+if spread:
+    # The two groups do not divide nine codes.
+    with pytest.raises(ValueError, match="could not be created") as refused:
+        keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(9, name="nine"), 2).build((None, 4))
+    found["refused"] = str(refused.value)
 output.with_suffix(".json").write_text(json.dumps(found))

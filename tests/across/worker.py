@@ -3,8 +3,8 @@
 `PYTHONPATH` must contain the folder `tests/support`. It reads phases line by line, and prints each one that is done.
 
 Phase `train` starts from equal weights and inputs. It writes the indices, outputs, losses, gradients and state of a
-step, and a `.keras` file, for which `fit` first trains the representatives. It also trains a `VQGAN`. Phase `load`
-writes the indices from every backend's file.
+step, and a `.keras` file after another step, or with an optimizer after `fit`. It also trains a `VQGAN`. Phase `load`
+writes the indices from the files of another backend.
 """
 
 import pathlib
@@ -15,11 +15,14 @@ import numpy as np
 from gradients import layer_gradients
 from helpers import compiled
 from keras import ops
-from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, EVERY, REPRESENTATIVES, SHAPE
+from quantizers import DIM, DRAW_OUTPUTS, DRAW_STATE, EVERY, SHAPE
 
 import keras_vqvae
 
-BACKENDS = ("jax", "tensorflow", "torch")
+WRITERS = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}
+"""For each backend, the one whose files it loads. All of them write and read the same format."""
+FITTED = "ema"
+"""The quantizer whose file has the state of a fit. One is enough, because `fit` takes longest to compile."""
 PRIORS = {"autoregressive": keras_vqvae.AutoregressivePrior, "masked": keras_vqvae.MaskedPrior}
 
 
@@ -91,7 +94,7 @@ def train(folder: pathlib.Path) -> None:
         model = keras_vqvae.VQVAE(keras.layers.Dense(DIM), make(), keras.layers.Dense(DIM))
         model(keras.Input(SHAPE))
         set_weights(model)
-        if name in REPRESENTATIVES:
+        if name == FITTED:
             compiled(model, keras.optimizers.Adam(0.01))
             model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         else:
@@ -103,12 +106,11 @@ def train(folder: pathlib.Path) -> None:
 
 def load(folder: pathlib.Path) -> None:
     results = {}
+    writer = WRITERS[keras.backend.backend()]
     for name in PRIORS:
-        results[f"{name}/draws"] = draws(keras.models.load_model(folder / f"{name}-jax.keras"))
+        results[f"{name}/draws"] = draws(keras.models.load_model(folder / f"{name}-{writer}.keras"))
     for name in EVERY:
-        for writer in BACKENDS:
-            model = keras.models.load_model(folder / f"{name}-{writer}.keras")
-            results[f"{name}/{writer}"] = codes_of(model)
+        results[f"{name}/codes"] = codes_of(keras.models.load_model(folder / f"{name}-{writer}.keras"))
     np.savez(folder / f"load-{keras.backend.backend()}.npz", **results)
 
 
