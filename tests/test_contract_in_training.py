@@ -88,7 +88,7 @@ def test_fit_trains_any_model_and_repeats_by_seed(make, name):
     assert numpy(quantizer.code_counts).sum() == 7 * BATCH // 4 * numpy(quantizer.encode(draw(4, *SHAPE))).size
 
 
-# Between two nights, those with statistics, with resized grids, and with a beam in wrappers.
+# `make test` runs three of them: with statistics, with resized grids, and with a beam search within wrappers.
 @pytest.mark.parametrize(
     "name",
     [
