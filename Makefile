@@ -20,19 +20,18 @@ docs: .venv-docs/done
 	.venv-docs/bin/pip install --quiet griffe-inherited-docstrings mkdocs-jupyter mkdocs-material "mkdocstrings[python]" ruff
 	touch $@
 
-# As many parts at a time as there are cores, each of which keeps one busy: the longest first. On PyTorch every test, on the other backends
-# those of what is theirs: see "Tests" in CONTRIBUTING.md.
+# As many parts at a time as there are cores, each of which keeps one busy: the longest first. See "Tests" in CONTRIBUTING.md.
 test: lint
-	$(MAKE) --jobs $(JOBS) --output-sync=target test-across test-jax test-torch test-tensorflow COMPILE=$(QUICK_COMPILE)
+	$(MAKE) --jobs $(JOBS) --output-sync=target test-torch test-jax test-across test-tensorflow \
+	    OPTIONS='-m "not slow"' COMPILE=--xla_backend_optimization_level=0
 
-# LLVM does not optimize the programs of JAX's tests, which saves a third of their time. `test-all` runs what users run. In
-# `tests/across`, programs of several devices would sometimes wait for each other forever.
-QUICK_COMPILE := --xla_backend_optimization_level=0
-test-jax: export XLA_FLAGS := $(COMPILE) $(XLA_FLAGS)
+# LLVM does not optimize JAX's programs in `make test`, which saves a third of their time. The tests of several devices,
+# which are slow ones, would sometimes wait forever.
+test-jax test-across: export XLA_FLAGS := $(COMPILE) $(XLA_FLAGS)
 
 # Every test on every backend: for a release.
 test-all: lint
-	$(MAKE) --jobs $(JOBS) --output-sync=target OPTIONS=--all test-tensorflow test-jax test-across test-torch
+	$(MAKE) --jobs $(JOBS) --output-sync=target test-tensorflow test-jax test-across test-torch OPTIONS=--all
 
 lint: .venv/done
 	.venv/bin/ruff check .
@@ -58,9 +57,9 @@ $(BACKENDS:%=test-%): test-%: .venv/done
 	KERAS_BACKEND=$* .venv/bin/python -m pytest $(TESTS) $(OPTIONS)
 
 test-across: .venv/done
-	.venv/bin/python -m pytest tests/across
+	.venv/bin/python -m pytest tests/across $(OPTIONS)
 
-# While one writes: the quickest backend, on two cores, without the longest tests.
+# While one writes: the quickest backend, on two cores.
 test-quick: .venv/done
 	KERAS_BACKEND=torch .venv/bin/python -m pytest $(TESTS) -m "not slow" --numprocesses 2 --dist loadfile
 

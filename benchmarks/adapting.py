@@ -1,7 +1,10 @@
-"""Measures what a beam search in `adapt` gains for a residual quantizer, on synthetic data sets.
+"""Measures what a beam search in `adapt` gains for a residual quantizer, on several data sets.
 
-Errors are measured on held-out vectors and divided by their variance. They are compared with codebooks that `adapt`
-found without a beam, where the held-out vectors are encoded both without and with a beam.
+Errors are measured on held-out vectors and divided by their variance. The columns are
+
+- `no beam`: neither `adapt` nor the encoding of the held-out vectors uses a beam.
+- `in encoding`: the same codebooks, but the encoding uses a beam.
+- `in both`: `adapt` and the encoding use a beam.
 
     KERAS_BACKEND=torch python -m benchmarks.adapting
 """
@@ -21,14 +24,14 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def clusters(rng: np.random.Generator, n: int, dim: int, number: int, noise: float) -> np.ndarray:
-    centres = rng.standard_normal((number, dim))
-    return centres[rng.integers(0, number, n)] + noise * rng.standard_normal((n, dim))
+    centers = rng.standard_normal((number, dim))
+    return centers[rng.integers(0, number, n)] + noise * rng.standard_normal((n, dim))
 
 
 def tree(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
-    """300 clusters, whose centres form 32 larger clusters."""
-    centres = clusters(rng, 300, dim, 32, 0.5)
-    return centres[rng.integers(0, 300, n)] + 0.25 * rng.standard_normal((n, dim))
+    """300 clusters, whose centers form 32 larger clusters."""
+    centers = clusters(rng, 300, dim, 32, 0.5)
+    return centers[rng.integers(0, 300, n)] + 0.25 * rng.standard_normal((n, dim))
 
 
 def smooth(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How much longer is a training step of `VQGAN` than a step of `VQVAE`?
+"""How much longer does a training step of `VQGAN` take than one of `VQVAE`?
 
 KERAS_BACKEND=torch python -m benchmarks.adversarial_step
 

@@ -45,8 +45,8 @@ NETWORKS = {
 
 def embeddings(rows: int = 8192, size: int = 768) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((200, size))
-    x = centres[rng.integers(0, 200, rows)] + 0.7 * rng.standard_normal((rows, size))
+    centers = rng.standard_normal((200, size))
+    x = centers[rng.integers(0, 200, rows)] + 0.7 * rng.standard_normal((rows, size))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype("float32")
     return x[:6144], x[6144:]
 

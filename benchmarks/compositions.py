@@ -35,11 +35,11 @@ def alone(rate: float, **keywords: object) -> list[float]:
     quantizer.adapt(x[:7000], seed=0, verbose=0)
     model.compile(keras.optimizers.Adam(rate), "mse")
     batches = x[rng.integers(7000, size=300 * 256 * 4)]
-    errors = []
+    explained = []
     for part in np.split(batches, 4):
         model.fit(part, part, batch_size=256, shuffle=False, verbose=0)
-        errors.append(float(1 - np.square(model.predict(x[7000:], verbose=0) - x[7000:]).mean() / x[7000:].var()))
-    return errors
+        explained.append(float(1 - np.square(model.predict(x[7000:], verbose=0) - x[7000:]).mean() / x[7000:].var()))
+    return explained
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
         encoder, decoder = keras_vqvae.build(64, embedding_dim=arguments.dim)
         model = keras_vqvae.VQVAE(encoder, keras_vqvae.ResidualQuantizer(stage(), 3), decoder)
         model.compile(keras.optimizers.Adam(1e-3), "mse")
-        # An epoch has 23 full batches of 64.
+        # An epoch has 24 steps: 23 full batches of 64, and a smaller one.
         model.fit(train, batch_size=64, epochs=-(-arguments.steps // 24), verbose=0)
         error = ((model.predict(test, verbose=0) - test) ** 2).mean()
         rows.append({"stage": name, "error": f"{error:.4f}"})

@@ -27,10 +27,10 @@ def steps(layer: Callable, peer: Callable, *shape: int) -> dict[str, Callable[[]
     def theirs() -> None:
         sum(part.sum() for part in peer(x) if part.is_floating_point()).backward()
 
-    return {"ours": ours, "the other": theirs}
+    return {"ours": ours, "peer": theirs}
 
 
-def of_the_peer() -> dict[str, dict[str, Callable[[], None]]]:
+def peer_cases() -> dict[str, dict[str, Callable[[], None]]]:
     import vector_quantize_pytorch as peer
 
     found = {
@@ -59,11 +59,11 @@ def encoders() -> dict[str, Callable[[], object]]:
     theirs = faiss.ResidualQuantizer(128, 3, 8)
     theirs.max_beam_size = 1
     theirs.train(x[:20_000])
-    return {"ours": backends.compiled(layer.encode, x), "the other": lambda: theirs.compute_codes(x)}
+    return {"ours": backends.compiled(layer.encode, x), "faiss": lambda: theirs.compute_codes(x)}
 
 
 def main() -> None:
-    cases = {"encode, 3 x 256 codes": encoders()} | (of_the_peer() if backends.BACKEND == "torch" else {})
+    cases = {"encode, 3 x 256 codes": encoders()} | (peer_cases() if backends.BACKEND == "torch" else {})
     rows = []
     for what, functions in cases.items():
         times = timing.medians(functions, repeats=20 if "encode" not in what else 3)

@@ -13,7 +13,12 @@ from benchmarks import backends, step, timing
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--doublings", type=int, default=5)
-    parser.add_argument("--peer-doublings", type=int, default=4, help="the peer's memory grows with N x K")
+    parser.add_argument(
+        "--peer-doublings",
+        type=int,
+        default=4,
+        help="largest N x K for the peer, as doublings of 2^22; its memory grows with N x K",
+    )
     parser.add_argument("--dim", type=int, default=64)
     arguments = parser.parse_args()
     sizes = [(2**12 << i, 1024) for i in range(arguments.doublings)]

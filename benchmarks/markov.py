@@ -8,8 +8,8 @@ Each row is a prior with its sampling arguments. The columns are
   codes, for the frequencies of single codes, and for the chain itself.
 - `drawn`: the chain's cross-entropy per code on samples of the prior. A value above the chain's own means mistakes, and
   a value below it means too little variety.
-- `pairs`: the total variation distance between the frequencies of neighbouring pairs in samples and in the chain. The
-  chain's row gives it for as many samples of the chain.
+- `pairs`: the total variation distance between the frequencies of pairs of adjacent codes in samples and in the chain.
+  The chain's row gives it for as many samples of the chain.
 """
 
 import argparse
@@ -34,10 +34,10 @@ class MarkovChain:
 
     def sample(self, n: int, length: int, rng: np.random.Generator) -> np.ndarray:
         codes, probabilities = np.zeros((n, length), "int32"), np.tile(self.stationary, (n, 1))
-        for place in range(length):
+        for position in range(length):
             sums = np.cumsum(probabilities, axis=1)
-            codes[:, place] = (sums < sums[:, -1:] * rng.random((n, 1))).sum(1)
-            probabilities = self.transitions[codes[:, place]]
+            codes[:, position] = (sums < sums[:, -1:] * rng.random((n, 1))).sum(1)
+            probabilities = self.transitions[codes[:, position]]
         return codes
 
     def nats(self, codes: np.ndarray) -> float:
@@ -53,7 +53,7 @@ class MarkovChain:
         return float((first + (length - 1) * self.stationary @ others) / length)
 
     def pair_distance(self, codes: np.ndarray) -> float:
-        """Returns the total variation distance between the frequencies of neighbouring pairs and the chain's."""
+        """Returns the total variation distance between the frequencies of pairs of adjacent codes and the chain's."""
         count = len(self.stationary)
         pairs = np.bincount((codes[:, :-1] * count + codes[:, 1:]).ravel(), minlength=count**2)
         expected = self.stationary[:, None] * self.transitions

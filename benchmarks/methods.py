@@ -130,7 +130,7 @@ def moving(size: int, seed: int, **keywords) -> keras_vqvae.VectorQuantizer:
 
 
 def half(size: int, seed: int) -> keras_vqvae.VectorQuantizer:
-    """Returns a codebook of which two have `size` combinations of codes."""
+    """Returns a codebook of `sqrt(size)` codes: two of them have `size` combinations."""
     return moving(math.isqrt(size), seed)
 
 

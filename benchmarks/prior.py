@@ -37,6 +37,7 @@ def train_autoencoder(train: np.ndarray, quantizer: keras_vqvae.Quantizer, epoch
 
 
 def train_classifier(train: np.ndarray, labels: np.ndarray, epochs: int) -> keras.Model:
+    """Returns a small classifier. It is not the one of `image_quality`, so their accuracies cannot be compared."""
     classifier = keras.Sequential([keras.Input(train.shape[1:])])
     for filters in (16, 32):
         classifier.add(layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu"))
@@ -118,7 +119,7 @@ def run(seed: int, arguments: argparse.Namespace) -> list[dict]:
                 {
                     **{"seed": seed, "prior": name, **way},
                     "nats": nats,
-                    "bits an image": nats * length / math.log(2),
+                    "bits per image": nats * length / math.log(2),
                     "accuracy": accuracy(pictures, classes),
                     "different": len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) / len(drawn),
                 }

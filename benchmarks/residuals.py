@@ -31,11 +31,11 @@ def errors(layer: keras_vqvae.ResidualQuantizer, x: np.ndarray) -> dict[str, flo
 def greedy(train: np.ndarray, test: np.ndarray, codes: int, depth: int, seed: int) -> dict[str, float]:
     """Returns the mean squared errors of `test` after 1, 2, ... stages of scikit-learn's k-means."""
     found = {}
-    for level in range(1, depth + 1):
+    for stage in range(1, depth + 1):
         model = KMeans(codes, n_init=1, random_state=seed).fit(train)
         train = train - model.cluster_centers_[model.labels_]
         test = test - model.cluster_centers_[model.predict(test)]
-        found[f"depth {level}"] = f"{np.mean(np.square(test)):.5f}"
+        found[f"depth {stage}"] = f"{np.mean(np.square(test)):.5f}"
     return found
 
 

@@ -105,9 +105,9 @@ def main() -> None:
         readings = RUNS[what](arguments)
         at, kilobytes = np.array(readings[len(readings) // 5 :]).T
         slope = np.polyfit(at, kilobytes, 1)[0]
-        rows.append({"backend": keras.backend.backend(), "what": what, "times": int(at[-1])})
-        rows[-1] |= {"MB at last": round(kilobytes[-1] / 1024), "growth, kB": round(kilobytes[-1] - kilobytes[0])}
-        rows[-1] |= {"kB in 1,000": round(1000 * slope)}
+        rows.append({"backend": keras.backend.backend(), "what": what, "count": int(at[-1])})
+        rows[-1] |= {"MB at the end": round(kilobytes[-1] / 1024), "growth, kB": round(kilobytes[-1] - kilobytes[0])}
+        rows[-1] |= {"kB per 1,000": round(1000 * slope)}
         print(rows[-1], flush=True)
     timing.report(f"soak-{keras.backend.backend()}", rows)
 

@@ -51,7 +51,7 @@ def step_times(name: str, num_embeddings: int, train: np.ndarray, loss: str, ste
         start = time.perf_counter()
         model.train_on_batch(batch, batch)
         times.append(1e3 * (time.perf_counter() - start))
-    return {"ms a step": float(np.median(times[2:])), "largest": max(times[2:])}
+    return {"ms per step": float(np.median(times[2:])), "largest": max(times[2:])}
 
 
 def run(name: str, num_embeddings: int, seed: int, train: np.ndarray, test: np.ndarray, steps: int, loss: str) -> dict:
@@ -66,12 +66,12 @@ def run(name: str, num_embeddings: int, seed: int, train: np.ndarray, test: np.n
     # One row for each 4 x 4 pixels. If a vector has several indices, usage counts their combinations.
     codes = codes.reshape(len(test) * (test.shape[1] // 4) ** 2, -1)
     counts = np.unique(codes, axis=0, return_counts=True)[1]
-    shares = counts / counts.sum()
+    fractions = counts / counts.sum()
     return {
         "error": float(np.mean(np.square(outputs - test))),
-        "used": len(shares) / methods.number_of_codes(name, num_embeddings),
-        "perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
-        "ms a step": 1e3 * seconds / steps,
+        "used": len(fractions) / methods.number_of_codes(name, num_embeddings),
+        "perplexity": float(np.exp(-np.sum(fractions * np.log(fractions)))),
+        "ms per step": 1e3 * seconds / steps,
     }
 
 

@@ -6,7 +6,8 @@
 
 It trains on all WAV files of a folder except the last one, and saves the codec. The default folder belongs to the
 Debian package `alsa-utils`. Then it packs the indices of the last file, or of `--file`, into one file for each number
-of stages, and decodes these files. It prints their bit rates and three distances, and writes the decoded sounds.
+of stages, and decodes these files. It prints their bit rates, two distances and the signal-to-distortion ratio, and
+writes the decoded sounds.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--adversarial", type=float, default=0, help="weight of a discriminator of spectrograms")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=pathlib.Path, default="audio_codec")
+    parser.add_argument("--output", type=pathlib.Path, default="audio_codec", help="folder of the outputs")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     paths = [path for folder in arguments.folder for path in sorted(folder.glob("*.wav"))]
@@ -111,24 +112,24 @@ def main() -> None:
         parser.error(f"--folder needs two WAV files or more. Received: {len(paths)} in {arguments.folder}")
     if arguments.codec is not None and arguments.file is None:
         parser.error("--codec needs a --file")
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.codec is None:
         sounds = [load(path, RATE) for path in paths[:-1]]
         x = np.concatenate([windows(s, arguments.window, arguments.hop) for s in sounds if len(s) >= arguments.window])
         codec = build_codec(arguments)
         train(codec, x, arguments.spectral, arguments.epochs)
-        codec.save(arguments.output_dir / "codec.keras")
+        codec.save(arguments.output / "codec.keras")
     else:
         codec = keras.models.load_model(arguments.codec)
 
     path = arguments.file or paths[-1]
     sound = load(path, RATE)
     whole, stride = encode(codec, sound), stride_of(codec)
-    wavfile.write(arguments.output_dir / "original.wav", RATE, sound)
+    wavfile.write(arguments.output / "original.wav", RATE, sound)
     print(f"{path.name}: {len(sound) / RATE:.2f} s, {whole.codes.shape[0]} x {whole.codes.shape[1]} indices")
     print("| stages | kbit/s | bytes | log-spectral dB | mel dB | SI-SDR dB |\n| --- | --- | --- | --- | --- | --- |")
     for stages in range(1, whole.codes.shape[1] + 1):
-        file = arguments.output_dir / f"{stages}_stages.vqs"
+        file = arguments.output / f"{stages}_stages.vqs"
         file.write_bytes(pack(whole._replace(codes=whole.codes[:, :stages]), codec.quantizer.num_embeddings))
         # A receiver needs only the codec and this file.
         decoded = decode(codec, unpack(file.read_bytes(), stride))
@@ -140,7 +141,7 @@ def main() -> None:
         print(f"| {' | '.join(map(str, row))} |")
     if is_causal(codec):
         alike, difference = streams_alike(codec, sound)
-        print(f"in parts of 20 ms: {alike:.2%} of the indices, samples within {difference:.1e} of the whole")
+        print(f"in parts of 20 ms: {alike:.2%} of the indices are equal, samples differ by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python examples/digits.py
     KERAS_BACKEND=torch python examples/digits.py --dataset fashion_mnist --epochs 5 --prior-epochs 10
 
-The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`. The page is
-`index.html` in the folder `--output`.
+The digits come with scikit-learn; the other data sets are downloaded by Keras, or read from `--data-dir`. The
+script writes the model, the prior and a page of figures, `index.html`, to the folder `--output`.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding-dim", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--prior-epochs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=60, help="60 divides the 1,500 digits")
+    parser.add_argument(
+        "--batch-size", type=int, default=60, help="samples per step; the default divides the 1,500 training digits"
+    )
 
 
 def draw(arguments: argparse.Namespace) -> page.Sections:
@@ -72,7 +74,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
     most_bits = rows * columns * math.log2(num_embeddings)
     error = np.mean(np.square(reconstructions - test))
     bits = prior.evaluate(codes[1], labels[1], verbose=0, return_dict=True)["loss"] * rows * columns / math.log(2)
-    print(f"error {error:.4f}; {bits:.0f} bits an image by the prior, {most_bits:.0f} without it")
+    print(f"error {error:.4f}; {bits:.0f} bits per image with the prior, {most_bits:.0f} without it")
     model.save(arguments.output / "model.keras")
     prior.save(arguments.output / "prior.keras")
     history = {name: values for name, values in fitted.history.items() if name.removeprefix("val_") in LOGS}

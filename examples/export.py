@@ -4,7 +4,7 @@
     python examples/export.py --run PIXELS.npy
 
 The first command runs the second one in another process, which needs only NumPy and onnxruntime. The first one needs
-TensorFlow and tf2onnx, or PyTorch and onnxscript. From JAX, Keras cannot export an ONNX file for any number of samples.
+TensorFlow and tf2onnx, or PyTorch and onnxscript. On JAX, Keras can export ONNX files only for a fixed batch size.
 """
 
 import argparse
@@ -45,12 +45,17 @@ def run(pixels: np.ndarray, folder: pathlib.Path) -> None:
     (codes,) = tokenizer.run(None, {tokenizer.get_inputs()[0].name: pixels})
     (reconstructions,) = detokenizer.run(None, {detokenizer.get_inputs()[0].name: codes})
     assert "keras" not in sys.modules
-    print(f"{len(pixels)} digits are {codes.shape[1]} codes of {codes.dtype} each: {codes[0].tolist()}, ...")
+    print(f"{len(pixels)} digits, {codes.shape[1]} {codes.dtype} codes each: {codes[0].tolist()}, ...")
     print(f"mean squared error in onnxruntime: {np.square(reconstructions - pixels).mean():.5f}")
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--run", metavar="PIXELS", type=pathlib.Path, help="only run the files, on pixels in a .npy file")
+parser.add_argument(
+    "--run",
+    metavar="PIXELS",
+    type=pathlib.Path,
+    help="run the exported files on pixels in a .npy file, without training",
+)
 parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("export"), help="folder of the exported files")
 parser.add_argument("--epochs", type=int, default=20)
 arguments = parser.parse_args()

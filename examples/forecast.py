@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--prior-epochs", type=int, default=10)
     parser.add_argument("--draws", type=int, default=20, help="forecasts per window")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default="forecast.png")
+    parser.add_argument("--output", type=pathlib.Path, default="forecast.png", help="file of the figure")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     series, block, count = load(arguments.file, arguments.decimate), arguments.block, arguments.draws
@@ -126,7 +126,7 @@ def main() -> None:
         "the prior": draws,
         "random last blocks of the training data": np.broadcast_to(train[some, None, -1], draws.shape),
         "the last value, repeated": np.broadcast_to(test[None, :, -2, -1:], (1, *truth.shape)),
-        "what came after the likest of the training": nearest_continuation(train, test)[None],
+        "what followed the most similar training window": nearest_continuation(train, test)[None],
         "the true blocks, reconstructed": model.decode(test_codes[:, -1], batch_size=500, verbose=0)[None, ..., 0],
     }
     for name, forecast in forecasts.items():

@@ -1,4 +1,4 @@
-"""Trains a functional model with a `VectorQuantizer`, and makes a tokenizer and a detokenizer of it.
+"""Trains a functional model with a `VectorQuantizer`, and makes a tokenizer from its layers.
 
     python examples/functional.py
     KERAS_BACKEND=tensorflow python examples/functional.py
@@ -45,5 +45,5 @@ model.compile(optimizer="adam", loss="mse")
 model.fit(train, train, batch_size=128, epochs=arguments.epochs, validation_data=(test, test))
 
 tokens = tokenizer.predict(test)
-print(f"{tokens.shape[1]} x {tokens.shape[2]} codes an image, {len(np.unique(tokens))} codes used on the test images")
-print(f"most used code in training: {int(ops.argmax(quantizer.code_counts))}")
+print(f"{tokens.shape[1]} x {tokens.shape[2]} codes per image, {len(np.unique(tokens))} codes used on the test images")
+print(f"most frequent code in training: {int(ops.argmax(quantizer.code_counts))}")

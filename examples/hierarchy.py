@@ -112,7 +112,7 @@ def main() -> None:
     prior.compile(keras.optimizers.AdamW(rate))
     prior.fit(sequences, labels, batch_size=60, epochs=arguments.prior_epochs, verbose=2)
     nats = prior.evaluate(test_sequences, test_labels, batch_size=500, verbose=0, return_dict=True)["loss"]
-    print(f"{sequences.shape[1]} codes, {nats * sequences.shape[1] / math.log(2):.0f} bits an image by the prior")
+    print(f"{sequences.shape[1]} codes, {nats * sequences.shape[1] / math.log(2):.0f} bits per image with the prior")
 
     def draw(classes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
         drawn = prior.generate(
@@ -134,11 +134,11 @@ def main() -> None:
         ),
         "Levels": (
             plotting.plot_reconstructions(test, {name: decoded[name] for name in reversed(names)}),
-            f"Test images from {sequence.num_coarse} coarse codes, and from {sequences.shape[1]} of both levels.",
+            f"Test images, decoded from {sequence.num_coarse} coarse codes, and from all {sequences.shape[1]} codes.",
         ),
         "Details": (
             plotting.plot_samples({f"image {name}": pictures for name, pictures in enumerate(details)}),
-            "First a test image, then its coarse codes with fine ones that were drawn anew.",
+            "Each row shows a test image, then its coarse codes decoded with newly drawn fine codes.",
         ),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)

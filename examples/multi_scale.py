@@ -28,11 +28,11 @@ def grow(model: keras_vqvae.VQVAE, x: np.ndarray, cells: list[int]) -> list[np.n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits", choices=images.DATASETS)
-    parser.add_argument("--data-dir")
+    parser.add_argument("--data-dir", help="folder of IDX files to read instead of downloading")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--codes", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=pathlib.Path, default="multi_scale")
+    parser.add_argument("--output", type=pathlib.Path, default="multi_scale", help="folder of scales.png")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     train, test = images.load(arguments.dataset, arguments.data_dir)
@@ -49,8 +49,8 @@ def main() -> None:
     for (name, stage), used in zip(stages.items(), np.cumsum(cells), strict=True):
         bits = used * math.log2(arguments.codes)
         print(f"up to {name}: {used} codes, {bits:.0f} bits, error {np.mean(np.square(stage - test)):.4f}")
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    plotting.plot_reconstructions(test, stages, max_images=8).savefig(arguments.output_dir / "scales.png")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    plotting.plot_reconstructions(test, stages, max_images=8).savefig(arguments.output / "scales.png")
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ def pack(packed: Packed, num_embeddings: int) -> bytes:
     return header + np.packbits(digits.astype("u1")).tobytes()
 
 
-def unpack(data: bytes, latency: int) -> Packed:
-    """Reverses `pack`, for a codec with an index for each `latency` samples."""
+def unpack(data: bytes, stride: int) -> Packed:
+    """Reverses `pack`, for a codec with one vector per `stride` samples."""
     if data[:4] != MAGIC or len(data) < HEADER.size:
         raise ValueError(f"`data` must be a file that `pack` made. Received: {data[:4]!r} and so on, {len(data)} bytes")
     _, samples, rate, loudness, stages, bits = HEADER.unpack_from(data)
-    steps = math.ceil(samples / latency)
+    steps = math.ceil(samples / stride)
     expected = HEADER.size + math.ceil(steps * stages * bits / 8)
     if len(data) != expected:
         raise ValueError(f"`data` must have the {expected} bytes that its header states. Received: {len(data)} bytes")

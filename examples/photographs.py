@@ -4,8 +4,8 @@
     KERAS_BACKEND=torch python examples/photographs.py --photograph-epochs 30 --stages 16
 
 scikit-learn ships two photographs. The model is trained on random crops of them, without the left part of the first
-photograph. That part is then reconstructed from the codes of the first stages. The page is `index.html` in the folder
-`--output`.
+photograph. That part is then reconstructed from the codes of the first stages. The script writes a page,
+`index.html`, to the folder `--output`.
 """
 
 import argparse
@@ -142,10 +142,10 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
     return {
         "A photograph at several rates": (
             plot_rates([ours, theirs]),
-            f"A part of a photograph that was not trained on. Each {PATCH} x {PATCH} pixels have one code per stage, "
-            f"out of {arguments.stage_codes}. Below is JPEG with at most as many bits, or else its smallest file. The "
-            "network and JPEG's tables are not counted. The model was trained on the other parts of two photographs. "
-            "JPEG uses an entropy coder, and the codes do not.",
+            f"A part of a photograph that was not trained on. Each block of {PATCH} x {PATCH} pixels has one code per "
+            f"stage, out of {arguments.stage_codes}. Below is JPEG with at most as many bits, or else its smallest "
+            "file. The network and JPEG's tables are not counted. The model was trained on the other parts of two "
+            "photographs. JPEG uses an entropy coder, and the codes do not.",
         )
     }
 

@@ -1,4 +1,4 @@
-"""Gives items semantic IDs: the residual codes of their embeddings, and a last number that makes them unique.
+"""Gives items semantic IDs: the residual codes of their embeddings, and a collision index that makes them unique.
 
     python examples/semantic_ids.py
     KERAS_BACKEND=torch python examples/semantic_ids.py --embeddings items.npy --labels categories.npy --reassign
@@ -37,50 +37,50 @@ def load(embeddings: str | None, labels: str | None) -> tuple[np.ndarray, np.nda
     return items, None if labels is None else np.load(labels)
 
 
-def chunks(items: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Reads the items with the given increasing `numbers` in parts. Yields the slice of `numbers`, and the items."""
-    for start in range(0, len(numbers), ROWS):
+def chunks(items: np.ndarray, row_indices: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Reads the items in increasing `row_indices`, part by part. Yields the slice of `row_indices` and its items."""
+    for start in range(0, len(row_indices), ROWS):
         part = slice(start, start + ROWS)
-        yield part, np.asarray(items[numbers[part]], "float32")
+        yield part, np.asarray(items[row_indices[part]], "float32")
 
 
 def survey(items: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns the numbers of the finite items, their mean `[D]`, and their mean squared distance from it."""
-    numbers, total, squares = [], np.zeros(items.shape[1]), 0.0
+    """Returns the row indices of the finite items, their mean `[D]`, and their mean squared distance from it."""
+    row_indices, total, squares = [], np.zeros(items.shape[1]), 0.0
     for part, rows in chunks(items, np.arange(len(items))):
         finite = np.isfinite(rows).all(axis=1)
-        numbers.append(part.start + np.flatnonzero(finite))
+        row_indices.append(part.start + np.flatnonzero(finite))
         total += rows[finite].sum(axis=0, dtype="float64")
         squares += np.square(rows[finite], dtype="float64").sum()
-    numbers = np.concatenate(numbers)
-    mean = total / len(numbers)
-    return numbers, mean, squares / len(numbers) - np.square(mean).sum()
+    row_indices = np.concatenate(row_indices)
+    mean = total / len(row_indices)
+    return row_indices, mean, squares / len(row_indices) - np.square(mean).sum()
 
 
 class Batches(keras.utils.PyDataset):
-    """The items of `numbers` as batches for `fit`, in a new order in each epoch."""
+    """The items in the rows `row_indices` as batches for `fit`, in a new order in each epoch."""
 
-    def __init__(self, items: np.ndarray, numbers: np.ndarray, generator: np.random.Generator, size: int = 256):
+    def __init__(self, items: np.ndarray, row_indices: np.ndarray, generator: np.random.Generator, size: int = 256):
         super().__init__()
-        self.items, self.numbers, self.generator, self.size = items, numbers.copy(), generator, size
+        self.items, self.row_indices, self.generator, self.size = items, row_indices.copy(), generator, size
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // self.size)
+        return -(-len(self.row_indices) // self.size)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.sort(self.numbers[i * self.size : (i + 1) * self.size])
+        rows = np.sort(self.row_indices[i * self.size : (i + 1) * self.size])
         x = np.asarray(self.items[rows], "float32")
         return x, x
 
     def on_epoch_end(self) -> None:
-        self.generator.shuffle(self.numbers)
+        self.generator.shuffle(self.row_indices)
 
 
 def build(
     residual: keras_vqvae.Quantizer, latent_dim: int | None, mean: np.ndarray, variance: float
 ) -> keras_vqvae.VQVAE:
-    """Returns a residual quantizer of the items or, with `latent_dim`, a `VQVAE` around one."""
+    """Returns a `VQVAE` with the quantizer. Without `latent_dim`, its encoder and decoder are the identity."""
     dim = len(mean)
     if latent_dim is None:
         return keras_vqvae.VQVAE(
@@ -97,28 +97,28 @@ def build(
     )
 
 
-def encode(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def encode(model: keras_vqvae.VQVAE, items: np.ndarray, row_indices: np.ndarray) -> np.ndarray:
     """Returns the codes of items, `[N, Q]`."""
-    parts = chunks(items, numbers)
+    parts = chunks(items, row_indices)
     return np.concatenate([model.encode(rows, batch_size=1024, verbose=0) for _, rows in parts])
 
 
 def explained_variance(
-    model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray, variance: float
+    model: keras_vqvae.VQVAE, items: np.ndarray, row_indices: np.ndarray, codes: np.ndarray, variance: float
 ) -> np.ndarray:
     """Returns the fraction of the variance that the first 1, 2, ..., Q codes explain, `[Q]`."""
     errors = np.zeros(codes.shape[1])
-    for part, rows in chunks(items, numbers):
-        for level in range(len(errors)):
-            first = np.where(np.arange(len(errors)) <= level, codes[part], -1)
-            errors[level] += np.square(rows - model.decode(first, batch_size=1024, verbose=0), dtype="float64").sum()
-    return 1 - errors / len(numbers) / variance
+    for part, rows in chunks(items, row_indices):
+        for stage in range(len(errors)):
+            first = np.where(np.arange(len(errors)) <= stage, codes[part], -1)
+            errors[stage] += np.square(rows - model.decode(first, batch_size=1024, verbose=0), dtype="float64").sum()
+    return 1 - errors / len(row_indices) / variance
 
 
-def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, row_indices: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Changes last codes so that fewer items collide, with the least total increase of the error for each prefix.
 
-    A prefix with more items than last codes is not changed.
+    If a prefix has more items than there are last codes, its items keep their codes.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -129,11 +129,11 @@ def reassign(model: keras_vqvae.VQVAE, items: np.ndarray, numbers: np.ndarray, c
     order = np.argsort(prefixes.reshape(-1), kind="stable")
     groups = [group for group, kept in zip(np.split(order, np.cumsum(items_of)[:-1]), chosen, strict=True) if kept]
     while groups:
-        # Processes prefixes of about `ROWS` items together
+        # Process prefixes with about `ROWS` items together.
         count = 1 + np.searchsorted(np.cumsum([len(group) for group in groups[:ROWS]]), ROWS)
         some, groups = groups[:count], groups[count:]
         members = np.sort(np.concatenate(some))
-        latents = model.encoder.predict(np.asarray(items[numbers[members]], "float32"), batch_size=1024, verbose=0)
+        latents = model.encoder.predict(np.asarray(items[row_indices[members]], "float32"), batch_size=1024, verbose=0)
         first = keras.ops.convert_to_numpy(model.quantizer.decode(codes[members, :-1]))
         rest = latents - first
         costs = np.square(last).sum(axis=1) - 2 * rest @ last.T
@@ -160,15 +160,20 @@ def purity(codes: np.ndarray, labels: np.ndarray) -> float:
 
 
 def plot(found: dict[str, list[float]], path: pathlib.Path) -> None:
-    """Draws the purity of the labels of items that share a prefix, by the length of the prefix."""
+    """Plots the purity of the labels among items that share a prefix, by the length of the prefix."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, shares in found.items():
-        depths = range(1, len(shares) + 1)
-        axes.plot(depths, shares, marker="o", label=name)
-    axes.set(xlabel="codes that items share", ylabel="items of the most frequent label", ylim=(0, 1.05), xticks=depths)
+    for name, fractions in found.items():
+        depths = range(1, len(fractions) + 1)
+        axes.plot(depths, fractions, marker="o", label=name)
+    axes.set(
+        xlabel="number of shared codes",
+        ylabel="fraction of items with the most frequent label",
+        ylim=(0, 1.05),
+        xticks=depths,
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
@@ -179,64 +184,64 @@ def main() -> None:
     parser.add_argument("--embeddings", help="a .npy file, [items, dim]")
     parser.add_argument("--labels", help="a .npy file, [items]")
     parser.add_argument("--codes", type=int, help="codes per stage; by default 256, and fewer for small files")
-    parser.add_argument("--levels", type=int, default=3)
+    parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="epochs of a `VQVAE`; 0 for k-means")
     parser.add_argument("--latent-dim", type=int, default=32, help="dimensions of the latents")
     parser.add_argument("--reassign", action="store_true", help="change the last codes of colliding items")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", type=pathlib.Path, default="semantic_ids", help="folder of ids.csv, purity.png")
+    parser.add_argument("--output", type=pathlib.Path, default="semantic_ids", help="folder of ids.csv, purity.png")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)
     items, labels = load(arguments.embeddings, arguments.labels)
-    numbers, mean, variance = survey(items)
+    row_indices, mean, variance = survey(items)
     # Use at most about sqrt(items) codes, so that the first stage does not identify items.
     num_codes = arguments.codes or min(256, 1 << int(np.log2(len(items)) / 2))
 
     generator = np.random.default_rng(arguments.seed)
     inner = keras_vqvae.VectorQuantizer(num_codes, ema_decay=0.99, seed=arguments.seed)
-    residual = keras_vqvae.ResidualQuantizer(inner, arguments.levels)
+    residual = keras_vqvae.ResidualQuantizer(inner, arguments.stages)
     model = build(residual, arguments.latent_dim if arguments.epochs else None, mean, variance)
     if arguments.epochs:
         model.compile(keras.optimizers.Adam(1e-3))
-        model.fit(Batches(items, numbers, generator), epochs=arguments.epochs, verbose=2)
+        model.fit(Batches(items, row_indices, generator), epochs=arguments.epochs, verbose=2)
     else:
-        sample = np.sort(generator.choice(numbers, min(len(numbers), 256 * num_codes), replace=False))
+        sample = np.sort(generator.choice(row_indices, min(len(row_indices), 256 * num_codes), replace=False))
         residual.adapt(np.asarray(items[sample], "float32"))
 
-    codes = encode(model, items, numbers)
-    print(f"{len(codes)} items, {arguments.levels} x {num_codes} codes")
+    codes = encode(model, items, row_indices)
+    print(f"{len(codes)} items, {arguments.stages} x {num_codes} codes")
     if len(codes) < len(items):
         print(f"items left out because they are not finite: {len(items) - len(codes)}")
-    explained = explained_variance(model, items, numbers, codes, variance)
-    for level, column in enumerate(codes.T):
+    explained = explained_variance(model, items, row_indices, codes, variance)
+    for stage, column in enumerate(codes.T):
         used = len(np.unique(column)) / num_codes
         print(
-            f"level {level + 1}: {used:.1%} of the codes used, {explained[level]:.1%} of the variance explained so far"
+            f"stage {stage + 1}: {used:.1%} of the codes used, {explained[stage]:.1%} of the variance explained so far"
         )
     print(f"items that share their codes: {shared(codes)}")
     if arguments.reassign:
-        codes = reassign(model, items, numbers, codes)
-        explained = explained_variance(model, items, numbers, codes, variance)
+        codes = reassign(model, items, row_indices, codes)
+        explained = explained_variance(model, items, row_indices, codes, variance)
         print(f"after the reassignment: {shared(codes)}, {explained[-1]:.1%} of the variance explained")
 
     ids = keras_vqvae.append_collision_index(codes)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    with open(arguments.output_dir / "ids.csv", "w", newline="") as file:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with open(arguments.output / "ids.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["item", *(f"code_{level}" for level in range(1, arguments.levels + 1)), "digit"])
+        writer.writerow(["item", *(f"code_{stage}" for stage in range(1, arguments.stages + 1)), "collision_index"])
         for start in range(0, len(ids), ROWS):
-            writer.writerows(np.column_stack([numbers, ids])[start : start + ROWS].tolist())
-    shares = [keras_vqvae.unique_fraction(columns) for columns in (codes, ids)]
-    print("unique without the digit: {:.1%}, with it: {:.1%}".format(*shares))
-    print(f"largest digit: {ids[:, -1].max()}")
+            writer.writerows(np.column_stack([row_indices, ids])[start : start + ROWS].tolist())
+    fractions = [keras_vqvae.unique_fraction(columns) for columns in (codes, ids)]
+    print("unique without the collision index: {:.1%}, with it: {:.1%}".format(*fractions))
+    print(f"largest collision index: {ids[:, -1].max()}")
     if labels is None:
         return
-    found = {"semantic IDs": [], "the same labels at random": []}
-    for name, by in zip(found, (labels[numbers], generator.permutation(labels[numbers])), strict=True):
-        found[name] = [purity(codes[:, :depth], by) for depth in range(1, arguments.levels + 1)]
-    for depth, (share, random) in enumerate(zip(*found.values(), strict=True), start=1):
-        print(f"{depth} shared codes: {share:.1%} of the items have the most frequent label; by chance {random:.1%}")
-    plot(found, arguments.output_dir / "purity.png")
+    found = {"semantic IDs": [], "shuffled labels": []}
+    for name, by in zip(found, (labels[row_indices], generator.permutation(labels[row_indices])), strict=True):
+        found[name] = [purity(codes[:, :depth], by) for depth in range(1, arguments.stages + 1)]
+    for depth, (fraction, random) in enumerate(zip(*found.values(), strict=True), start=1):
+        print(f"{depth} shared codes: {fraction:.1%} of the items have the most frequent label; by chance {random:.1%}")
+    plot(found, arguments.output / "purity.png")
 
 
 if __name__ == "__main__":

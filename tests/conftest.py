@@ -32,7 +32,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects what `make test` leaves to `make test-all`: see "Tests" in `CONTRIBUTING.md`."""
+    """Deselects what only `make test-all` runs: see "Tests" in `CONTRIBUTING.md`."""
     if config.getoption("--all"):
         return
     left_out = [item for item in items if not _is_chosen(item)]
@@ -41,13 +41,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_chosen(item):
-    if item.path.parent.name == "across":
+    if item.path.parent.name == "across" or keras.backend.backend() == "torch":
         return True
-    name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-    represents = name not in EVERY or name in REPRESENTATIVES
-    if keras.backend.backend() == "torch":
-        return represents or item.get_closest_marker("slow") is None
-    return represents and item.get_closest_marker("each_backend") is not None
+    marker = item.get_closest_marker("each_backend")
+    if marker is None:
+        return False
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if marker.args:
+        return any(isinstance(value, str) and value in marker.args for value in parameters.values())
+    return parameters.get("name") not in EVERY or parameters["name"] in REPRESENTATIVES
 
 
 def pytest_collection_finish():
@@ -58,7 +60,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Clears JAX's caches. JAX keeps over a megabyte per lowered operation and scans them all at each new lowering."""
+    """Clears JAX's caches, which keep over a megabyte per lowered operation, all scanned at each new lowering."""
     yield
     if keras.backend.backend() == "jax":
         import jax

@@ -12,7 +12,7 @@ from quantizers import DIM, EVERY, SHAPE
 import keras_vqvae
 
 if keras.backend.backend() != "torch":
-    pytest.skip("it is PyTorch's", allow_module_level=True)
+    pytest.skip("autocast is part of PyTorch", allow_module_level=True)
 import torch
 
 
@@ -39,7 +39,7 @@ def everything(layer, within):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_nothing_changes_within_autocast(layer, dtype):
+def test_results_are_the_same_within_autocast(layer, dtype):
     before = weights(layer)
     expected, state = everything(layer, contextlib.nullcontext)
     restore(layer, before)
@@ -54,7 +54,7 @@ def test_nothing_changes_within_autocast(layer, dtype):
 
 
 @pytest.mark.parametrize("name", ["ema", "sim", "residual", "grouped", "projected", "scales"])
-def test_adapt_changes_nothing_within_autocast(name):
+def test_adapt_is_the_same_within_autocast(name):
     def adapted(context):
         keras.utils.set_random_seed(0)
         layer = EVERY[name]()
@@ -69,7 +69,7 @@ def test_adapt_changes_nothing_within_autocast(name):
         np.testing.assert_array_equal(one, other)
 
 
-def test_functions_change_nothing_within_autocast():
+def test_functions_return_the_same_within_autocast():
     vectors, codebook = draw(500, 64), draw(256, 64, seed=1)
 
     def results():
@@ -87,7 +87,7 @@ def test_functions_change_nothing_within_autocast():
 
 
 @pytest.mark.parametrize("inside", ["call", "losses"])
-def test_losses_are_the_same_wherever_they_are_read(inside):
+def test_autocast_around_call_or_losses_does_not_change_losses(inside):
     def product(vectors, codebook, valid):
         return ops.mean(ops.matmul(vectors, ops.transpose(codebook)))
 
@@ -104,7 +104,7 @@ def test_losses_are_the_same_wherever_they_are_read(inside):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ema", "residual", "projected"])
-def test_compiled_as_a_whole_within_autocast(name):
+def test_torch_compile_of_a_quantizer_works_within_autocast(name):
     torch.compiler.reset()
     layer = EVERY[name]()
     x = ops.convert_to_tensor(draw(2, 3, DIM))

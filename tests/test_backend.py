@@ -10,14 +10,14 @@ from keras_vqvae.backend import _running_backend, backend, base
 
 
 @pytest.mark.each_backend
-def test_each_backend_of_keras_has_its_own_and_others_have_the_base_class(monkeypatch):
+def test_supported_backends_have_a_class_and_others_get_the_base_class(monkeypatch):
     assert type(_running_backend()) is type(backend) is not base.Backend
     monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
     assert type(_running_backend()) is base.Backend
 
 
 @pytest.mark.each_backend
-def test_symbolic_tensors_are_traced_and_indices_are_int32_there():
+def test_symbolic_tensors_count_as_traced_and_give_int32_indices():
     seen = []
 
     class Layer(keras.Layer):
@@ -32,7 +32,7 @@ def test_symbolic_tensors_are_traced_and_indices_are_int32_there():
 
 
 @pytest.mark.each_backend
-def test_a_backend_overrides_only_what_the_contract_documents():
+def test_backends_override_only_documented_methods():
     """A misspelled method would override nothing."""
     kinds = [kind for kind in type(backend).__mro__ if not issubclass(base.Backend, kind)]
     own = [name for kind in kinds for name in vars(kind) if not name.startswith("_")]
@@ -42,7 +42,7 @@ def test_a_backend_overrides_only_what_the_contract_documents():
 
 
 @pytest.mark.each_backend
-def test_directions_and_lengths_have_both_their_gradients(rng):
+def test_normalize_has_the_gradients_of_direction_and_norm(rng):
     x, by_unit, by_length = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), rng.normal(size=(5, 1))
     length = np.linalg.norm(x, axis=-1, keepdims=True)
     unit = x / length
@@ -59,7 +59,7 @@ def test_directions_and_lengths_have_both_their_gradients(rng):
 
 
 @pytest.mark.each_backend
-def test_a_direction_of_nothing_is_zero_and_what_is_no_number_spoils_no_gradient():
+def test_directions_and_gradients_are_finite_for_zero_and_nonfinite_vectors():
     x = np.array([[0, 0], [np.nan, 3], [np.inf, -4]], "float32")
     unit, length = backend.normalize(ops.convert_to_tensor(x))
     np.testing.assert_array_equal(numpy(unit), [[0, 0], [0, 1], [0, -1]])
@@ -71,7 +71,7 @@ def test_a_direction_of_nothing_is_zero_and_what_is_no_number_spoils_no_gradient
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("dtypes", [("float16", "float16"), ("float32", "float16"), ("float16", "float32")])
-def test_a_rotation_has_the_dtypes_of_its_vectors_and_codes(dtypes):
+def test_rotation_keeps_the_dtypes_of_vectors_and_codes(dtypes):
     z, q = np.array([[300, 0]], dtypes[0]), np.array([[0, 300]], dtypes[1])
     found = backend.rotate(ops.convert_to_tensor(z), ops.convert_to_tensor(q))
     assert keras.backend.standardize_dtype(found.dtype) == dtypes[1]
@@ -84,7 +84,7 @@ def test_a_rotation_has_the_dtypes_of_its_vectors_and_codes(dtypes):
 
 
 @pytest.mark.each_backend
-def test_a_constant_gets_the_gradients_it_is_given(rng):
+def test_with_gradients_attaches_the_given_gradients_to_a_constant(rng):
     x, y = rng.normal(size=(3, 2)).astype("float32"), rng.normal(size=(4,)).astype("float32")
     by_x, by_y = rng.normal(size=x.shape).astype("float32"), rng.normal(size=y.shape).astype("float32")
     x[1], by_x[1] = (np.nan, np.inf), 0
@@ -115,7 +115,7 @@ def test_relaxed_codes_have_the_gradient_of_mean_codes(rng):
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("offset", [0, 1000])
-def test_scores_are_negative_squared_distances_but_for_a_number_for_each_vector(rng, offset):
+def test_scores_are_negative_squared_distances_up_to_a_constant_per_vector(rng, offset):
     z, e = (rng.integers(-8, 9, size=(n, 3)) / 8 for n in (5, 4))
     cotangent = rng.normal(size=(5, 4)).astype("float32")
     arrays = (z + offset).astype("float32"), (e + offset).astype("float32")
@@ -131,7 +131,7 @@ def test_scores_are_negative_squared_distances_but_for_a_number_for_each_vector(
 
 
 @pytest.mark.each_backend
-def test_vectors_without_a_finite_square_spoil_neither_scores_nor_gradients():
+def test_vectors_with_nonfinite_squares_spoil_neither_scores_nor_gradients():
     z, e = np.array([[np.nan, 1], [np.inf, 1], [3e38, 1], [2, 1]], "float32"), np.array([[1, 2], [3, -4]], "float32")
     np.testing.assert_array_equal(numpy(backend.zero_nonfinite(ops.convert_to_tensor(z))), [[0, 1]] * 3 + [[2, 1]])
     assert np.isfinite(numpy(backend.scores(*map(ops.convert_to_tensor, (z, e))))).all()
@@ -139,7 +139,7 @@ def test_vectors_without_a_finite_square_spoil_neither_scores_nor_gradients():
         assert np.isfinite(found).all()
 
 
-def test_random_states_are_those_of_keras_wherever_they_are_set():
+def test_seed_generators_draw_the_same_as_those_of_keras():
     ours, theirs = backend.seed_generator(7, "ours"), keras.random.SeedGenerator(7)
 
     def check():
@@ -163,7 +163,7 @@ def test_random_states_are_those_of_keras_wherever_they_are_set():
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("dim", [1, 3])
-def test_vectors_whose_squares_overflow_are_not_finite(dim):
+def test_vectors_whose_squares_overflow_count_as_nonfinite(dim):
     x = np.array([0, 1e-30, 1e18, 1e19 / dim, 3e19, 3e38, np.inf, np.nan], "float32")[:, None] * np.ones(dim, "float32")
     with np.errstate(over="ignore"):
         expected = np.isfinite(np.square(x).sum(-1))

@@ -34,14 +34,13 @@ def beam(vectors, codebooks, width):
     return np.array(found)
 
 
-@pytest.mark.each_backend
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     width=st.integers(1, 9),
     block=st.sampled_from([1, 100, 1 << 20]),
     far=st.sampled_from([0, 100]),
 )
-def test_the_sums_are_those_of_a_search_in_float64(sizes, width, block, far):
+def test_beam_search_finds_the_sums_of_a_float64_search(sizes, width, block, far):
     codebooks = [draw(size, 3, seed=i) + far * (i == 0) for i, size in enumerate(sizes)]
     vectors = draw(11, 3, seed=9) + far
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +51,7 @@ def test_the_sums_are_those_of_a_search_in_float64(sizes, width, block, far):
     np.testing.assert_allclose(np.square(vectors[:, None] - sums).sum(-1), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_beam_of_all_sums_finds_the_best_of_all():
+def test_a_beam_of_all_sums_finds_the_nearest_sum():
     layer, x = built(residual(25)), draw(40, 4)
     books = [numpy(quantizer.codebook) for quantizer in layer.quantizers]
     sums = np.array([sum(codes) for codes in itertools.product(*books)])
@@ -62,26 +61,26 @@ def test_a_beam_of_all_sums_finds_the_best_of_all():
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
 
 
-def test_a_beam_of_one_is_the_nearest_code_of_each_level():
+def test_a_beam_of_width_1_takes_the_nearest_code_of_each_stage():
     layer, x = built(residual(1)), draw(40, 4)
     paths = search.beam_search(ops.convert_to_tensor(x), [ops.copy(q.codebook) for q in layer.quantizers], 1)
     np.testing.assert_array_equal(np.concatenate(list(map(numpy, paths)), -1), numpy(layer.encode(x)))
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_levels_learn_along_the_sums_that_were_chosen(width):
+def test_stages_learn_from_the_residuals_of_the_chosen_sums(width):
     """Losses, counts and moving averages use the residuals along the chosen sums."""
     layer, x = built(residual(width)), draw(40, 4)
     books = [numpy(quantizer.codebook).astype("float64") for quantizer in layer.quantizers]
     indices = numpy(layer.encode(x))
     losses = losses_of(layer, x)
     rest = x
-    for level, (quantizer, codes) in enumerate(zip(layer.quantizers, books, strict=True)):
-        chosen = codes[indices[:, level]]
-        np.testing.assert_allclose(losses[level], 0.25 * np.square(rest - chosen).mean(), rtol=1e-4)
-        np.testing.assert_array_equal(numpy(quantizer.code_counts), np.bincount(indices[:, level], minlength=5))
-        used = np.unique(indices[:, level])
-        means = np.array([rest[indices[:, level] == code].mean(0) for code in used])
+    for stage, (quantizer, codes) in enumerate(zip(layer.quantizers, books, strict=True)):
+        chosen = codes[indices[:, stage]]
+        np.testing.assert_allclose(losses[stage], 0.25 * np.square(rest - chosen).mean(), rtol=1e-4)
+        np.testing.assert_array_equal(numpy(quantizer.code_counts), np.bincount(indices[:, stage], minlength=5))
+        used = np.unique(indices[:, stage])
+        means = np.array([rest[indices[:, stage] == code].mean(0) for code in used])
         # The first assignment puts a code on the mean of its vectors.
         np.testing.assert_allclose(numpy(quantizer.codebook)[used], means, rtol=1e-3, atol=1e-5)
         rest = rest - chosen
@@ -92,12 +91,12 @@ def gaussian(n):
 
 
 def clusters(n):
-    centres = draw(60, 8, seed=1)
-    return (centres[np.arange(n) % 60] + 0.1 * draw(n, 8)).astype("float32")
+    centers = draw(60, 8, seed=1)
+    return (centers[np.arange(n) % 60] + 0.1 * draw(n, 8)).astype("float32")
 
 
 @pytest.mark.parametrize("make", [gaussian, clusters])
-def test_adapt_with_a_beam_leaves_less(make):
+def test_adapt_with_a_beam_lowers_the_error(make):
     """On held-out data, the error is below that of a beam over the codebooks of greedy k-means."""
     train, test = np.split(make(3000), 2)
     greedy, beamed = residual(1, size=16), residual(4, size=16)
@@ -108,8 +107,8 @@ def test_adapt_with_a_beam_leaves_less(make):
     assert error < 0.95 * beam(test, books, 4)[:, 0].mean() / test.shape[1]
 
 
-def test_a_stage_learns_from_sums_that_are_nearly_the_best(monkeypatch):
-    """For each vector: those of its four best codes whose squared error is at most twice the lowest."""
+def test_adapt_fits_a_stage_to_the_residuals_of_nearly_best_sums(monkeypatch):
+    """These are those of each vector's four best sums whose squared error is at most twice the lowest."""
     x, seen = draw(50, 4), []
     adapt = keras_vqvae.VectorQuantizer.adapt
 
@@ -136,11 +135,11 @@ def test_adapt_with_a_beam_counts_each_vector_once():
     for stage, quantizer in enumerate(layer.quantizers):
         np.testing.assert_allclose(numpy(quantizer.ema_counts).sum(), 5, rtol=1e-5)
         # The counts are those before the last move of the codes, which was small.
-        share = numpy(quantizer.ema_counts) / 5
-        np.testing.assert_allclose(share, np.bincount(indices[:, stage], minlength=5) / 200, atol=0.1)
+        fractions = numpy(quantizer.ema_counts) / 5
+        np.testing.assert_allclose(fractions, np.bincount(indices[:, stage], minlength=5) / 200, atol=0.1)
 
 
-def test_adapt_with_a_beam_leaves_out_what_is_not_finite():
+def test_adapt_with_a_beam_ignores_nonfinite_vectors():
     x = draw(200, 4)
     bad = np.concatenate([x[:50], np.full((3, 4), np.nan, "float32"), x[50:]])
     one, other = residual(4), residual(4)
@@ -159,7 +158,7 @@ def test_adapt_with_a_beam_leaves_out_what_is_not_finite():
     ],
     ids=["cosine", "sim", "projected"],
 )
-def test_codes_of_any_codebook_are_searched(inner):
+def test_beam_search_works_with_every_kind_of_codebook(inner):
     keras.utils.set_random_seed(0)
     x = draw(20, 4)
     layer = built(keras_vqvae.ResidualQuantizer(inner(), 2, beam_width=4))
@@ -170,7 +169,7 @@ def test_codes_of_any_codebook_are_searched(inner):
         assert np.isfinite(gradient).all()
 
 
-def test_the_beam_is_saved_and_works_in_groups():
+def test_the_beam_width_is_saved_and_works_in_groups():
     inner = residual(3, quantizer_dropout=0.5, shared_codebook=True)
     layer = built(keras_vqvae.GroupedQuantizer(inner, 2), 8)
     again = keras_vqvae.GroupedQuantizer.from_config(layer.get_config())
@@ -186,7 +185,7 @@ def test_the_beam_is_saved_and_works_in_groups():
 
 
 @pytest.mark.parametrize("width", [0, -1, 1.5, True, "2"])
-def test_widths_that_are_no_positive_integers_are_refused(width):
+def test_beam_widths_that_are_not_positive_integers_are_refused(width):
     with pytest.raises(ValueError, match="beam_width.*Received"):
         residual(width)
 
@@ -205,6 +204,6 @@ def test_widths_that_are_no_positive_integers_are_refused(width):
     ],
     ids=lambda inner: inner.name,
 )
-def test_codes_that_no_beam_can_rank_are_refused(inner):
+def test_quantizers_without_beam_search_are_refused(inner):
     with pytest.raises(ValueError, match="beam_width.*distance.*Received"):
         keras_vqvae.ResidualQuantizer(inner, 2, beam_width=2)

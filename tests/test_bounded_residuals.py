@@ -48,7 +48,7 @@ def partial(layer, indices, depth):
 
 @settings(max_examples=8)
 @given(levels=SOME, symmetric=st.booleans())
-def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric):
+def test_each_stage_lowers_the_error_by_the_square_of_the_number_of_levels(levels, symmetric):
     layer = residual(fsq(levels, symmetric), 4, len(levels))
     values = np.random.default_rng(0).uniform(*limits(levels, symmetric), (4000, len(levels)))
     x = unbound(levels, symmetric, values).astype("float32")
@@ -64,7 +64,7 @@ def test_the_error_falls_by_the_square_of_the_number_of_levels(levels, symmetric
 
 @settings(max_examples=8)
 @given(levels=st.integers(2, 8), symmetric=st.booleans())
-def test_every_combination_within_the_bounds_is_reached(levels, symmetric):
+def test_every_combination_of_indices_within_the_bounds_is_reached(levels, symmetric):
     layer = residual(fsq((levels,), symmetric), 3, 1)
     combinations = np.array(list(itertools.product(range(levels), repeat=3)), "int32")
     values = numpy(layer.decode(combinations)).astype("float64")
@@ -78,7 +78,7 @@ def test_every_combination_within_the_bounds_is_reached(levels, symmetric):
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_bits_are_those_of_a_binary_fraction(depth):
+def test_stages_of_one_bit_form_a_binary_fraction(depth):
     layer = residual(keras_vqvae.LookupFreeQuantizer(1), depth, 1)
     combinations = np.array(list(itertools.product((0, 1), repeat=depth)), "int32")
     values = numpy(layer.decode(combinations))
@@ -86,7 +86,7 @@ def test_bits_are_those_of_a_binary_fraction(depth):
     np.testing.assert_array_equal(numpy(layer.encode(values)), combinations)
 
 
-def test_spherical_bits_are_bounded_once():
+def test_a_residual_of_spherical_bits_normalizes_only_once():
     layer = residual(keras_vqvae.BinarySphericalQuantizer(4), 6, 4)
     z = draw(500, 4)
     expected = z / np.linalg.norm(z, axis=-1, keepdims=True)
@@ -104,8 +104,9 @@ def test_spherical_bits_are_bounded_once():
         lambda: keras_vqvae.LookupFreeQuantizer(2),
         lambda: keras_vqvae.BinarySphericalQuantizer(2),
     ],
+    ids=["fsq", "symmetric fsq", "lfq", "bsq"],
 )
-def test_a_residual_of_one_level_is_that_level(make):
+def test_a_residual_of_one_stage_equals_its_quantizer(make):
     x = draw(40, 2)
     layer, alone = residual(make(), 1, 2), make()
     np.testing.assert_array_equal(numpy(layer.encode(x))[:, 0], numpy(alone.encode(x)))
@@ -114,7 +115,7 @@ def test_a_residual_of_one_level_is_that_level(make):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_levels_within_levels_are_levels():
+def test_a_residual_of_residuals_is_one_residual():
     x = draw(40, 2)
     plain = residual(fsq((5, 4)), 4, 2)
     nested = residual(keras_vqvae.ResidualQuantizer(fsq((5, 4)), 2), 2, 2)
@@ -122,7 +123,7 @@ def test_levels_within_levels_are_levels():
     np.testing.assert_allclose(numpy(nested(x)), numpy(plain(x)), atol=1e-6)
 
 
-def test_groups_within_levels_are_levels_within_groups():
+def test_a_residual_of_groups_equals_groups_of_residuals():
     x = draw(40, 4)
     inside = residual(keras_vqvae.GroupedQuantizer(fsq((5, 4)), 2), 3, 4)
     outside = keras_vqvae.GroupedQuantizer(keras_vqvae.ResidualQuantizer(fsq((5, 4)), 3), 2)
@@ -130,20 +131,22 @@ def test_groups_within_levels_are_levels_within_groups():
     np.testing.assert_array_equal(numpy(inside.encode(x)).swapaxes(1, 2), numpy(outside.encode(x)))
 
 
-@pytest.mark.parametrize("make", [lambda: fsq((5, 4)), lambda: keras_vqvae.GroupedQuantizer(fsq((5,)), 2)])
-def test_levels_of_bounded_codes_cannot_be_shared(make):
+@pytest.mark.parametrize(
+    "make", [lambda: fsq((5, 4)), lambda: keras_vqvae.GroupedQuantizer(fsq((5,)), 2)], ids=["fsq", "groups"]
+)
+def test_a_shared_codebook_of_fixed_codes_is_refused(make):
     with pytest.raises(ValueError, match="shared_codebook.*Received: shared_codebook=True"):
         keras_vqvae.ResidualQuantizer(make(), 2, shared_codebook=True)
 
 
-@pytest.mark.parametrize("make", [lambda: fsq((8, 5)), lambda: keras_vqvae.LookupFreeQuantizer(2)])
-def test_levels_finer_than_any_float_are_refused(make):
+@pytest.mark.parametrize("make", [lambda: fsq((8, 5)), lambda: keras_vqvae.LookupFreeQuantizer(2)], ids=["fsq", "lfq"])
+def test_stages_finer_than_float32_are_refused(make):
     with pytest.raises(ValueError, match="finer.*Received: levels="):
         keras_vqvae.ResidualQuantizer(make(), 1000)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_what_lies_beyond_the_bounds_gets_the_nearest_code(symmetric):
+def test_inputs_beyond_the_bounds_get_the_nearest_code(symmetric):
     """`MultiScaleQuantizer` produces such inputs as residuals of a coarser grid."""
     layer = fsq((5, 4), symmetric)
     layer.set_stage(0)

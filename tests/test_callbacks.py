@@ -66,7 +66,7 @@ def test_the_monitor_agrees_with_the_models_own_metrics(x, stages):
         assert ("min_perplexity" in logs) == (stages > 1)
 
 
-def test_the_monitor_names_several_quantizers(x):
+def test_the_monitor_names_the_logs_of_several_quantizers(x):
     inputs = keras.Input((4,))
     top = keras_vqvae.VectorQuantizer(8, name="top")(inputs)
     outputs = keras_vqvae.VectorQuantizer(4, name="bottom")(inputs - top)
@@ -78,7 +78,14 @@ def test_the_monitor_names_several_quantizers(x):
     }
 
 
-def test_the_monitor_sees_an_evaluation_alone(x):
+def test_a_single_codebook_is_reported_once(x):
+    model = nested(keras_vqvae.VectorQuantizer(16))
+    callbacks = [keras_vqvae.CodebookMonitor(per_codebook=True)]
+    history = model.fit(x, x, verbose=0, callbacks=callbacks).history
+    assert set(history) == {"loss", "perplexity", "codebook_usage", "bits_per_index"}
+
+
+def test_the_monitor_works_in_evaluate_without_fit(x):
     model = nested(keras_vqvae.VectorQuantizer(16, seed=2))
     monitor = keras_vqvae.CodebookMonitor()
     model.evaluate(x, x, verbose=0, callbacks=[monitor])

@@ -37,7 +37,7 @@ def x():
     return torch.randn(4, 20, DIM, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_descript_codecs_indices_outputs_and_losses_are_ours(pair, x):
+def test_indices_outputs_and_losses_equal_those_of_the_descript_codec(pair, x):
     theirs, ours = pair
     with torch.no_grad():
         quantized, indices, _, commitment, codebook = theirs(x.transpose(1, 2))
@@ -79,8 +79,8 @@ def assert_equal(expected, got):
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["output", "commitment", "codebook"])
-def test_the_descript_codecs_gradients_are_ours(pair, x, weights):
-    """By the inputs and by every weight, through all stages."""
+def test_gradients_equal_those_of_the_descript_codec(pair, x, weights):
+    """Compares the gradients by the inputs and by every weight, through all stages."""
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
 
     def value(quantized, commitment, codebook):
@@ -96,8 +96,8 @@ def test_the_descript_codecs_gradients_are_ours(pair, x, weights):
 F = torch.nn.functional
 
 
-def test_snacs_indices_and_outputs_are_ours():
-    """With strides, projections, area means and repetition."""
+def test_indices_and_outputs_equal_those_of_the_snac_codec():
+    """SNAC has strides, projections, area means and repetition."""
     torch.manual_seed(0)
     strides, codes = (8, 4, 2, 1), 64
     layers = [
@@ -127,8 +127,8 @@ def test_snacs_indices_and_outputs_are_ours():
         np.testing.assert_array_equal(found.reshape(3, -1), expected.numpy())
 
 
-def test_vars_indices_and_outputs_are_ours():
-    """With overlapping areas, bicubic interpolation, and convolutions shared by some scales."""
+def test_indices_and_outputs_equal_those_of_the_var_tokenizer():
+    """VAR, a model of images, has overlapping areas, bicubic interpolation, and convolutions shared by some scales."""
     torch.manual_seed(0)
     scales, numbers, ratio = (1, 2, 3, 4, 5, 6, 8), (0, 0, 1, 1, 1, 2, 2), 0.5
     codebook, convolutions = torch.randn(64, DIM), [torch.nn.Conv2d(DIM, DIM, 3, padding=1) for _ in range(3)]

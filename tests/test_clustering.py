@@ -22,11 +22,11 @@ def error(vectors, codes):
 @pytest.fixture
 def blobs(rng):
     """Returns vectors in twelve clusters that are far apart, and the cluster centers."""
-    centres = 100 * rng.normal(size=(12, 5))
-    return (centres[:, None] + rng.normal(size=(12, 30, 5))).astype("float32"), centres
+    centers = 100 * rng.normal(size=(12, 5))
+    return (centers[:, None] + rng.normal(size=(12, 30, 5))).astype("float32"), centers
 
 
-def test_clusters_that_lie_apart_are_found(blobs):
+def test_well_separated_clusters_are_found(blobs):
     vectors, _ = blobs
     codes, counts = fit(vectors, 12, seed=0)
     order = oracle.nearest_code(vectors.mean(1), codes)
@@ -34,7 +34,7 @@ def test_clusters_that_lie_apart_are_found(blobs):
     np.testing.assert_array_equal(counts, 30)
 
 
-def test_a_step_is_lloyds(rng):
+def test_an_epoch_is_a_step_of_lloyds_algorithm(rng):
     vectors = rng.normal(size=(200, 3)).astype("float32")
     start, _ = fit(vectors, 8, init="random", epochs=1, seed=4)
     end, counts = fit(vectors, 8, init="random", epochs=2, seed=4)
@@ -45,7 +45,7 @@ def test_a_step_is_lloyds(rng):
 
 
 @pytest.mark.parametrize("keywords", [{}, {"init": "random"}, {"batch_size": 256}])
-def test_the_error_is_that_of_scikit_learn(keywords):
+def test_the_error_is_close_to_that_of_scikit_learn(keywords):
     cluster = pytest.importorskip("sklearn.cluster")
     datasets = pytest.importorskip("sklearn.datasets")
     vectors = datasets.load_digits().data.astype("float32")
@@ -54,7 +54,7 @@ def test_the_error_is_that_of_scikit_learn(keywords):
     assert error(vectors, codes) < 1.05 * peer.inertia_ / len(vectors)
 
 
-def test_it_stops_where_codes_stand_still(blobs, monkeypatch):
+def test_kmeans_stops_when_no_code_moves(blobs, monkeypatch):
     vectors, _ = blobs
     codes, _ = fit(vectors, 12, seed=0, epochs=5)
     passes, assign = [], clustering._assign
@@ -72,7 +72,7 @@ def test_equal_seeds_give_equal_codes(rng):
         assert (one != third).any()
 
 
-def test_vectors_that_are_not_finite_are_left_out(rng):
+def test_nonfinite_vectors_are_ignored(rng):
     vectors = rng.normal(size=(50, 3)).astype("float32")
     codes, _ = fit(vectors, 4, seed=1)
     bad = np.array([[np.nan, 0, 0], [0, np.inf, 0], [1e30, 0, 0]], "float32")
@@ -103,7 +103,7 @@ def test_codes_without_vectors_move_to_different_vectors(rng):
     assert len(np.unique(np.concatenate(places))) > 2
 
 
-def test_by_cosine_codes_are_unit_vectors_of_the_directions(blobs, rng):
+def test_cosine_codes_are_unit_vectors_in_the_directions_of_the_clusters(blobs, rng):
     directions = keras.utils.normalize(blobs[1])
     lengths = rng.uniform(0.1, 100, size=(12, 30, 1))
     vectors = (directions[:, None] + 0.01 * rng.normal(size=(12, 30, 5))) * lengths
@@ -113,7 +113,7 @@ def test_by_cosine_codes_are_unit_vectors_of_the_directions(blobs, rng):
     assert (directions @ codes.T).max(-1).min() > 0.999
 
 
-def test_chunks_change_nothing(rng, monkeypatch):
+def test_chunks_give_the_same_codes(rng, monkeypatch):
     vectors = rng.normal(size=(100, 3)).astype("float32")
     whole, counts = fit(vectors, 8, seed=1)
     monkeypatch.setitem(keras_vqvae.kmeans.__globals__, "_CHUNK_ELEMENTS", 7 * 3)
@@ -140,7 +140,7 @@ def test_progress_is_shown(blobs, capsys):
         ("verbose", "loud"),
     ],
 )
-def test_wrong_arguments_are_named(name, value):
+def test_wrong_arguments_are_named_in_errors(name, value):
     keywords = {"num_embeddings": 4, name: value}
     with pytest.raises(ValueError, match=f"Received: {name}="):
         keras_vqvae.kmeans(np.ones((5, 3), "float32"), **keywords)

@@ -13,7 +13,7 @@ from keras_vqvae.ops import codebook
 pytestmark = pytest.mark.each_backend
 
 
-def test_quantize_gives_the_codes_and_passes_the_gradient_straight(rng):
+def test_quantize_returns_the_codes_with_a_straight_through_gradient(rng):
     z_e = rng.normal(size=(2, 3, 4)).astype("float32")
     codes = rng.normal(size=(7, 4)).astype("float32")
     cotangent = ops.convert_to_tensor(rng.normal(size=z_e.shape), dtype="float32")
@@ -27,7 +27,7 @@ def test_quantize_gives_the_codes_and_passes_the_gradient_straight(rng):
     np.testing.assert_array_equal(by_codebook, 0)
 
 
-def test_lookup_gives_the_codebook_its_gradient(rng):
+def test_lookup_passes_gradients_to_the_codebook(rng):
     codes = rng.normal(size=(7, 4)).astype("float32")
     indices = np.array([[0, 3, 3], [6, 0, 3]])
     np.testing.assert_array_equal(ops.convert_to_numpy(keras_vqvae.lookup(codes, indices)), codes[indices])
@@ -44,7 +44,7 @@ def test_lookup_outside_the_codebook_is_an_error(indices):
         keras_vqvae.lookup(np.zeros((5, 2), "float32"), np.array(indices))
 
 
-def test_init_codebook_is_standard_normal_and_repeats():
+def test_init_codebook_is_standard_normal_and_reproducible():
     first = ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64))
     np.testing.assert_array_equal(first, ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64, seed=42)))
     assert (first != ops.convert_to_numpy(keras_vqvae.init_codebook(512, 64, seed=1))).all()
@@ -54,7 +54,7 @@ def test_init_codebook_is_standard_normal_and_repeats():
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, "8", None, True])
-def test_sizes_that_are_not_positive_integers_are_named(size):
+def test_sizes_that_are_not_positive_integers_are_named_in_errors(size):
     with pytest.raises(ValueError, match="num_embeddings.*Received: num_embeddings="):
         keras_vqvae.init_codebook(size, 4)
     with pytest.raises(ValueError, match="embedding_dim.*Received: embedding_dim="):
@@ -62,7 +62,7 @@ def test_sizes_that_are_not_positive_integers_are_named(size):
 
 
 @given(num_embeddings=st.integers(1, 6), rows=st.integers(1, 12), seed=st.integers(0, 2**16))
-def test_statistics_are_those_of_one_hot_codes(num_embeddings, rows, seed):
+def test_counts_and_sums_equal_those_of_one_hot_codes(num_embeddings, rows, seed):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(rows, 3)).astype("float32")
     indices = rng.integers(num_embeddings, size=rows).astype("int32")

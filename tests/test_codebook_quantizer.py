@@ -28,7 +28,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_cosine_is_the_euclidean_layer_on_unit_vectors(x):
+def test_cosine_equals_the_euclidean_layer_on_unit_vectors(x):
     layer, codebook = build(distance="cosine")
     np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, rtol=1e-5)
     quantized, indices = layer(7 * x, training=True, return_indices=True)
@@ -39,7 +39,7 @@ def test_cosine_is_the_euclidean_layer_on_unit_vectors(x):
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.25 * error, error], rtol=1e-5)
 
 
-def test_cosine_gradients_are_those_of_the_normalization(x, rng):
+def test_cosine_gradients_pass_through_the_normalization(x, rng):
     layer, codebook = build(distance="cosine")
     cotangent = rng.normal(size=x.shape).astype("float32")
     by_inputs, (by_codebook,) = layer_gradients(layer, x, cotangent)
@@ -54,7 +54,7 @@ def test_cosine_gradients_are_those_of_the_normalization(x, rng):
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
+def test_cosine_codes_keep_norm_1_in_training(x, ema_decay):
     layer, before = build(distance="cosine", ema_decay=ema_decay)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
     compiled(model, keras.optimizers.Adam(0.1), "mse")
@@ -66,7 +66,7 @@ def test_cosine_codes_keep_length_one_in_training(x, ema_decay):
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
+def test_a_constraint_holds_with_and_without_ema_decay(x, ema_decay):
     layer, _ = build(ema_decay=ema_decay, embeddings_constraint=keras.constraints.MaxNorm(0.5, axis=-1))
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer])
     compiled(model, keras.optimizers.Adam(0.1), "mse")
@@ -76,7 +76,7 @@ def test_a_constraint_holds_whoever_owns_the_codebook(x, ema_decay):
     np.testing.assert_allclose(np.linalg.norm(numpy(layer.codebook), axis=-1), 0.5, rtol=1e-4)
 
 
-def test_a_code_that_moves_is_constrained_as_a_whole_and_one_that_stays_is_left():
+def test_set_codebook_constrains_only_the_codes_that_change():
     layer, codebook = build(distance="cosine", ema_decay=0.9)
     before = 2 * codebook  # The constraint would change these values.
     layer.embeddings.assign(before)
@@ -94,7 +94,7 @@ def test_a_regularizer_adds_its_loss():
     np.testing.assert_allclose([numpy(loss) for loss in layer.losses], [0.01 * np.square(codebook).sum()], rtol=1e-5)
 
 
-def test_what_contradicts_itself_is_an_error():
+def test_contradictory_regularizers_and_constraints_are_errors():
     with pytest.raises(ValueError, match="embeddings_regularizer.*Received"):
         keras_vqvae.VectorQuantizer(ema_decay=0.9, embeddings_regularizer="l2")
     with pytest.raises(ValueError, match="embeddings_constraint.*Received"):
@@ -105,14 +105,16 @@ def test_what_contradicts_itself_is_an_error():
     "kind",
     [keras_vqvae.VectorQuantizer, keras_vqvae.GumbelQuantizer, keras_vqvae.IndexBackpropagationQuantizer],
 )
-@pytest.mark.parametrize("wrong", [keras_vqvae.AssignmentEntropy(), lambda vectors, codebook, valid: 0.0])
-def test_a_regularizer_of_assignments_in_the_place_of_one_of_the_codebook_is_named(kind, wrong):
+@pytest.mark.parametrize(
+    "wrong", [keras_vqvae.AssignmentEntropy(), lambda vectors, codebook, valid: 0.0], ids=["entropy", "function"]
+)
+def test_an_assignment_regularizer_passed_as_embeddings_regularizer_is_refused(kind, wrong):
     with pytest.raises(ValueError, match="is an `assignment_regularizer`.*Received: embeddings_regularizer="):
         kind(8, embeddings_regularizer=wrong)
 
 
 @pytest.mark.parametrize("estimator", ["rotation", "diveq", "nsvq"])
-def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estimator):
+def test_estimators_act_in_training_and_inference_returns_the_codes(x, estimator):
     layer, codebook = build(estimator=estimator)
     codes = codebook[oracle.nearest_code(x, codebook)]
     np.testing.assert_array_equal(numpy(layer(x)), codes)
@@ -129,7 +131,7 @@ def test_estimators_are_applied_and_give_way_to_the_codes_in_inference(x, estima
 
 
 @pytest.mark.each_backend
-def test_noise_trains_the_codebook_without_losses(x):
+def test_diveq_trains_the_codebook_without_codebook_loss(x):
     layer, before = build(estimator="diveq", codebook_weight=0, commitment_weight=0)
     model = keras.Sequential([keras.Input((4,)), layer])
     compiled(model, keras.optimizers.Adam(0.01), "mse")
@@ -140,7 +142,7 @@ def test_noise_trains_the_codebook_without_losses(x):
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_adapt_fills_the_codebook_by_k_means(x, ema_decay, distance):
+def test_adapt_sets_the_codebook_with_k_means(x, ema_decay, distance):
     layer = keras_vqvae.VectorQuantizer(6, ema_decay=ema_decay, distance=distance, seed=3)
     layer.adapt(x.reshape(8, 8, 4), verbose=0)
     codes, counts = keras_vqvae.kmeans(x, 6, distance=distance, seed=3, verbose=0)
@@ -162,7 +164,7 @@ def test_a_model_adapts_to_its_encoders_outputs(x):
     np.testing.assert_allclose(numpy(model.quantizer.codebook), numpy(codes), atol=1e-5)
 
 
-def test_a_model_adapts_to_what_is_not_masked(rng):
+def test_a_model_adapts_only_to_unmasked_vectors(rng):
     x = rng.normal(size=(8, 5, 3)).astype("float32")
     x[:, 3:] = 0
     encoder = keras.Sequential([keras.Input((5, 3)), layers.Masking(0.0), layers.Dense(2, bias_initializer="ones")])
@@ -176,7 +178,7 @@ def test_a_model_adapts_to_what_is_not_masked(rng):
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_pruning_leaves_the_codes_in_use(x, ema_decay):
+def test_pruning_keeps_only_used_codes(x, ema_decay):
     layer, _ = build(64, ema_decay=ema_decay, dead_code_threshold=0)
     layer(x, training=True)
     small, new_indices = layer.prune_unused()
@@ -217,7 +219,7 @@ def test_resizing_keeps_the_most_used_codes_or_adds_more(x):
 
 
 @pytest.mark.parametrize("kind", [keras_vqvae.SimVectorQuantizer, keras_vqvae.GumbelQuantizer])
-def test_resizing_keeps_what_does_not_depend_on_the_number_of_codes(x, kind):
+def test_resizing_keeps_weights_that_do_not_depend_on_the_number_of_codes(x, kind):
     layer = kind(16, seed=2)
     layer(x, training=True)
     for weight in layer.trainable_weights:
@@ -238,7 +240,7 @@ def test_resizing_keeps_what_does_not_depend_on_the_number_of_codes(x, kind):
         {"estimator": "straight_through"},
     ],
 )
-def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, keywords):
+def test_training_resumed_from_a_checkpoint_equals_an_uninterrupted_run(x, tmp_path, keywords):
     """The checkpoint includes statistics and random state, which Keras's own files leave out."""
 
     def train(folder, seed, *callbacks):
@@ -262,7 +264,7 @@ def test_training_resumed_from_a_checkpoint_is_the_unbroken_one(x, tmp_path, key
         np.testing.assert_array_equal(numpy(one), numpy(other), err_msg=one.path)
 
 
-def test_an_initializer_that_fails_is_traced_to_its_weight():
+def test_the_error_of_a_failing_initializer_names_its_weight():
     def failing(shape, dtype):
         raise ValueError("no values")
 

@@ -30,25 +30,33 @@ def commitment_counted(model, y, y_pred, training=True):
     return 1 - (found[1] - found[0]) / commitment
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize(
-    ("explained", "counted"), [(-0.5, 0.0), (0.0, 0.0), (0.025, 0.25), (0.05, 0.5), (0.1, 1.0), (0.5, 1.0), (1.0, 1.0)]
+    ("explained", "counted"),
+    [
+        (-0.5, 0.0),
+        (0.0, 0.0),
+        pytest.param(0.025, 0.25, marks=pytest.mark.each_backend),
+        (0.05, 0.5),
+        (0.1, 1.0),
+        (0.5, 1.0),
+        (1.0, 1.0),
+    ],
 )
-def test_it_grows_with_the_explained_variance_up_to_a_tenth(explained, counted):
+def test_commitment_grows_until_a_tenth_of_the_variance_is_explained(explained, counted):
     y = draw(20, 8)
     error = draw(20, 8, seed=1)
     error *= np.sqrt((1 - explained) * y.var(0).mean() / np.square(error).mean())
     assert commitment_counted(make(), y, y + error) == pytest.approx(counted, abs=2e-3)
 
 
-def test_it_counts_in_full_in_evaluation_and_with_a_loss_of_the_users():
+def test_commitment_counts_in_full_in_evaluation_and_with_another_loss():
     y = draw(20, 8)
     assert commitment_counted(make(), y, 0 * y, training=False) == pytest.approx(1, abs=1e-3)
     assert commitment_counted(make("mse"), y, 0 * y) == pytest.approx(1, abs=1e-3)
     assert commitment_counted(make(), 0 * y, 0 * y) == pytest.approx(1, abs=1e-3)
 
 
-def test_batches_of_one_sample_have_the_variance_of_those_before_them():
+def test_batches_of_one_sample_use_the_variance_of_earlier_batches():
     model, y = make(), draw(20, 8)
     for each in y:
         model.train_on_batch(each[None])
@@ -63,7 +71,7 @@ def test_batches_of_one_sample_have_the_variance_of_those_before_them():
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_an_encoder_that_the_decoder_ignores_stays_as_it_is(ema_decay):
+def test_an_encoder_that_the_decoder_ignores_does_not_change(ema_decay):
     """A new decoder passes back almost no gradient. Until it does, the commitment loss must not shrink the vectors."""
     encoder, _ = keras_vqvae.build(8, embedding_dim=3, encoder_sizes=(6,))
     decoder = keras.Sequential([keras.Input((3,)), layers.Dense(8, kernel_initializer="zeros", trainable=False)])
@@ -77,7 +85,7 @@ def test_an_encoder_that_the_decoder_ignores_stays_as_it_is(ema_decay):
         np.testing.assert_array_equal(weight, old)
 
 
-def test_what_is_left_out_has_no_gradient_for_the_decoder():
+def test_the_reduced_commitment_passes_no_gradient_to_the_decoder():
     x = draw(24, 8)
     encoder = keras.Sequential([keras.Input((8,)), layers.Dense(8, kernel_initializer="identity", trainable=False)])
     decoder = keras.Sequential([keras.Input((8,)), layers.Dense(8, kernel_initializer="identity")])

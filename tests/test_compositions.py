@@ -134,7 +134,7 @@ NESTED = {
 
 @pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
 @pytest.mark.parametrize("with_losses", [False, True])
-def test_values_and_gradients_are_those_of_the_formula(make, with_losses):
+def test_values_and_gradients_match_the_formula(make, with_losses):
     """Compares them along random directions of inputs and weights with finite differences of the float64 formula."""
     layer, x, cotangent = built(make(), DIM), draw(24, DIM), draw(24, DIM, seed=1)
     weights = {weight.path: numpy(weight).astype("float64") for weight in layer.trainable_variables}
@@ -173,7 +173,7 @@ def test_straight_through_stages_copy_the_gradient_exactly_once():
     np.testing.assert_array_equal(by_inputs, cotangent)
 
 
-def test_scales_that_end_before_the_full_grid_pass_on_what_they_can_represent():
+def test_scales_below_the_full_grid_copy_only_the_gradient_they_can_represent():
     """Per row, with area means `M` and interpolation `U` of each scale, the gradient is `I - prod(I - U M)`."""
     scales = keras_vqvae.MultiScaleQuantizer(vector(), (1, 2))
     x, cotangent = draw(6, 4, DIM), draw(6, 4, DIM, seed=1)
@@ -211,7 +211,7 @@ def test_projections_of_earlier_stages_learn_from_the_losses_of_later_ones():
     ids=["rotation", "noise"],
 )
 @pytest.mark.parametrize("scales", [False, True])
-def test_what_is_set_of_a_stage_acts_within_a_residual(plain, other, scales):
+def test_settings_of_a_stage_have_an_effect_within_wrappers(plain, other, scales):
     def wrap(quantizer):
         if scales:
             return keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3))

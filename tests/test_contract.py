@@ -18,9 +18,9 @@ pytestmark = pytest.mark.each_backend
 
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2), (1, 2, 3, 2), (2, 1, 2, 1, 3)])
-def test_any_leading_dimensions(layer, leading):
+def test_inputs_can_have_any_leading_dimensions(layer, leading):
     if layer.quantizes_grids:
-        pytest.skip("it was built for one grid")
+        pytest.skip("it was built for grids of one rank")
     x = draw(*leading, DIM)
     quantized, indices = layer(x, return_indices=True)
     assert tuple(quantized.shape) == x.shape
@@ -63,9 +63,9 @@ def test_decode_before_build_is_an_error(make):
         make().decode([0])
 
 
-def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer, name):
+def test_losses_are_float32_scalars_and_equal_in_training_and_evaluation(layer, name):
     if name in DRAW_RESIDUALS:
-        pytest.skip("its losses and indices are drawn")
+        pytest.skip("its losses and indices are random")
     found = []
     for training in (False, True):
         layer(draw(4, *SHAPE), training=training)
@@ -80,7 +80,7 @@ def test_losses_are_float32_scalars_the_same_in_training_and_in_evaluation(layer
         np.testing.assert_array_equal([numpy(loss) for loss in losses], [numpy(loss) for loss in found[0]])
 
 
-def test_batches_of_no_vectors(layer):
+def test_empty_batches_work_and_change_no_state(layer):
     before = weights(layer)
     shape = (0, *SHAPE)
     x = np.zeros(shape, "float32")
@@ -94,8 +94,8 @@ def test_batches_of_no_vectors(layer):
     assert_same_weights(*({k: v for k, v in w.items() if k not in seeds} for w in (before, weights(layer))))
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX keeps float32 unless it is started otherwise")
-def test_float64_is_no_worse_than_float32(make, name):
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has float64 only if it is enabled at the start")
+def test_float64_gives_the_results_of_float32(make, name):
     layer = make()
     x = draw(14, *SHAPE)
     expected, indices = layer(x, return_indices=True)
@@ -116,9 +116,10 @@ def test_float64_is_no_worse_than_float32(make, name):
     np.testing.assert_allclose(numpy(quantized), numpy(expected), rtol=1e-6)
 
 
-def test_losses_are_means(layer, name):
+@pytest.mark.each_backend("ema", "composed_sim")
+def test_losses_are_means_over_the_vectors(layer, name):
     if name in DRAW_RESIDUALS:
-        pytest.skip("its losses and indices are drawn")
+        pytest.skip("its losses and indices are random")
     before = weights(layer)
     x = draw(4, *SHAPE)
     once = losses_of(layer, x)
@@ -137,9 +138,9 @@ def counted(layer, indices):
     return np.stack([counted(layer.quantizers[0], scale) for scale in columns])
 
 
-def test_code_counts_count_the_choices_of_training(layer, name):
+def test_code_counts_count_the_codes_chosen_in_training(layer, name):
     if name in DRAW_RESIDUALS:
-        pytest.skip("its losses and indices are drawn")
+        pytest.skip("its losses and indices are random")
     x, more = draw(4, *SHAPE), draw(4, *SHAPE, seed=1)
     expected = np.zeros((*layer.codebook_shape, layer.num_embeddings), int)
     for inputs in (x, more):
@@ -154,7 +155,7 @@ def test_code_counts_count_the_choices_of_training(layer, name):
     np.testing.assert_array_equal(numpy(layer.code_counts), 0)
 
 
-def test_inference_changes_nothing(layer):
+def test_inference_changes_no_state(layer):
     before = weights(layer)
     layer(draw(4, *SHAPE))
     layer(draw(4, *SHAPE), training=False, return_indices=True)
@@ -165,7 +166,7 @@ def test_inference_changes_nothing(layer):
 @settings(max_examples=5)
 @given(mask=st.lists(st.booleans(), min_size=12, max_size=12))
 @pytest.mark.parametrize("name", EVERY)
-def test_masked_positions_touch_nothing(name, mask):
+def test_masked_positions_have_no_effect(name, mask):
     layer = EVERY[name]()
     layer.build((None, *SHAPE))
     before = weights(layer)
@@ -180,11 +181,11 @@ def test_masked_positions_touch_nothing(name, mask):
         assert numpy(layer.code_counts).sum() == mask.sum() * books(layer)
 
 
-def test_a_mask_leaves_the_losses_of_the_kept_vectors(layer, name):
+def test_masked_losses_equal_those_of_the_valid_vectors(layer, name):
     if name in DRAW_RESIDUALS:
-        pytest.skip("its losses and indices are drawn")
+        pytest.skip("its losses and indices are random")
     if layer.quantizes_grids:
-        pytest.skip("what is kept of a grid is none")
+        pytest.skip("the valid positions of a grid are not a grid")
     before = weights(layer)
     x = draw(8, 3, DIM)
     mask = np.array(4 * [[True, True, False], [False, True, False]])
@@ -193,9 +194,9 @@ def test_a_mask_leaves_the_losses_of_the_kept_vectors(layer, name):
     np.testing.assert_allclose(masked, losses_of(layer, x[mask]), rtol=1e-5)
 
 
-def test_a_mask_of_fewer_axes_covers_the_rest(layer, name):
+def test_a_mask_with_fewer_axes_is_broadcast(layer, name):
     if name in DRAW_RESIDUALS:
-        pytest.skip("its losses and indices are drawn")
+        pytest.skip("its losses and indices are random")
     before = weights(layer)
     x, mask = draw(8, *SHAPE), np.array(4 * [True, False])
     masked = losses_of(layer, x, mask), numpy(layer.code_counts).copy()
@@ -204,7 +205,7 @@ def test_a_mask_of_fewer_axes_covers_the_rest(layer, name):
     np.testing.assert_array_equal(masked[1], numpy(layer.code_counts))
 
 
-def test_vectors_that_are_not_finite_never_reach_the_state(layer):
+def test_nonfinite_vectors_never_reach_the_state(layer):
     x = draw(4, *SHAPE)
     layer(x, training=True)
     layer.reset_code_counts()
@@ -230,7 +231,7 @@ def test_vectors_that_are_not_finite_never_reach_the_state(layer):
             assert np.isfinite(numpy(loss))
 
 
-def test_gradients_are_finite_where_a_vector_is_not(layer):
+def test_nonfinite_vectors_do_not_spoil_gradients(layer):
     x = draw(4, *SHAPE)
     x[0, 2] = np.nan
     by_inputs, by_weights = layer_gradients(layer, x, np.zeros_like(x))

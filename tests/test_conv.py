@@ -61,7 +61,7 @@ def oracle(model, x):
     return upwards(np.maximum(upwards(x, "decoder_conv_0"), 0), "decoder_output")
 
 
-def test_they_are_the_papers_network():
+def test_encoder_and_decoder_are_the_papers_network():
     encoder, decoder = small(SHAPES[1])
     x = draw(1, 8, 2)
     vectors = numpy(encoder(x))
@@ -87,7 +87,7 @@ def test_sizes_are_padded_and_cropped(shape):
     np.testing.assert_array_equal(numpy(decoder(vectors)), numpy(free(vectors))[tuple(map(slice, (1, *shape)))])
 
 
-def test_a_size_that_strides_do_not_divide_is_the_papers_network_too():
+def test_the_papers_network_pads_sizes_that_strides_do_not_divide():
     encoder, decoder = small((9, 2))
     x = draw(1, 9, 2)
     vectors = numpy(encoder(x))
@@ -95,7 +95,7 @@ def test_a_size_that_strides_do_not_divide_is_the_papers_network_too():
     np.testing.assert_allclose(numpy(decoder(vectors))[0], oracle(decoder, vectors[0])[:9], atol=1e-5)
 
 
-def test_one_model_takes_several():
+def test_one_model_can_contain_several_encoders_and_decoders():
     (encoder, decoder), (inner_encoder, inner_decoder) = small((16, 2), name="outer"), small((4, 3), name="inner")
     inputs = keras.Input((16, 2))
     assert keras.Model(inputs, inner_encoder(encoder(inputs))).output_shape == (None, 1, 3)
@@ -103,14 +103,14 @@ def test_one_model_takes_several():
     assert keras.Model(inputs, decoder(inner_decoder(inputs))).output_shape == (None, 16, 2)
 
 
-def test_any_length_of_sound_fits():
+def test_sounds_can_have_any_length():
     encoder, decoder = small((None, 2))
     assert encoder.output_shape == decoder.input_shape == (None, None, 3)
     assert decoder(encoder(draw(1, 12, 2))).shape == (1, 12, 2)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its CPU convolutions have channels last only")
-def test_channels_first_give_the_same(channels_first):
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow's CPU convolutions need channels last")
+def test_channels_first_gives_the_same_outputs(channels_first):
     x = draw(2, 2, 8, 3)
     first = small((2, 8, 3))
     keras.config.set_image_data_format("channels_last")
@@ -123,7 +123,7 @@ def test_channels_first_give_the_same(channels_first):
     np.testing.assert_allclose(numpy(first[1](vectors)), outputs, atol=1e-5)
 
 
-def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
+def test_a_convolutional_vqvae_is_trained_and_saved(tmp_path):
     encoder, decoder = small(SHAPES[2], num_residual_blocks=0)
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(8, ema_decay=0.9), decoder)
     model.compile(keras.optimizers.Adam(1e-2))
@@ -145,7 +145,7 @@ def test_a_vqvae_of_them_is_trained_and_saved(tmp_path):
         ({"causal": 1}, "causal=1"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_wrong_arguments_are_named_in_errors(arguments, message):
     for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder):
         with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
             build((8, 1), **arguments)
@@ -162,12 +162,12 @@ def test_wrong_arguments_are_named(arguments, message):
         ((8, 8, None), "Received: input_shape[2]=None"),
     ],
 )
-def test_shapes_that_make_no_sense_are_named(shape, message):
+def test_invalid_shapes_are_named_in_errors(shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.build_conv_encoder(shape)
 
 
-def test_causal_models_have_one_axis(channels_first):
+def test_causal_models_refuse_several_axes_and_channels_first(channels_first):
     for build, name in (
         (keras_vqvae.build_conv_encoder, "input_shape"),
         (keras_vqvae.build_conv_decoder, "output_shape"),
@@ -182,7 +182,7 @@ def test_causal_models_have_one_axis(channels_first):
         keras.config.set_image_data_format("channels_first")
 
 
-def test_a_causal_model_is_the_papers_network_of_padding_at_the_start():
+def test_a_causal_model_is_the_papers_network_with_padding_at_the_start():
     """With one layer each, `y_t` depends on samples `2 t - 2` to `2 t + 1`, and two samples depend on two vectors."""
     encoder, decoder = small((6, 2), filters=(4,), num_residual_blocks=0, causal=True)
     x = draw(1, 6, 2)

@@ -61,7 +61,7 @@ def test_counts_of_metrics_never_wrap(metric):
 
 
 @pytest.mark.parametrize("name", ["optimizer", "ema", "sim", "ibq", "gumbel", "fsq", "lfq", "residual", "projected"])
-def test_more_codes_than_are_counted_are_trained(name, monkeypatch):
+def test_quantizers_above_the_counting_limit_train_the_same(name, monkeypatch):
     """Codebooks of any size are counted, because the counts identify dead codes."""
     layers = []
     for most in (code_counts.MAX_COUNTED_CODES, 8):
@@ -79,7 +79,7 @@ def test_more_codes_than_are_counted_are_trained(name, monkeypatch):
 
 
 @pytest.mark.each_backend
-def test_programs_hold_few_blocks_however_many_codes():
+def test_the_number_of_blocks_in_a_program_is_bounded():
     for codes in (2**12, 2**20, 2**24 + 1):
         block = backend.block_codes(codes)
         assert block >= backend.BLOCK_CODES

@@ -24,8 +24,7 @@ def scale_of(model):
     return float(numpy(model.data_scale.scale))
 
 
-@pytest.mark.each_backend
-def test_data_of_any_scale_train_alike():
+def test_training_does_not_depend_on_the_scale_of_the_data():
     """Scaling by a power of two is exact in floating point, so all results must be equal to the last bit."""
     x, found = draw(24, 8), []
     for scale in (2.0**-10, 2.0**10):
@@ -51,15 +50,19 @@ def test_the_scale_is_a_power_of_two_that_brings_data_near_a_tenth(scale):
     assert numpy(model.data_scale.settled) == 1
 
 
-@pytest.mark.parametrize("x", [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.08 * draw(24, 8)])
-def test_data_of_usual_scales_are_taken_as_they_are(x):
+@pytest.mark.parametrize(
+    "x",
+    [draw(24, 8), 1 / (1 + np.exp(-draw(24, 8))), np.tanh(draw(24, 8)), 0.08 * draw(24, 8)],
+    ids=["normal", "sigmoid", "tanh", "small"],
+)
+def test_data_of_usual_scales_are_not_divided(x):
     model = compiled(make(), "sgd", traced=False)
     model.fit(x, verbose=0)
     assert scale_of(model) == 1
     np.testing.assert_array_equal(numpy(model(x)), numpy(model.decoder(model.quantizer(model.encoder(x)))))
 
 
-def test_every_way_through_the_model_has_the_scale(tmp_path):
+def test_every_method_of_the_model_uses_the_scale(tmp_path):
     sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 0, "causal": True}
     networks = [build((None, 2), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
     model = compiled(make(*networks), "sgd")
@@ -82,7 +85,7 @@ def test_every_way_through_the_model_has_the_scale(tmp_path):
     np.testing.assert_allclose(loaded.predict(x, verbose=0), outputs, rtol=1e-5)
     tokenizer = keras.saving.load_model(tmp_path / "tokenizer.keras")
     np.testing.assert_array_equal(tokenizer.predict(x, verbose=0), codes)
-    # A trained model keeps its scale, whatever data follow.
+    # A trained model keeps its scale if it is trained on other data.
     for trained in (model, loaded):
         compiled(trained, "sgd").fit(1e-3 * x, verbose=0)
         assert scale_of(trained) == scale
@@ -116,7 +119,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_that_scale_data_themselves_are_left_alone(name):
+def test_networks_with_their_own_scaling_get_unscaled_data(name):
     x = 127 + 60 * draw(24, 8)
     model = compiled(make(*NETWORKS[name]()), "sgd", traced=False)
     model.fit(x, verbose=0)
@@ -142,20 +145,20 @@ PRETRAINED = {
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_pretrained_encoders_get_the_data_that_they_know(name):
+def test_pretrained_encoders_get_unscaled_data(name):
     model = compiled(make(PRETRAINED[name]()), "sgd", traced=False)
     model.fit(1e3 * draw(24, 8), verbose=0)
     assert scale_of(model) == 1
 
 
-def test_bounded_decoders_keep_their_range():
+def test_models_with_bounded_decoders_get_unscaled_data():
     bounded = network(layers.Dense(800, "sigmoid"), size=3)
     model = compiled(make(network(layers.Dense(3), size=800), bounded), "sgd", traced=False)
     model.fit(sparse(64, 800), verbose=0)
     assert scale_of(model) == 1
 
 
-def test_other_targets_than_the_inputs_have_a_scale_of_their_own():
+def test_data_are_not_scaled_if_the_targets_are_not_the_inputs():
     x = 1e3 * draw(24, 8)
     for y, alike in ((x.copy(), True), (x / 1e3, False)):
         model = compiled(make(), "sgd", traced=False)
@@ -177,7 +180,7 @@ class WithHead(keras_vqvae.VQVAE):
 
 
 @pytest.mark.parametrize("scale", [1, 1e3])
-def test_one_of_several_targets_may_be_the_inputs(scale):
+def test_data_are_scaled_if_one_of_several_targets_is_the_inputs(scale):
     x = 1e3 * draw(24, 8)
     model = compiled(make(kind=WithHead), "sgd", {"data": "mse", "label": "mse"}, traced=False)
     model.fit(x, {"data": x / scale, "label": draw(24, 2)}, verbose=0)
@@ -195,13 +198,13 @@ class Normalizing(keras_vqvae.VQVAE):
 
 
 @pytest.mark.parametrize("kind", [Own, Normalizing])
-def test_a_call_that_treats_data_in_its_own_way_has_no_scale(kind):
+def test_a_custom_call_gets_unscaled_data(kind):
     model = compiled(make(kind=kind), "sgd", traced=False)
     model.fit(255 * draw(24, 8), verbose=0)
     assert scale_of(model) == 1
 
 
-def test_what_is_preprocessed_is_measured():
+def test_the_scale_is_measured_after_preprocessing():
     model = compiled(make(preprocessing=layers.Rescaling(1 / 255)), "sgd", traced=False)
     model.fit(255 * draw(24, 8), verbose=0)
     assert scale_of(model) == 1
@@ -210,7 +213,7 @@ def test_what_is_preprocessed_is_measured():
     assert scale_of(model) > 255
 
 
-def test_a_generator_loses_no_batch():
+def test_measuring_the_scale_loses_no_batch_of_a_generator():
     x, seen = 1e3 * draw(24, 8), []
 
     class Seeing(keras.callbacks.Callback):
@@ -229,7 +232,7 @@ def test_a_generator_loses_no_batch():
     assert scale_of(model) > 1e3
 
 
-def test_preprocessed_targets_are_compared_with_preprocessed_inputs():
+def test_targets_are_compared_with_preprocessed_inputs():
     x = draw(24, 8)
     for y, alike in ((x, False), (1e3 * x, True)):
         model = compiled(make(preprocessing=layers.Rescaling(1e3)), "sgd", traced=False)
@@ -237,7 +240,7 @@ def test_preprocessed_targets_are_compared_with_preprocessed_inputs():
         assert (scale_of(model) > 1) == alike
 
 
-def test_zeros_and_outliers_do_not_decide():
+def test_zeros_and_outliers_do_not_change_the_scale():
     x = draw(1000, 8)
     outlier = x.copy()
     outlier[0, 0] = 1e6
@@ -247,7 +250,7 @@ def test_zeros_and_outliers_do_not_decide():
     assert scale_of_data(1e37 * x) == 1
 
 
-def test_padding_keeps_its_mask():
+def test_padding_is_still_masked():
     x = 100 * draw(12, 5, 4)
     x[:, 3:] = -1
     encoder = keras.Sequential([keras.Input((5, 4)), layers.Masking(-1.0), layers.Dense(3)])
@@ -256,7 +259,7 @@ def test_padding_keeps_its_mask():
     assert (model.encode(x, verbose=0)[:, 3:] == -1).all()
 
 
-def test_sources_of_all_kinds_are_read_in_part():
+def test_the_scale_is_measured_on_part_of_any_data_source():
     scipy_sparse = pytest.importorskip("scipy.sparse")
     found = []
     for x in (1e3 * draw(24, 8), scipy_sparse.csr_matrix(1e3 * draw(24, 8)), Batches(12, 1e3 * draw(24, 8))):
@@ -280,7 +283,7 @@ def test_sources_of_all_kinds_are_read_in_part():
     assert 0 < stored.read <= 1100
 
 
-def test_float16_holds_every_scale():
+def test_scales_beyond_float16_work_in_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = compiled(make(), "sgd", traced=False)
@@ -292,7 +295,7 @@ def test_float16_holds_every_scale():
         keras.config.set_dtype_policy("float32")
 
 
-def test_silence_settles_no_scale_and_what_is_not_finite_does_not_count():
+def test_zeros_settle_no_scale_and_nonfinite_samples_do_not_count():
     model = compiled(make(), "sgd", traced=False)
     settle_scale(model, np.zeros((24, 8), "float32"))
     assert not numpy(model.data_scale.settled)
@@ -302,13 +305,13 @@ def test_silence_settles_no_scale_and_what_is_not_finite_does_not_count():
     assert 1e3 < scale_of(model) < 2e4
 
 
-def test_batches_of_ones_own_are_measured():
+def test_train_on_batch_settles_the_scale():
     model = compiled(make(), "sgd", traced=False)
     model.train_on_batch(1e3 * draw(12, 8))
     assert scale_of(model) > 1e3
 
 
-def test_bfloat16_rounds_nothing_more():
+def test_scaling_adds_no_rounding_in_bfloat16():
     x, found = draw(24, 8), []
     for scale in (2.0**-8, 2.0**8):
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -321,7 +324,7 @@ def test_bfloat16_rounds_nothing_more():
     np.testing.assert_array_equal(*found)
 
 
-def test_the_default_loss_in_a_sum():
+def test_the_default_loss_equals_a_weighted_loss_sum():
     """`LossSum` documents which weight of the squared error gives the default loss."""
     x, latents = draw(24, 8), 3
     weight = x[0].size / (8 * latents * np.mean(np.var(x, axis=0)))

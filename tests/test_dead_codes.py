@@ -1,4 +1,4 @@
-"""Tests that dead codes move to vectors of the batch, whichever layer owns the codebook."""
+"""Tests that dead codes move to vectors of the batch, with and without `ema_decay`."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def far_codes(num_embeddings, dim=4, alive=2):
 
 
 @pytest.mark.each_backend
-def test_dead_codes_move_in_any_model_by_plain_fit(x, owner):
+def test_dead_codes_move_in_fit_of_any_model(x, owner):
     quantizer = keras_vqvae.VectorQuantizer(16, embeddings_initializer=far_codes(16), **owner)
     model = nested(quantizer)
     before = numpy(quantizer.codebook).copy()
@@ -54,7 +54,7 @@ def test_dead_codes_move_in_any_model_by_plain_fit(x, owner):
 
 
 @pytest.mark.each_backend
-def test_the_default_uses_its_codes():
+def test_the_default_quantizer_uses_nearly_all_codes():
     """An earlier default ended with 3 to 6% of the codes in use."""
     x = draw(512, 8)
     quantizer = keras_vqvae.VectorQuantizer(128, seed=0)
@@ -66,7 +66,7 @@ def test_the_default_uses_its_codes():
 
 
 @pytest.mark.parametrize("batch", [16, 64])
-def test_the_rule_is_that_of_the_moving_counts(x, batch):
+def test_moving_counts_decide_which_codes_die(x, batch):
     """Compares each step with NumPy: codes die below a tenth of uniform usage, and move with counts just above it."""
     quantizer = built(keras_vqvae.VectorQuantizer(8, embeddings_initializer=far_codes(8, alive=5), seed=3))
     codes, counts = numpy(quantizer.codebook).copy(), np.zeros(8)
@@ -83,7 +83,7 @@ def test_the_rule_is_that_of_the_moving_counts(x, batch):
     assert (np.abs(codes) < 10).all()
 
 
-def test_a_code_that_falls_out_of_use_dies_in_the_end(x, owner):
+def test_a_code_that_is_no_longer_used_dies_eventually(x, owner):
     quantizer = keras_vqvae.VectorQuantizer(2, embeddings_initializer=far_codes(2), **owner)
     model = nested(quantizer)
     model.fit(x, x, batch_size=1, verbose=0)
@@ -104,19 +104,19 @@ def test_a_code_that_falls_out_of_use_dies_in_the_end(x, owner):
     ],
     ids=["frozen", "optimizer", "moving average", "inner product"],
 )
-def test_codes_stay_in_a_layer_that_does_not_move_them(x, kind, keywords):
+def test_dead_codes_stay_in_layers_that_do_not_move_them(x, kind, keywords):
     quantizer = kind(8, embeddings_initializer=far_codes(8), **keywords)
     nested(quantizer).fit(x, x, batch_size=16, verbose=0)
     np.testing.assert_array_equal(numpy(quantizer.codebook)[2:], 100.0)
 
 
 @pytest.mark.parametrize("kind", [keras_vqvae.IndexBackpropagationQuantizer, keras_vqvae.SimVectorQuantizer])
-def test_codes_that_cannot_move_onto_vectors_say_so(kind):
+def test_a_dead_code_threshold_is_refused_if_codes_cannot_move(kind):
     with pytest.raises(ValueError, match="cannot move onto a vector. Received: dead_code_threshold=0.1"):
         kind(8, dead_code_threshold=0.1)
 
 
-def test_no_code_moves_onto_a_masked_vector_or_one_that_is_not_finite(rng, owner):
+def test_no_code_moves_onto_a_masked_or_nonfinite_vector(rng, owner):
     x = rng.normal(size=(32, 6, 4)).astype("float32")
     x[:, 3:] = 50.0
     x[rng.random(32) < 0.3, 1] = np.nan
@@ -140,7 +140,7 @@ def test_equal_seeds_move_codes_equally(x):
 
 
 @pytest.mark.each_backend
-def test_every_row_is_as_likely(rng):
+def test_all_rows_are_equally_likely(rng):
     """Tested over the steps of one code, past the int32 wrap-around, and over codes."""
     rows, steps, codes = 7, 200, 50
     vectors = ops.reshape(ops.arange(rows, dtype="float32"), (rows, 1))
@@ -159,15 +159,15 @@ def test_every_row_is_as_likely(rng):
 @pytest.mark.parametrize(
     ("rows", "codes"), [(196, 256), (784, 256), (3136, 256), (768, 1024), (1024, 1024), (1000, 512)]
 )
-def test_the_rows_of_a_step_are_different(rows, codes):
-    """Rows of a grid: their number has many divisors."""
+def test_the_codes_of_a_step_draw_different_rows(rows, codes):
+    """The rows are positions of grids, so their number has many divisors."""
     seeds = numpy(dead_codes.initial_seeds((codes,), 0))
     assert len(np.unique(seeds % rows)) > 0.9 * min(rows, codes)
     # In a narrow range, they usually wrap around at 2^31 in the same step.
     assert np.ptp(seeds.astype("int64") % 2**32) < 2**26
 
 
-def test_the_codebook_is_a_weight_and_an_offset(x):
+def test_the_codebook_is_the_sum_of_a_weight_and_an_offset(x):
     """A constraint and a regularizer see the sum of both. Setting the codebook resets the offset."""
     bound = keras.constraints.MaxNorm(0.5, axis=-1)
     layer = built(
@@ -185,7 +185,7 @@ def test_the_codebook_is_a_weight_and_an_offset(x):
     np.testing.assert_array_equal(numpy(layer.offset), 0)
 
 
-def test_moved_codes_go_on_into_a_layer_of_another_size_and_into_files(x, tmp_path):
+def test_moved_codes_survive_resizing_and_saving(x, tmp_path):
     quantizer = keras_vqvae.VectorQuantizer(8, embeddings_initializer=keras.initializers.Constant(100.0), seed=1)
     model = nested(quantizer)
     model.fit(x, x, batch_size=16, epochs=3, verbose=0)
@@ -198,7 +198,7 @@ def test_moved_codes_go_on_into_a_layer_of_another_size_and_into_files(x, tmp_pa
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_the_moving_counts_of_codes_that_moved():
+def test_dead_codes_are_those_below_the_threshold_that_can_move():
     counts = ops.convert_to_tensor(np.array([10, 0, 0.3, 5.7, 0], "float32"))  # Uniform usage is 3.2.
     usable = ops.convert_to_tensor([True, True, True, True, False])
     dead, alive_from = dead_codes.dead_codes(counts, usable, 0.1)

@@ -1,4 +1,4 @@
-"""Tests that the tensor's device decides, whatever else the machine has. Absent devices are faked."""
+"""Tests that code depends on the device of its tensors, not on other devices in the machine, which are faked."""
 
 import keras
 import numpy as np
@@ -30,20 +30,20 @@ def accelerator(monkeypatch):
 
 
 @pytest.mark.each_backend
-def test_blocks_are_those_of_the_processor_where_the_tensor_lies(accelerator):
+def test_tensors_on_the_cpu_get_blocks_for_the_cpu(accelerator):
     assert backend.block_scores(ops.ones((2, 3))) == backend.BLOCK_SCORES
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch that has a device without memory")
-def test_blocks_are_those_of_an_accelerator_where_the_tensor_lies_there():
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has the device `meta`")
+def test_tensors_on_an_accelerator_get_blocks_for_an_accelerator():
     import torch
 
     assert backend.block_scores(torch.ones(2, 3, device="meta")) == backend.ACCELERATOR_SCORES
 
 
 @pytest.mark.each_backend
-@pytest.mark.skipif(BACKEND == "torch", reason="its tensors always have a device")
-def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
+@pytest.mark.skipif(BACKEND == "torch", reason="on PyTorch, tensors always have a device")
+def test_blocks_in_a_program_are_those_of_the_named_device(accelerator):
     """If no device is named, the blocks are those of the program's default device."""
     found = {}
 
@@ -68,16 +68,16 @@ def test_blocks_in_a_program_are_those_of_the_device_that_is_named(accelerator):
 def mps(monkeypatch):
     """Treats tensors as if they were on Apple's GPU, where some PyTorch operations are avoided."""
     if BACKEND != "torch":
-        pytest.skip("it is PyTorch's")
+        pytest.skip("only PyTorch supports MPS")
     monkeypatch.setattr(backend, "_on_mps", lambda x: True)
 
 
 @pytest.mark.parametrize("name", ["ema", "residual", "gumbel", "scales"])
-def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
+def test_the_replacements_for_mps_give_the_same_results(request, name):
     layer = EVERY[name]()
     layer.build((None, 3, DIM))
     x, before = draw(32, 3, DIM), weights(layer)
-    # The mask makes the step compute ranks of valid vectors.
+    # The mask leaves some rows that dead codes cannot move onto.
     mask = ops.convert_to_tensor(draw(32, 3, seed=1) > 0)
 
     def step():
@@ -93,7 +93,7 @@ def test_what_stands_in_for_operations_of_mps_makes_the_same(request, name):
 
 
 @pytest.mark.parametrize("num_embeddings", [8, 192])
-def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
+def test_nan_vectors_get_index_0_on_mps(mps, num_embeddings):
     vectors, codes, bias = draw(6, DIM), draw(num_embeddings, DIM, seed=1), draw(num_embeddings, seed=2)
     expected = (vectors @ codes.T + bias).argmax(-1)
     vectors[2], expected[2] = np.nan, 0
@@ -101,9 +101,9 @@ def test_what_is_no_number_is_searched_on_mps(mps, num_embeddings):
     np.testing.assert_array_equal(numpy(indices), expected)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch's")
+@pytest.mark.skipif(BACKEND != "torch", reason="it uses PyTorch's dispatch modes")
 @pytest.mark.parametrize("name", EVERY)
-def test_a_step_copies_nothing_from_the_host_and_never_waits_for_the_device(name):
+def test_a_step_neither_copies_from_the_host_nor_waits_for_the_device(name):
     """Checks the operations: none makes a tensor from Python numbers, and none has a result that Python reads."""
     from torch.utils._python_dispatch import TorchDispatchMode
 

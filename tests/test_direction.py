@@ -28,7 +28,7 @@ def direction(kind=keras_vqvae.VectorQuantizer, **keywords):
     return layer, numpy(layer.codebook).copy()
 
 
-def test_the_code_of_the_most_similar_direction_is_returned_as_it_is(x):
+def test_the_code_of_the_most_similar_direction_is_returned_unnormalized(x):
     layer, codebook = direction()
     quantized, indices = layer(x, return_indices=True)
     expected = (unit(x) @ unit(codebook).T).argmax(-1)
@@ -40,7 +40,7 @@ def test_the_code_of_the_most_similar_direction_is_returned_as_it_is(x):
     np.testing.assert_array_equal(numpy(keras_vqvae.nearest_code(x, codebook, distance="direction")), expected)
 
 
-def test_gradients_are_those_of_vectors_and_codes_as_they_are(x, rng):
+def test_gradients_are_those_of_unnormalized_vectors_and_codes(x, rng):
     layer, codebook = direction()
     cotangent = rng.normal(size=x.shape).astype("float32")
     by_inputs, (by_codebook,) = layer_gradients(layer, x, cotangent)
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_vectors_and_codes_as_they_are(x, rng):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e18])
-def test_the_length_of_a_vector_does_not_matter(x, size):
+def test_the_norm_of_a_vector_does_not_matter(x, size):
     layer, _ = direction()
     expected = numpy(layer.encode(unit(x)))
     np.testing.assert_array_equal(numpy(layer.encode(unit(x) * np.float32(size))), expected)
@@ -59,7 +59,7 @@ def test_the_length_of_a_vector_does_not_matter(x, size):
     np.testing.assert_array_equal(numpy(found), expected)
 
 
-def test_the_moving_average_is_that_of_vectors_as_they_are(x):
+def test_the_moving_average_is_over_unnormalized_vectors(x):
     layer, codebook = direction(ema_decay=0.9, dead_code_threshold=0)
     indices = (unit(x) @ unit(codebook).T).argmax(-1)
     layer(x, training=True)
@@ -78,7 +78,7 @@ def test_a_step_of_k_means_assigns_by_direction_and_takes_plain_means(x):
     np.testing.assert_array_equal(counts, np.bincount(again, minlength=6))
 
 
-def test_k_means_raises_the_part_of_each_vector_along_its_code(rng):
+def test_k_means_increases_the_projections_onto_the_codes(rng):
     x = (rng.normal(size=(500, 3)) * rng.uniform(0.1, 10, size=(500, 1))).astype("float32")
     start, _ = keras_vqvae.kmeans(x, 8, epochs=1, distance="direction", seed=0, verbose=0)
     sums = []
@@ -99,14 +99,14 @@ def test_k_means_starts_on_different_directions(rng):
     np.testing.assert_array_equal(counts, 50)
 
 
-def test_adapt_is_that_k_means(x):
+def test_adapt_equals_k_means_by_direction(x):
     layer, _ = direction()
     layer.adapt(x, verbose=0)
     codes, _ = keras_vqvae.kmeans(x, 6, distance="direction", seed=3, verbose=0)
     np.testing.assert_allclose(numpy(layer.codebook), numpy(codes), rtol=1e-5)
 
 
-def test_a_regularizer_of_assignments_gets_directions(x):
+def test_an_assignment_regularizer_gets_directions(x):
     regularizer = keras_vqvae.AssignmentEntropy(temperature=0.5)
     layer, codebook = direction(assignment_regularizer=regularizer)
     directions = (ops.convert_to_tensor(unit(each), dtype="float32") for each in (x, codebook))
@@ -131,12 +131,12 @@ def test_sim_codes_are_compared_by_direction(x):
     np.testing.assert_array_equal(numpy(layer.encode(x)), (unit(x) @ unit(codebook).T).argmax(-1))
 
 
-def test_inner_products_are_no_directions():
+def test_index_backpropagation_refuses_distance_by_direction():
     with pytest.raises(ValueError, match="distance.*Received: distance='direction'"):
         keras_vqvae.IndexBackpropagationQuantizer(8, distance="direction")
 
 
-def test_a_constraint_on_the_codes_is_kept(x):
+def test_adapt_keeps_the_constraint_on_the_codes(x):
     layer, _ = direction(embeddings_constraint=keras.constraints.MaxNorm(0.5, axis=-1))
     layer.adapt(5 * x, verbose=0)
     assert np.linalg.norm(numpy(layer.codebook), axis=-1).max() < 0.5001
@@ -160,12 +160,12 @@ RESIDUALS = {
 
 
 @pytest.mark.parametrize("make", RESIDUALS.values(), ids=RESIDUALS)
-def test_codes_of_length_one_are_refused_where_they_must_refine(make):
+def test_cosine_codes_are_refused_if_they_must_refine(make):
     with pytest.raises(ValueError, match="distance='cosine'.*'direction'.*Received: distance='cosine'"):
         make()
 
 
-def test_codes_of_length_one_are_taken_elsewhere(x):
+def test_cosine_codes_are_accepted_if_they_need_not_refine(x):
     for layer in (
         keras_vqvae.ResidualQuantizer(cosine(), 1),
         keras_vqvae.GroupedQuantizer(cosine(), 2),
@@ -176,7 +176,7 @@ def test_codes_of_length_one_are_taken_elsewhere(x):
     keras_vqvae.MultiScaleQuantizer(cosine(), (4,))
 
 
-def test_residuals_refine_by_direction(rng):
+def test_each_stage_by_direction_lowers_the_error(rng):
     x = rng.normal(size=(600, 4)).astype("float32")
     layer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(32, distance="direction", seed=1), 4)
     layer.adapt(x, verbose=0)

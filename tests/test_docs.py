@@ -100,7 +100,7 @@ def test_examples_in_pages_run(page, tmp_path, monkeypatch):
         exec(block, names)
 
 
-def test_each_benchmark_and_its_table_is_in_their_readme():
+def test_the_readme_of_the_benchmarks_is_complete_and_its_links_work():
     folder = ROOT / "benchmarks"
     text = (folder / "README.md").read_text()
     assert {path.stem for path in folder.glob("*.py")} <= set(re.findall(r"`(\w+)`", text))
@@ -113,7 +113,7 @@ def test_each_benchmark_and_its_table_is_in_their_readme():
         assert not anchor or anchor in anchors
 
 
-def test_each_picture_and_each_file_of_figures_is_linked():
+def test_every_picture_and_data_file_is_linked():
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text())]
     linked = {(page.parent / link).resolve() for page, link in links}
@@ -122,13 +122,13 @@ def test_each_picture_and_each_file_of_figures_is_linked():
     assert [path.name for path in files if path.resolve() not in linked] == []
 
 
-def test_one_version_stands_everywhere():
+def test_the_version_is_the_same_everywhere():
     version = keras_vqvae.__version__
     assert re.findall(r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_tests_that_the_page_on_reliability_names_exist():
+def test_the_tests_named_in_reliability_md_exist():
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
     assert len(named) > 40
     lacking = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()]

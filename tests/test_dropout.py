@@ -15,7 +15,7 @@ def vector(**keywords):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_dropout_draws_a_number_a_sample(rng, wrapper):
+def test_dropout_draws_a_number_of_stages_for_each_sample(rng, wrapper):
     x = rng.normal(size=(200, 5, 4)).astype("float32")
     inner = vector(dead_code_threshold=0)
     layer, again = (built(wrapper(inner, 4, quantizer_dropout=1.0, seed=3)) for _ in range(2))
@@ -39,7 +39,7 @@ def test_dropout_draws_a_number_a_sample(rng, wrapper):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_dropout_of_a_share_leaves_the_other_samples_whole(rng, wrapper):
+def test_samples_outside_the_dropout_fraction_use_all_stages(rng, wrapper):
     x = rng.normal(size=(2000, 1, 4)).astype("float32")
     levels = (4, 4, 4, 4) if wrapper is keras_vqvae.ResidualQuantizer else (4,)
     layer = built(wrapper(keras_vqvae.FiniteScalarQuantizer(levels), 4, quantizer_dropout=0.5, seed=3))
@@ -50,7 +50,7 @@ def test_dropout_of_a_share_leaves_the_other_samples_whole(rng, wrapper):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_batch_of_one_sample(rng, wrapper):
+def test_batches_of_one_sample_are_trained(rng, wrapper):
     """Such a batch may end an epoch. Backends that can do so compile it for any batch size."""
     layer = wrapper(vector(), 2, quantizer_dropout=1.0, seed=3)
     model = compiled(keras.Sequential([keras.Input((5, 4)), layer]), "sgd", "mse")
@@ -64,6 +64,6 @@ def test_a_batch_of_one_sample(rng, wrapper):
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, np.nan, "a", None])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_dropout_is_a_share(wrapper, wrong):
+def test_invalid_dropout_is_refused(wrapper, wrong):
     with pytest.raises(ValueError, match="quantizer_dropout.*Received: quantizer_dropout="):
         wrapper(vector(), 2, quantizer_dropout=wrong)

@@ -15,7 +15,7 @@ from keras_vqvae.ops import estimators
     hnp.arrays("float32", (3, 2), elements=st.floats(-1e6, 1e6, width=32)),
     hnp.arrays("float32", (3, 2), elements=st.floats(-1e6, 1e6, width=32)),
 )
-def test_straight_through_is_exactly_the_codes(z_e, z_q):
+def test_straight_through_returns_exactly_the_codes(z_e, z_q):
     """The usual formula `z_e + (z_q - z_e)` has a rounding error."""
     np.testing.assert_array_equal(ops.convert_to_numpy(keras_vqvae.straight_through(z_e, z_q)), z_q)
 
@@ -45,7 +45,7 @@ def cotangent_gradients(estimator, z_e, z_q, cotangent):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
-def test_rotation_is_the_closed_form(rng, scale):
+def test_rotation_matches_the_closed_form(rng, scale):
     z_e, z_q, cotangent = rng.normal(size=(3, 6, 4)).astype("float32")
     z_q = z_q * np.float32(scale)
     z_e = z_e * np.float32(scale)
@@ -59,7 +59,7 @@ def test_rotation_is_the_closed_form(rng, scale):
 
 
 @pytest.mark.parametrize("corner", ["zero vector", "zero code", "opposite code"])
-def test_where_there_is_no_rotation_the_gradient_is_copied(rng, corner):
+def test_rotation_copies_the_gradient_if_there_is_no_rotation(rng, corner):
     z_e, z_q, cotangent = rng.normal(size=(3, 6, 4)).astype("float32")
     if corner == "zero vector":
         z_e[:] = 0
@@ -72,13 +72,13 @@ def test_where_there_is_no_rotation_the_gradient_is_copied(rng, corner):
     np.testing.assert_allclose(by_encoder, cotangent, rtol=1e-6)
 
 
-def test_rotation_of_a_vector_that_is_its_code_copies_the_gradient(rng):
+def test_rotation_of_a_vector_that_equals_its_code_copies_the_gradient(rng):
     z_e, cotangent = rng.normal(size=(2, 6, 4)).astype("float32")
     by_encoder, _ = cotangent_gradients(keras_vqvae.rotation, z_e, z_e, cotangent)
     np.testing.assert_allclose(by_encoder, cotangent, atol=1e-5)
 
 
-def test_diveq_without_noise_is_the_codes_with_the_gradient_of_the_distance(rng):
+def test_diveq_without_noise_returns_the_codes_with_the_gradient_of_the_distance(rng):
     z_e, z_q, cotangent = rng.normal(size=(3, 6, 4)).astype("float32")
 
     def estimator(z, q):
@@ -93,7 +93,7 @@ def test_diveq_without_noise_is_the_codes_with_the_gradient_of_the_distance(rng)
 
 
 @pytest.mark.parametrize("estimator", [keras_vqvae.diveq, keras_vqvae.nsvq])
-def test_noise_keeps_the_distance_and_repeats_by_seed(rng, estimator):
+def test_noise_keeps_the_distance_and_is_reproducible(rng, estimator):
     z_e, z_q = rng.normal(size=(2, 6, 4)).astype("float32")
     moved = ops.convert_to_numpy(estimator(z_e, z_q, seed=5))
     np.testing.assert_allclose(np.linalg.norm(moved - z_e, axis=-1), np.linalg.norm(z_q - z_e, axis=-1), rtol=1e-5)
@@ -102,7 +102,7 @@ def test_noise_keeps_the_distance_and_repeats_by_seed(rng, estimator):
 
 
 @pytest.mark.parametrize("estimator", [keras_vqvae.diveq, keras_vqvae.nsvq])
-def test_gradients_of_noise_are_those_of_the_distance(rng, estimator):
+def test_noise_has_the_gradient_of_the_distance(rng, estimator):
     """The formula is `z + |q - z| n`. The direction `n` is random but constant for gradients."""
     z_e, z_q, cotangent = rng.normal(size=(3, 6, 4)).astype("float32")
     by_encoder, by_codes = cotangent_gradients(lambda z, q: estimator(z, q, seed=3), z_e, z_q, cotangent)
@@ -114,7 +114,7 @@ def test_gradients_of_noise_are_those_of_the_distance(rng, estimator):
 
 
 @pytest.mark.parametrize("estimator", [keras_vqvae.diveq, keras_vqvae.nsvq])
-def test_a_vector_that_is_its_code_stays_with_a_finite_gradient(rng, estimator):
+def test_noise_does_not_move_a_vector_that_equals_its_code(rng, estimator):
     z_e, cotangent = rng.normal(size=(2, 6, 4)).astype("float32")
     np.testing.assert_array_equal(ops.convert_to_numpy(estimator(z_e, z_e, seed=3)), z_e)
     by_encoder, by_codes = cotangent_gradients(lambda z, q: estimator(z, q, seed=3), z_e, z_e, cotangent)
@@ -137,12 +137,12 @@ def test_float16_neither_overflows_nor_changes_the_dtype(name):
 
 
 @pytest.mark.parametrize("stddev", [-1, float("nan"), "0.1"])
-def test_noise_needs_a_standard_deviation(stddev):
+def test_diveq_refuses_an_invalid_stddev(stddev):
     with pytest.raises(ValueError, match=f"`stddev` must be .* Received: stddev={stddev!r}"):
         keras_vqvae.diveq(np.zeros((1, 2)), np.ones((1, 2)), seed=0, stddev=stddev)
 
 
-def test_the_registry_takes_names_and_functions():
+def test_estimators_are_given_by_name_or_as_functions():
     for name in ("straight_through", "rotation", "diveq", "nsvq"):
         assert estimators.get(name) is getattr(keras_vqvae, name)
         assert estimators.serialize(getattr(keras_vqvae, name)) == name

@@ -60,7 +60,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def test_digits_are_in_0_to_1():
+def test_digits_are_between_0_and_1():
     train, test = images.load("digits")
     assert train.shape == (1500, 8, 8, 1)
     assert test.shape == (297, 8, 8, 1)
@@ -80,7 +80,7 @@ def test_idx_files_are_read(data_dir):
     np.testing.assert_array_equal(test, np.arange(8))
 
 
-def test_unknown_data_sets_are_named():
+def test_unknown_data_sets_are_named_in_errors():
     with pytest.raises(ValueError, match="Received: dataset='letters'"):
         images.load("letters")
 
@@ -102,7 +102,7 @@ def test_the_demo_trains_and_draws(run, tmp_path):
     assert model.sample(prior, 2, labels=7, verbose=0).shape == (2, 8, 8, 1)
 
 
-def test_training_sees_nothing_of_what_is_shown():
+def test_the_training_photographs_exclude_the_test_part():
     unseen, seen = photographs.load()
     for y, x in ((0, 0), (100, 200), (344, 248)):
         patch = unseen[y : y + 8, x : x + 8]
@@ -122,7 +122,7 @@ def test_crops_are_parts_of_photographs():
     np.testing.assert_array_equal(steps, np.broadcast_to(steps[:, :1, :1], steps.shape))
 
 
-def test_photographs_start_at_principal_components(rng):
+def test_the_model_of_photographs_starts_at_principal_components(rng):
     """Patches that lie in few directions are reconstructed exactly."""
     directions = rng.normal(size=(photographs.DIM, 8, 8, 3))
     patches = np.tensordot(rng.normal(size=(4, 8, 8, photographs.DIM)), directions, axes=1)
@@ -132,7 +132,7 @@ def test_photographs_start_at_principal_components(rng):
     np.testing.assert_allclose(decoded, crops, atol=1e-4 * np.abs(crops).max())
 
 
-def test_a_jpeg_fits(rng):
+def test_a_jpeg_fits_into_the_given_number_of_bytes(rng):
     unseen = photographs.load()[0][:64, :64]
     decoded, size = photographs.jpeg(unseen, 800)
     assert 0 < size <= 800
@@ -149,10 +149,10 @@ def test_exported_codes_need_no_keras(run, tmp_path):
     printed = run("export.py", "--epochs", 2, "--output", tmp_path)
     in_keras, in_onnxruntime = re.findall(r"mean squared error in .*: (.*)", printed)
     assert abs(float(in_keras) - float(in_onnxruntime)) < 2e-5
-    assert "4 codes of int32" in printed
+    assert "4 int32 codes each" in printed
 
 
-def test_a_model_of_the_users_own(run, data_dir):
+def test_the_functional_example_runs(run, data_dir):
     printed = run("functional.py", "--epochs", 1, "--data-dir", data_dir)
     assert "codes used" in printed
 
@@ -165,7 +165,7 @@ def test_semantic_ids_are_unique_and_pure(run, tmp_path):
     np.save(tmp_path / "items.npy", items)
     np.save(tmp_path / "labels.npy", labels)
     files = "--embeddings", tmp_path / "items.npy", "--labels", tmp_path / "labels.npy"
-    printed = run("semantic_ids.py", *files, "--codes", 4, "--levels", 2, "--output-dir", tmp_path)
+    printed = run("semantic_ids.py", *files, "--codes", 4, "--stages", 2, "--output", tmp_path)
     assert "not finite: 2" in printed
     assert "with it: 100.0%" in printed
     assert "1 shared codes: 100.0%" in printed
@@ -181,7 +181,7 @@ def test_semantic_ids_of_any_scale_explain_the_variance_and_are_reassigned(run, 
     generator = np.random.default_rng(0)
     clusters = 8 * generator.normal(size=(4, 6))[generator.integers(0, 4, 400)]
     np.save(tmp_path / "items.npy", 1e-3 * (clusters + generator.normal(size=(400, 6))) + 5)
-    options = "--codes", 16, "--levels", 3, "--epochs", epochs, "--latent-dim", 4, "--output-dir", tmp_path
+    options = "--codes", 16, "--stages", 3, "--epochs", epochs, "--latent-dim", 4, "--output", tmp_path
     printed = run("semantic_ids.py", "--embeddings", tmp_path / "items.npy", "--reassign", *options)
     explained = [float(x) for x in re.findall(r"used, (.*)% of the variance", printed)]
     assert explained[0] < explained[1]
@@ -191,7 +191,7 @@ def test_semantic_ids_of_any_scale_explain_the_variance_and_are_reassigned(run, 
     assert float(re.findall(r"reassignment: \d+, (.*)% of", printed)[0]) > explained[-1] - 2
 
 
-def test_a_reassignment_costs_least():
+def test_a_reassignment_has_the_least_cost():
     """Of two items with the same code, the one that is closer to its second choice moves. Other prefixes stay."""
     codebooks = [[[0.0], [100.0]], [[-1.0], [1.0], [4.0]]]
     residual = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(3, ema_decay=0.9), 2)
@@ -211,15 +211,15 @@ def test_a_reassignment_costs_least():
     np.testing.assert_array_equal(semantic_ids.reassign(model, items, numbers, codes), codes)
 
 
-def test_images_grow_over_scales(run, tmp_path):
-    printed = run("multi_scale.py", "--epochs", 1, "--codes", 8, "--output-dir", tmp_path)
+def test_the_multi_scale_example_adds_codes_scale_by_scale(run, tmp_path):
+    printed = run("multi_scale.py", "--epochs", 1, "--codes", 8, "--output", tmp_path)
     assert re.findall(r"up to (\d) x \d: (\d+) codes", printed) == [("1", "1"), ("2", "5"), ("3", "14"), ("4", "30")]
     assert (tmp_path / "scales.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("num_embeddings", [2, 8, 200, 1024])
 def test_indices_are_packed_into_their_bits(rng, num_embeddings):
-    """Compared with Python's own base-2 integers."""
+    """Compares the bits with Python's own base-2 integers."""
     codes = rng.integers(num_embeddings, size=(5, 3), dtype="int32")
     packed = packed_codes.Packed(codes, samples=19, rate=8000, loudness=0.25)
     data = packed_codes.pack(packed, num_embeddings)
@@ -229,15 +229,15 @@ def test_indices_are_packed_into_their_bits(rng, num_embeddings):
     digits += "0" * (-len(digits) % 8)
     assert data[packed_codes.HEADER.size :] == int(digits, 2).to_bytes(len(digits) // 8, "big")
     # At 4 samples per vector, 19 samples have 5 vectors.
-    found = packed_codes.unpack(data, latency=4)
+    found = packed_codes.unpack(data, stride=4)
     np.testing.assert_array_equal(found.codes, codes)
     assert found[1:] == packed[1:]
     for other in (data[:-1], data + b"0", b"RIFF" + data[4:], data[:9]):
         with pytest.raises(ValueError, match="Received: .* bytes"):
-            packed_codes.unpack(other, latency=4)
+            packed_codes.unpack(other, stride=4)
 
 
-def test_distances_of_sounds_have_their_scales(rng):
+def test_distances_of_sounds_are_in_decibels(rng):
     noise = rng.normal(size=32_000)
     # Half the amplitude is 6 dB less everywhere.
     for distance in (sounds.spectral_distance(noise, noise / 2), sounds.mel_distance(noise, noise / 2, 16_000)):
@@ -249,7 +249,7 @@ def test_distances_of_sounds_have_their_scales(rng):
     assert sounds.signal_to_distortion(noise, 3 * (noise + other)) == pytest.approx(20)
 
 
-def test_a_band_of_a_mel_spectrum_is_about_its_frequency():
+def test_a_tone_falls_into_the_mel_band_of_its_frequency():
     """Mel is 2595 log10(1 + f / 700), in which all bands have the same width."""
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
     energies = (sounds.mel_filters(16_000) @ sounds.powers(tone)).mean(axis=1)
@@ -267,7 +267,7 @@ def test_sound_is_sent_in_any_number_of_stages(run, tmp_path, capfd):
     assert "Received: 0 in" in capfd.readouterr().err
     out = tmp_path / "out"
     options = "--codes", 8, "--stages", 2, "--window", 1024, "--epochs", 1, "--adversarial", 0.1
-    printed = run("audio_codec.py", "--folder", tmp_path, *options, "--output-dir", out)
+    printed = run("audio_codec.py", "--folder", tmp_path, *options, "--output", out)
     # Twice the sample rate, 64 samples per vector, 3 bits per stage.
     assert "c.wav: 0.50 s, 125 x 2 indices" in printed
     assert re.findall(r"\| (\d) \| (\d\.\d) \| (\d+) \|", printed) == [("1", "0.8", "47"), ("2", "1.5", "94")]
@@ -278,20 +278,20 @@ def test_sound_is_sent_in_any_number_of_stages(run, tmp_path, capfd):
     assert np.abs(sound).max() == pytest.approx(8000 / 32767, rel=0.05)
     decoded = wavfile.read(out / "2_stages.wav")[1]
     assert decoded.shape == (8000,)
-    alike, difference = re.findall(r"20 ms: (.*)% of the indices, samples within (\S*)", printed)[0]
+    alike, difference = re.findall(r"20 ms: (.*)% of the indices are equal, .* by at most (\S*)", printed)[0]
     assert float(alike) > 99
     assert float(difference) < 1e-3
     # Decoding needs only the file and the saved codec.
-    packed = packed_codes.unpack((out / "2_stages.vqs").read_bytes(), latency=64)
+    packed = packed_codes.unpack((out / "2_stages.vqs").read_bytes(), stride=64)
     again = audio_codec.decode(keras.models.load_model(out / "codec.keras"), packed)
     np.testing.assert_allclose(np.clip(again, -1, 1), decoded, atol=1e-5)
     # Sounds can have any length.
     wavfile.write(tmp_path / "short.wav", 16_000, sound[:777])
-    run("audio_codec.py", "--codec", out / "codec.keras", "--file", tmp_path / "short.wav", "--output-dir", tmp_path)
+    run("audio_codec.py", "--codec", out / "codec.keras", "--file", tmp_path / "short.wav", "--output", tmp_path)
     assert wavfile.read(tmp_path / "2_stages.wav")[1].shape == (777,)
 
 
-def test_windows_are_about_what_is_known():
+def test_windows_are_centered_on_the_mean_of_their_known_part():
     series = np.arange(40.0)
     parts = forecast.windows(series, block=5, hop=7)
     assert parts.shape == (3, 4, 5)
@@ -300,7 +300,7 @@ def test_windows_are_about_what_is_known():
     np.testing.assert_allclose(parts[1].ravel(), np.arange(7, 27) - 14)
 
 
-def test_ranked_probability_score_is_its_definition(rng):
+def test_the_ranked_probability_score_matches_its_definition(rng):
     draws, truth = rng.normal(size=(6, 4, 3)), rng.normal(size=(4, 3))
     among = np.abs(draws[:, None] - draws[None]).mean(axis=(0, 1))
     expected = np.mean(np.abs(draws - truth).mean(axis=0) - among / 2)
@@ -308,25 +308,27 @@ def test_ranked_probability_score_is_its_definition(rng):
     assert forecast.ranked_probability_score(draws[:1], truth) == pytest.approx(np.abs(draws[0] - truth).mean())
 
 
-def test_the_nearest_past_is_found(rng):
+def test_the_continuation_of_the_nearest_window_is_found(rng):
     train = rng.normal(size=(9, 4, 5))
     test = train[[7, 2]] + 1e-3
     np.testing.assert_array_equal(forecast.nearest_continuation(train, test), train[[7, 2], -1])
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
-def test_series_are_forecast(run, tmp_path):
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="one backend is enough: its parts are tested on each backend"
+)
+def test_the_forecast_example_continues_a_sine(run, tmp_path):
     np.savetxt(tmp_path / "series.txt", np.sin(np.arange(2000) / 4))
     sizes = "--decimate", 2, "--block", 16, "--codes", 8, "--epochs", 1, "--prior-epochs", 1, "--draws", 3
     printed = run("forecast.py", "--file", tmp_path / "series.txt", *sizes, "--output", tmp_path / "forecast.png")
     scores = {name: float(score) for name, score in re.findall(r"(.*): score (\d\.\d{3})", printed)}
     assert len(scores) == 5
     # A sine continues as it did before.
-    assert scores["what came after the likest of the training"] < 0.1 < scores["the last value, repeated"]
+    assert scores["what followed the most similar training window"] < 0.1 < scores["the last value, repeated"]
     assert (tmp_path / "forecast.png").stat().st_size > 1000
 
 
-def test_the_levels_of_a_hierarchy_share_their_layers(rng):
+def test_the_models_of_a_hierarchy_share_their_layers(rng):
     model, encoder, decoder = hierarchy.build(8, num_embeddings=16, embedding_dim=4, seed=0)
     x = rng.random((5, 8, 8, 1), "float32")
     outputs, (coarse, fine) = model(x), encoder(x)
@@ -340,20 +342,22 @@ def test_the_levels_of_a_hierarchy_share_their_layers(rng):
     assert np.abs(numpy(changed["both"]) - both).max() > 1e-3
 
 
-def test_both_levels_are_one_sequence(rng):
+def test_coarse_and_fine_codes_are_joined_into_one_sequence(rng):
     codes = rng.integers(7, size=(3, 2, 2)), rng.integers(7, size=(3, 4, 4))
     sequence = hierarchy.OneSequence((2, 2), (4, 4), num_embeddings=7)
     joined = sequence.join(*codes)
     np.testing.assert_array_equal(joined[1, :5], [*codes[0][1].ravel(), codes[1][1, 0, 0] + 7])
     for part, expected in zip(sequence.split(joined), codes, strict=True):
         np.testing.assert_array_equal(part, expected)
-    # Codes that belong to the other level.
+    # Codes of the other grid are clipped.
     np.testing.assert_array_equal(sequence.split(np.full((1, 20), 13))[0], np.full((1, 2, 2), 6))
     np.testing.assert_array_equal(sequence.split(np.zeros((1, 20), int))[1], np.zeros((1, 4, 4)))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="one backend is enough: its parts are tested on each backend"
+)
 def test_a_hierarchy_trains_and_draws(run, tmp_path):
     sizes = "--codes", 16, "--embedding-dim", 4, "--epochs", 1, "--prior-epochs", 1
     printed = run("hierarchy.py", "--dataset", "digits", *sizes, "--output", tmp_path)

@@ -9,9 +9,11 @@ import keras_vqvae
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
 # These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: keras_vqvae.GroupedQuantizer(inner, 2)])
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: inner, lambda inner: keras_vqvae.GroupedQuantizer(inner, 2)], ids=["vector", "grouped"]
+)
 def test_an_exported_tokenizer_takes_any_number_of_samples(wrap, tmp_path):
-    """With 64 codes and several vectors per sample. If 64 divides the number of codes, PyTorch uses a faster search."""
+    """A regression: with 64 codes, the search in groups of 64 scores once fixed the number of samples on PyTorch."""
     onnxruntime = pytest.importorskip("onnxruntime")
     inputs = keras.Input((3, 4))
     tokenizer = keras.Model(inputs, wrap(keras_vqvae.VectorQuantizer(64, seed=0))(inputs, return_indices=True)[1])

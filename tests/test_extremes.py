@@ -1,4 +1,4 @@
-"""Regression tests for what `fuzz.py` found: inputs and arguments at the edge of what a quantizer accepts."""
+"""Regression tests for errors that `fuzz.py` found, with extreme inputs and arguments."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from keras_vqvae.ops import entropy, geometry
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("name", EVERY)
-def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
+def test_nonfinite_vectors_get_an_index_within_the_codebook(name):
     layer = EVERY[name]()
     layer.build((None, *SHAPE))
     x = draw(4, *SHAPE)
@@ -24,14 +24,14 @@ def test_the_index_of_what_is_no_number_lies_in_the_codebook(name):
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4), (2, 3, DIM)])
-def test_a_mask_of_another_shape_is_named(shape):
+def test_a_mask_of_another_shape_is_an_error(shape):
     layer = built(EVERY["ema"](), DIM)
     with pytest.raises(ValueError, match="mask.*Received: mask of shape"):
         layer(draw(2, 3, DIM), mask=ops.ones(shape, "bool"))
 
 
 @pytest.mark.parametrize("wrong", [object(), None])
-def test_indices_that_are_no_array_are_named(wrong):
+def test_indices_that_are_not_an_array_are_errors(wrong):
     with pytest.raises(ValueError, match="indices.*Received: indices"):
         built(EVERY["ema"](), DIM).decode(wrong)
 
@@ -42,14 +42,15 @@ def test_indices_that_are_no_array_are_named(wrong):
         lambda wrong: keras_vqvae.ResidualQuantizer(EVERY["ema"](), 2, shared_codebook=wrong),
         lambda wrong: keras_vqvae.FiniteScalarQuantizer((4, 4), symmetric=wrong),
     ],
+    ids=["shared_codebook", "symmetric"],
 )
-def test_a_flag_is_true_or_false(make):
+def test_flags_other_than_true_and_false_are_refused(make):
     with pytest.raises(ValueError, match="must be True or False. Received: "):
         make(np.array([1, 2]))
 
 
 @pytest.mark.parametrize("name", ["ibq", "gumbel", "projected"])
-def test_what_overflows_leaves_losses_and_gradients_of_the_rest(name):
+def test_an_overflowing_vector_spoils_neither_losses_nor_gradients(name):
     layer = built(EVERY[name](), DIM)
     x = draw(6, DIM)
     x[2] = 3e38
@@ -60,14 +61,14 @@ def test_what_overflows_leaves_losses_and_gradients_of_the_rest(name):
         assert np.isfinite(gradient).all()
 
 
-def test_rotation_of_the_shortest_vectors_gives_their_codes():
+def test_rotation_of_tiny_vectors_returns_their_codes():
     z, q = np.full((3, 4), 1e-37, "float32"), draw(3, 4)
     np.testing.assert_array_equal(numpy(keras_vqvae.rotation(z, 100 * q)), 100 * q)
 
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 1e30])
-def test_directions_and_their_gradients_at_every_size(size):
+def test_directions_and_their_gradients_are_right_at_any_scale(size):
     x = draw(5, 4)
     expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
     unit, norm = geometry.normalize_with_norm(ops.convert_to_tensor(x * np.float32(size)))
@@ -79,7 +80,7 @@ def test_directions_and_their_gradients_at_every_size(size):
     np.testing.assert_allclose(found * size, gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_entropies_of_one_axis_are_finite_at_any_size():
+def test_entropies_of_large_one_dimensional_vectors_are_finite():
     x = ops.convert_to_tensor(1e18 * draw(9, 1), "float32")
     loss = entropy.entropy_loss(x, np.array([[0.3], [-0.7]], "float32"), ops.ones((9,), "bool"), 1.0, 100.0)
     assert np.isfinite(numpy(loss))

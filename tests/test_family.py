@@ -15,7 +15,7 @@ def x(rng):
     return (2 * rng.normal(size=(40, 4))).astype("float32")
 
 
-def test_sim_codes_are_a_linear_map_of_frozen_ones(x, rng):
+def test_sim_codes_are_a_linear_map_of_frozen_codes(x, rng):
     layer = built(keras_vqvae.SimVectorQuantizer(8, seed=1, commitment_weight=0.5, codebook_weight=2.0))
     layer.projection.assign(rng.normal(size=(4, 4)))
     frozen, projection = numpy(layer.frozen).astype("float64"), numpy(layer.projection)
@@ -31,7 +31,7 @@ def test_sim_codes_are_a_linear_map_of_frozen_ones(x, rng):
     np.testing.assert_allclose(numpy(layer.codebook), numpy(keras_vqvae.kmeans(x, 8, seed=1, verbose=0)[0]), rtol=1e-5)
 
 
-def test_index_backpropagation_is_the_papers(x, rng):
+def test_index_backpropagation_matches_the_paper(x, rng):
     layer = built(keras_vqvae.IndexBackpropagationQuantizer(8, entropy_weight=0, seed=1))
     codebook = numpy(layer.codebook).copy()
     scores = x.astype("float64") @ codebook.T
@@ -66,7 +66,7 @@ def test_index_backpropagation_adds_an_entropy_of_inner_products(x):
 
 
 @pytest.mark.parametrize("offset", [0, 1024])
-def test_gumbel_draws_codes_by_their_softmax(offset):
+def test_gumbel_draws_codes_with_softmax_probabilities(offset):
     layer = built(keras_vqvae.GumbelQuantizer(4, seed=1, kl_weight=0.5, dead_code_threshold=0), 2)
     codes = np.array([[0, 0], [1, 0], [0, 1.5], [2, 2]], "float32") + offset
     layer.set_codebook(codes)
@@ -83,7 +83,7 @@ def test_gumbel_draws_codes_by_their_softmax(offset):
 
 
 @pytest.mark.parametrize("end", ["minval", "maxval"])
-def test_gumbel_noise_is_finite_at_both_ends_of_what_is_drawn(monkeypatch, end):
+def test_gumbel_noise_is_finite_at_both_ends_of_the_uniform_range(monkeypatch, end):
     def uniform(shape, dtype, seed, **ends):
         return keras.ops.full(shape, ends[end], dtype)
 
@@ -107,7 +107,7 @@ def test_gumbel_gradients_are_those_of_the_relaxation(rng):
 
 
 @pytest.mark.each_backend
-def test_a_schedule_sets_temperatures_wherever_they_are(x):
+def test_a_schedule_sets_temperatures_in_nested_models(x):
     quantizer = keras_vqvae.GumbelQuantizer(8, temperature=2.0)
     model = keras.Sequential([keras.Input((4,)), keras.Sequential([keras.Input((4,)), quantizer])])
     model.compile("sgd", "mse")
@@ -141,12 +141,12 @@ def test_a_schedule_sets_temperatures_wherever_they_are(x):
         "list": (lambda: keras_vqvae.FiniteScalarQuantizer((2,) * 30).codebook, "Received: num_embeddings=1073741824"),
     }.values(),
 )
-def test_wrong_arguments_are_named(make, message):
+def test_wrong_arguments_are_named_in_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_the_divergence_of_a_gumbel_quantizer_has_the_gradient_of_its_differences(rng):
+def test_the_kl_loss_of_gumbel_has_the_gradient_of_finite_differences(rng):
     layer = built(keras_vqvae.GumbelQuantizer(8, kl_weight=0.7, seed=1, dead_code_threshold=0), 3)
     x = rng.normal(size=(6, 3)).astype("float32")
     by_inputs, _ = layer_gradients(layer, x, np.zeros_like(x))

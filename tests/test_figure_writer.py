@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 import keras_vqvae
 
 
-def test_figures_are_written_every_so_many_epochs(tmp_path, monkeypatch):
-    """Figures of the end of an epoch are written as files and for TensorBoard."""
+def test_figures_are_written_every_n_epochs(tmp_path, monkeypatch):
+    """Figures are drawn at the end of an epoch, and written as files and for TensorBoard."""
     monkeypatch.setitem(matplotlib.rcParams, "savefig.format", "pdf")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -40,7 +40,7 @@ def test_figures_are_written_every_so_many_epochs(tmp_path, monkeypatch):
     assert matplotlib.image.imread(io.BytesIO(png)).shape == (50, 100, 4)
 
 
-def test_wrong_arguments_are_named(tmp_path):
+def test_wrong_arguments_are_named_in_errors(tmp_path):
     with pytest.raises(ValueError, match=re.escape("Received: figures=['use']")):
         keras_vqvae.FigureWriter(tmp_path, ["use"])
     with pytest.raises(ValueError, match="Received: every_n_epochs=0"):

@@ -11,7 +11,7 @@ import keras_vqvae
 
 
 class Drifting(layers.Layer):
-    """A layer that breaks every rule: it updates its state and adds a loss whatever `training` is."""
+    """A layer that breaks every rule: it updates its state and adds a loss even if `training` is `False`."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -61,12 +61,12 @@ class Subclassed(keras.Model):
 
 
 @pytest.mark.each_backend
-def test_training_around_a_tokenizer_changes_nothing_of_it(x):
+def test_training_around_a_tokenizer_does_not_change_it(x):
     model = make(Drifting(), ema_decay=0.9)
     before = helpers.weights(model)
     codes = model.encode(x, verbose=0)
     outer = classifier(model.tokenizer)
-    # Weight decay moves every trainable weight, whatever its gradient.
+    # Weight decay moves every trainable weight, even one without a gradient.
     optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
     own = outer.layers[-1].get_weights()
     helpers.compiled(outer, optimizer, "mse").fit(x, x[:, :2], epochs=2, verbose=0)
@@ -81,7 +81,7 @@ def test_training_around_a_tokenizer_changes_nothing_of_it(x):
     assert len(outer.trainable_weights) == len(outer.trainable_variables) == 3
 
 
-def test_the_model_goes_on_training_and_its_tokenizer_follows(x):
+def test_the_tokenizer_follows_further_training_of_its_model(x):
     model = make(ema_decay=0.9)
     tokenizer, outer = model.tokenizer, classifier(model.tokenizer)
     helpers.compiled(outer, "sgd", "mse", traced=False).fit(x, x[:, :2], verbose=0)
@@ -96,14 +96,14 @@ def test_the_model_goes_on_training_and_its_tokenizer_follows(x):
     assert (outer.predict(x, verbose=0) != old).any()
 
 
-def test_layers_after_it_know_that_they_train(x):
+def test_layers_after_the_tokenizer_get_the_training_argument(x):
     outer = Subclassed(make().tokenizer)
     assert (numpy(outer(x, training=True)) == 0).any()
     assert (numpy(outer(x, training=False)) == 1).all()
 
 
 @pytest.mark.each_backend
-def test_both_halves_in_one_model(x):
+def test_a_model_of_tokenizer_and_detokenizer_is_trained(x):
     """The detokenizer and its codebook are trained. On JAX, both halves could donate the same arrays."""
     model = make()
     inputs = keras.Input((8,))
@@ -115,7 +115,7 @@ def test_both_halves_in_one_model(x):
 
 
 @pytest.mark.each_backend
-def test_a_model_that_holds_one_is_saved(x, tmp_path):
+def test_a_model_that_contains_a_tokenizer_is_saved(x, tmp_path):
     model = make(ema_decay=0.9)
     helpers.compiled(model, "sgd", traced=False).fit(x, verbose=0)
     outer = helpers.compiled(classifier(model.tokenizer), "sgd", "mse", traced=False)
@@ -136,7 +136,7 @@ def test_a_model_that_holds_one_is_saved(x, tmp_path):
     np.testing.assert_allclose(other.predict(x, verbose=0), expected, atol=1e-6)
 
 
-def test_its_codes_are_those_of_the_parts_own_policies():
+def test_encoder_and_quantizer_keep_their_own_dtype_policies():
     made, x = make(), helpers.draw(500, 8)
     expected = made.encode(x, batch_size=500, verbose=0)
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -149,7 +149,7 @@ def test_its_codes_are_those_of_the_parts_own_policies():
 
 # Keras warns about functional models.
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
-def test_masks_reach_it_and_leave_it(rng):
+def test_masks_pass_through_the_tokenizer(rng):
     x = rng.normal(size=(4, 5, 3)).astype("float32")
     x[:, 3:] = 0
     encoder = keras.Sequential([keras.Input((5, 3)), layers.Masking(), layers.Dense(3)])
@@ -169,7 +169,7 @@ def test_masks_reach_it_and_leave_it(rng):
     )
 
 
-def test_a_frozen_quantizer_keeps_its_commitment_loss(x):
+def test_a_frozen_quantizer_keeps_its_losses(x):
     encoder = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
     quantizer = keras_vqvae.VectorQuantizer(16, seed=1, trainable=False)
     inputs = keras.Input((8,))

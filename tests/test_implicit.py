@@ -20,7 +20,7 @@ LEVELS = [(2,) * 4, (3,) * 4, (4, 5, 8, 2), (8, 5, 5, 5), (7, 6, 3, 4)]
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_finite_scalars_are_the_papers(x, levels, symmetric):
+def test_finite_scalars_match_the_paper(x, levels, symmetric):
     layer = built(keras_vqvae.FiniteScalarQuantizer(levels, symmetric=symmetric))
     steps, z = np.array(levels, float), x.astype("float64")
     if symmetric:
@@ -45,7 +45,7 @@ def test_finite_scalars_are_the_papers(x, levels, symmetric):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_every_code_of_finite_scalars_can_be_reached(levels, symmetric):
-    """The inverse of the bound maps the center of each bin to such an input."""
+    """The inverse of the bound maps the center of each bin to an input that gets the bin's code."""
     layer = built(keras_vqvae.FiniteScalarQuantizer(levels, symmetric=symmetric))
     indices = np.arange(layer.num_embeddings, dtype="int32")
     codes = numpy(layer.decode(indices)).astype("float64")
@@ -80,8 +80,9 @@ def test_noise_replaces_rounding_within_half_a_level(x):
         lambda: keras_vqvae.FiniteScalarQuantizer((8,) * 6),
         lambda: keras_vqvae.FiniteScalarQuantizer((2,) * 30),
     ],
+    ids=["lfq", "bsq", "fsq of 8 levels", "fsq of 2 levels"],
 )
-def test_vast_codebooks_invert_without_a_table(layer, rng):
+def test_vast_codebooks_encode_and_decode_without_a_table(layer, rng):
     layer = layer()
     layer.build((None, len(layer.levels)))
     indices = rng.integers(layer.num_embeddings, size=200).astype("int32")
@@ -115,7 +116,7 @@ def test_indices_have_at_most_30_bits():
 
 
 @pytest.mark.parametrize("spherical", [False, True])
-def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
+def test_binary_codes_and_losses_equal_those_of_an_explicit_codebook(x, spherical):
     kind = keras_vqvae.BinarySphericalQuantizer if spherical else keras_vqvae.LookupFreeQuantizer
     layer = built(kind(4, commitment_weight=0.5, entropy_weight=0.3, diversity_weight=0.7, temperature=1 / 0.6))
     z = x.astype("float64") / (np.linalg.norm(x, axis=-1, keepdims=True) if spherical else 1)
@@ -138,7 +139,7 @@ def test_binary_codes_and_losses_are_those_of_the_listed_codebook(x, spherical):
 
 
 @pytest.mark.parametrize("num_bits", [1, 5])
-def test_the_entropy_of_lookup_free_codes_has_the_gradient_of_the_listed_one(rng, num_bits):
+def test_the_lookup_free_entropy_has_the_gradient_of_an_explicit_codebook(rng, num_bits):
     z = (0.3 * rng.normal(size=(20, num_bits))).astype("float32")
     layer = built(keras_vqvae.LookupFreeQuantizer(num_bits, commitment_weight=0, temperature=1.0), num_bits)
     codes = ops.convert_to_tensor(all_bits(num_bits), dtype="float32")
@@ -154,7 +155,7 @@ def test_the_entropy_of_lookup_free_codes_has_the_gradient_of_the_listed_one(rng
     np.testing.assert_allclose(by_inputs, expected, atol=1e-6)
 
 
-def test_counts_that_do_not_exist_are_reset_without_an_error():
+def test_resetting_missing_counts_is_no_error():
     layer = keras_vqvae.LookupFreeQuantizer(25)
     layer.reset_code_counts()
     layer.build((None, 25))

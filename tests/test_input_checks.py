@@ -41,7 +41,7 @@ def refused(match, function, *arguments, longest=LONGEST_MESSAGE, **keywords):
 
 
 @pytest.mark.parametrize("make", WITH_CODEBOOKS.values(), ids=WITH_CODEBOOKS)
-def test_a_codebook_is_neither_read_nor_set_before_the_layer_is_built(make):
+def test_reading_or_setting_a_codebook_before_build_is_an_error(make):
     refused("must be built before `codebook`.*Received: built=False", lambda: make(6).codebook)
     refused("must be built before `set_codebook`.*Received: built=False", make(6).set_codebook, np.zeros((6, 4)))
 
@@ -58,7 +58,7 @@ def test_a_codebook_of_another_shape_is_refused(make, shape):
 
 @pytest.mark.parametrize("make", ADAPTED.values(), ids=ADAPTED)
 @pytest.mark.parametrize("keywords", [{}, {"init": "codebook"}], ids=str)
-def test_vectors_of_another_size_are_not_adapted_to(rng, make, keywords):
+def test_adapt_refuses_vectors_of_another_size(rng, make, keywords):
     layer = built(make(), 4)
     before = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
     for shape in ((64, 8), (64, 3), (2, 32, 2)):
@@ -68,14 +68,14 @@ def test_vectors_of_another_size_are_not_adapted_to(rng, make, keywords):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), value)
 
 
-def test_a_grid_of_another_shape_is_not_adapted_to(rng):
+def test_adapt_refuses_grids_of_another_shape(rng):
     layer = built(keras_vqvae.MultiScaleQuantizer(VQ(6), scales=(1, 2, 4)), 4, 4, 3)
     for shape in ((2, 4, 4, 2), (2, 3, 4, 3), (16, 3), (2, 4, 3)):
         refused("Received: (vectors|inputs) of shape", layer.adapt, rng.normal(size=shape), verbose=0)
 
 
 @pytest.mark.parametrize("make", ADAPTED.values(), ids=ADAPTED)
-def test_lists_are_adapted_to(rng, make):
+def test_adapt_accepts_lists(rng, make):
     vectors = rng.normal(size=(64, 4)).astype("float32")
     values = []
     for given in (vectors, vectors.tolist()):
@@ -87,7 +87,7 @@ def test_lists_are_adapted_to(rng, make):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
-def test_codes_to_start_from_are_named_by_their_shape(rng):
+def test_errors_do_not_print_initial_codes(rng):
     vectors = rng.normal(size=(64, 4))
     for init in (np.zeros((6, 3)), np.zeros((500, 4)), np.zeros((6, 4)).tolist(), keras.ops.zeros((7, 4))):
         refused(r"`init`.*\(6, 4\).*Received: init of type", keras_vqvae.kmeans, vectors, 6, init=init, verbose=0)
@@ -106,19 +106,30 @@ def test_codes_to_start_from_are_named_by_their_shape(rng):
         lambda: built(VQ(1000), 4).resize(6, counts=-np.ones(1000)),
         lambda: built(VQ(6), 4).decode([[0] * 1000, [0]]),
     ],
+    ids=[
+        "levels",
+        "wrong level",
+        "stages",
+        "equal scales",
+        "many scales",
+        "convolution",
+        "weight",
+        "counts",
+        "indices",
+    ],
 )
-def test_long_values_are_cut_off(make):
+def test_errors_cut_off_long_values(make):
     refused("Received: ", make)
 
 
-def test_fewer_vectors_than_codes_are_a_warning(rng):
+def test_fewer_vectors_than_codes_cause_a_warning(rng):
     vectors = rng.normal(size=(5, 4))
     with pytest.warns(UserWarning, match="fewer.*Received: 5 vectors, num_embeddings=6"):
         VQ(6).adapt(vectors, verbose=0)
     VQ(5).adapt(vectors, verbose=0)
 
 
-def test_the_argument_that_sets_the_last_axis_is_named():
+def test_the_argument_that_sets_the_last_axis_is_named_in_errors():
     for quantizer, received in (
         (keras_vqvae.LookupFreeQuantizer(10), "num_bits=10"),
         (keras_vqvae.BinarySphericalQuantizer(10), "num_bits=10"),
@@ -142,14 +153,14 @@ def test_channels_first_are_refused():
     assert VQ(6)(permuted).shape == permuted.shape
 
 
-def test_channels_last_and_vectors_are_taken():
+def test_channels_last_and_vectors_are_accepted():
     inputs = keras.Input((8, 8, 3))
     flat = layers.Flatten("channels_first")(inputs)
     for tensor in (inputs, layers.Conv2D(4, 3)(inputs), layers.ReLU()(inputs), flat):
         assert VQ(6)(tensor).shape == tensor.shape
 
 
-def test_a_vqvae_whose_encoder_has_the_channels_first_is_refused():
+def test_a_vqvae_with_a_channels_first_encoder_is_refused():
     encoder = keras.Sequential([keras.Input((3, 8)), layers.Conv1D(4, 3, data_format="channels_first")])
     decoder = keras.Sequential([layers.Dense(3)])
     refused("channels", keras_vqvae.VQVAE, encoder, VQ(6), decoder, longest=LONGEST_IN_CALL)

@@ -33,7 +33,7 @@ def test_values_are_means_over_all_elements(batch):
         )
 
 
-def test_gradients_of_the_recipe_are_the_papers(batch):
+def test_gradients_of_the_functional_recipe_match_the_paper(batch):
     z_e, codebook = batch
     indices = oracle.nearest_code(z_e, codebook)
     codes = codebook[indices]
@@ -68,7 +68,7 @@ def test_trap_straight_through_codes_in_the_losses_reverse_the_encoders_gradient
     hnp.arrays("bool", 7),
     st.sampled_from([losses.codebook_loss, losses.commitment_loss]),
 )
-def test_a_mask_leaves_the_loss_of_the_kept_positions(z_e, mask, loss):
+def test_masked_losses_equal_those_of_the_valid_positions(z_e, mask, loss):
     z_q = z_e[::-1] + 1
     np.testing.assert_allclose(loss(z_e, z_q, mask), oracle.mean_square(z_e - z_q, mask), rtol=1e-5, atol=1e-6)
 
@@ -89,6 +89,6 @@ def test_half_precision_is_summed_in_float32():
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "0.25", None, True])
-def test_wrong_weights_are_named(weight):
+def test_wrong_weights_are_named_in_errors(weight):
     with pytest.raises(ValueError, match="commitment_weight.*Received: commitment_weight="):
         keras_vqvae.loss(*np.zeros((4, 2, 2)), commitment_weight=weight)

@@ -14,7 +14,7 @@ METRICS = [keras_vqvae.CodebookPerplexity, keras_vqvae.CodebookUsage]
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=3))
-def test_results_are_those_of_all_batches_together(batches):
+def test_results_over_batches_equal_those_of_all_data_at_once(batches):
     perplexity, usage = (metric(num_embeddings=7) for metric in METRICS)
     for batch in batches:
         perplexity.update_state(np.array(batch, "int32"))
@@ -26,7 +26,7 @@ def test_results_are_those_of_all_batches_together(batches):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("cells", [3, (1, 4, 2)])
-def test_of_several_codebooks_it_is_the_mean_or_the_worst(metric, cells, rng):
+def test_reduction_gives_the_mean_or_the_worst_codebook(metric, cells, rng):
     ids = np.arange(3) if cells == 3 else np.repeat(np.arange(3), cells)
     indices = rng.integers(-1, 5, size=(4, len(ids)))
     each = []
@@ -44,7 +44,7 @@ def test_of_several_codebooks_it_is_the_mean_or_the_worst(metric, cells, rng):
         assert float(again.result()) == float(several.result())
 
 
-def test_the_worst_of_several_codebooks_stands_beside_the_mean():
+def test_the_summary_reports_the_mean_and_the_worst_codebook():
     counts = np.array([[[4, 4, 0, 0], [8, 0, 0, 0]], [[2, 2, 2, 2], [0, 0, 0, 0]]])
     found = {name: float(value) for name, value in metrics.summary(counts).items()}
     expected = {"perplexity": 1.75, "codebook_usage": 7 / 16, "min_perplexity": 0, "min_codebook_usage": 0}
@@ -57,7 +57,7 @@ def test_the_worst_of_several_codebooks_stands_beside_the_mean():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_negative_indices_are_none(metric):
+def test_negative_indices_are_ignored(metric):
     one, other = metric(5), metric(5)
     one.update_state(np.array([[0, 1], [1, 4]]))
     other.update_state(np.array([-1, 0, 1, -1, 1, 4, -7]))
@@ -65,7 +65,7 @@ def test_negative_indices_are_none(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_nothing_seen_is_zero_and_reset_forgets(metric):
+def test_results_are_zero_before_any_data_and_after_a_reset(metric):
     metric = metric(5)
     assert float(metric.result()) == 0
     metric.update_state(np.array([1, 2]))
@@ -75,14 +75,14 @@ def test_nothing_seen_is_zero_and_reset_forgets(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_config_comes_back(metric):
+def test_the_config_survives_a_round_trip(metric):
     config = metric(5, name="mine", dtype="float16").get_config()
     assert (config["num_embeddings"], config["dtype"]) == (5, "float16")
     assert metric.from_config(config).get_config() == config
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_wrong_sizes_are_named(metric):
+def test_wrong_arguments_are_named_in_errors(metric):
     with pytest.raises(ValueError, match="Received: num_embeddings=0"):
         metric(0)
     for wrong in (0, (), (1, 0), "12"):
@@ -92,7 +92,7 @@ def test_wrong_sizes_are_named(metric):
         metric(5, reduction="max")
 
 
-def test_trap_float32_counts_stand_still_at_2_to_the_24():
+def test_trap_float32_counts_stop_growing_at_2_to_the_24():
     metric = keras_vqvae.CodebookPerplexity(2)
     metric.counts.assign(np.array([[2**24, 2**24]], "int32"))
     metric.update_state(np.array([0, 0, 0], "int32"))

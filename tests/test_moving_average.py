@@ -15,7 +15,7 @@ def vector(num_embeddings, **keywords):
 
 
 @pytest.mark.parametrize("size", [5, 20, 200])
-def test_codes_follow_the_papers_average_of_a_decay_that_grows(size):
+def test_codes_follow_the_papers_moving_average_with_a_growing_decay(size):
     """With few vectors per code, the decay starts as for ten per code. It reaches `ema_decay` after 47 steps."""
     layer = built(vector(4, dead_code_threshold=0), 2)
     expected = oracle.MovingAverage(numpy(layer.codebook), 0.7)
@@ -34,7 +34,7 @@ def test_codes_follow_the_papers_average_of_a_decay_that_grows(size):
     np.testing.assert_allclose(numpy(layer.ema_counts), expected.counts, rtol=1e-4)
 
 
-def test_what_adapt_found_is_not_forgotten():
+def test_training_continues_from_the_counts_of_adapt():
     x = draw(1000, 4)
     layer = vector(8, dead_code_threshold=0)
     counts = layer.adapt(x, verbose=0) * 8 / 1000
@@ -44,8 +44,8 @@ def test_what_adapt_found_is_not_forgotten():
     np.testing.assert_allclose(numpy(layer.ema_counts), 0.7 * counts + 0.3 * chosen, rtol=1e-5)
 
 
-def test_levels_of_a_residual_end_near_greedy_k_means():
-    """They ended 45% above it when the last stage averaged over all residuals since the start of training."""
+def test_stages_of_a_residual_end_near_greedy_k_means():
+    """The error was 45% larger when the last stage averaged over all residuals since the start of training."""
     x = draw(1024, 8) * 0.8 ** np.arange(8, dtype="float32")
     inner = keras_vqvae.VectorQuantizer(16, ema_decay=0.99, seed=1)
     identity = keras.layers.Dense(8, kernel_initializer="identity")

@@ -39,23 +39,23 @@ def multi_scale(grid=(4, 4), scales=(1, 2, 4), dim=4, inner=None, **keywords):
 @pytest.mark.parametrize(
     ("old", "new"), [((6,), (4,)), ((4,), (6,)), ((1, 5), (3, 5)), ((5, 4, 3), (2, 3, 1)), ((2, 3), (5, 9))]
 )
-def test_sizes_change_by_means_and_by_interpolation(old, new, interpolation):
+def test_grids_shrink_by_means_and_grow_by_interpolation(old, new, interpolation):
     x = draw(2, *old, 3)
     found = numpy(resizing.resize(ops.convert_to_tensor(x), new, interpolation))
     np.testing.assert_allclose(found, resized(x.astype("float64"), new, interpolation), atol=1e-5)
 
 
-def by_hand(layer, x, indices, kept, levels):
-    """Decodes the first `levels` scales, and computes the mean squared distance between their inputs and codes."""
+def by_hand(layer, x, indices, kept, num_scales):
+    """Decodes the first `num_scales` scales, and computes the mean squared distance between their inputs and codes."""
     x = np.where(kept[..., None], x.astype("float64"), 0)
     grid, total, start, squares = x.shape[1:-1], np.zeros_like(x), 0, []
-    for quantizer, scale in itertools.islice(zip(layer.quantizers, layer.scales, strict=True), levels):
+    for quantizer, scale in itertools.islice(zip(layer.quantizers, layer.scales, strict=True), num_scales):
         sizes = scale * (len(grid) // len(scale))
         cells, codes = math.prod(sizes), numpy(quantizer.codebook).astype("float64")
-        share = resized(kept[..., None].astype("float64"), sizes)
-        means = resized((x - total) * kept[..., None], sizes) / np.where(share > 1e-9, share, 1)
+        fraction = resized(kept[..., None].astype("float64"), sizes)
+        means = resized((x - total) * kept[..., None], sizes) / np.where(fraction > 1e-9, fraction, 1)
         chosen = indices[:, start : start + cells]
-        seen = share.reshape(-1) > 1e-9
+        seen = fraction.reshape(-1) > 1e-9
         flat = means.reshape(-1, x.shape[-1])
         oracle.assert_nearest(chosen.reshape(-1)[seen], flat[seen], codes)
         squares.append(np.square(flat - codes[chosen.reshape(-1)])[seen].mean())
@@ -64,7 +64,7 @@ def by_hand(layer, x, indices, kept, levels):
 
 
 @pytest.mark.parametrize(("grid", "scales", "masked"), CASES.values(), ids=CASES)
-def test_values_indices_losses_and_counts_are_those_of_the_formulas(grid, scales, masked):
+def test_values_indices_losses_and_counts_match_the_formulas(grid, scales, masked):
     layer, x = multi_scale(grid, scales), draw(3, *grid, 4)
     kept = np.random.default_rng(1).random((3, *grid)) >= masked
     quantized, indices = layer(x, mask=ops.convert_to_tensor(kept), return_indices=True)
@@ -81,17 +81,17 @@ def test_values_indices_losses_and_counts_are_those_of_the_formulas(grid, scales
         np.testing.assert_array_equal(counts, numpy(quantizer.code_counts))
 
 
-def test_the_first_scales_alone_are_the_coarse_picture():
+def test_indices_of_the_first_scales_decode_to_a_coarse_picture():
     layer, x = multi_scale(), draw(2, 4, 4, 4)
     indices = numpy(layer.encode(x))
-    for levels, cells in enumerate((1, 5, 21), start=1):
+    for num_scales, cells in enumerate((1, 5, 21), start=1):
         coarse = np.where(np.arange(21) < cells, indices, -1)
-        expected, _ = by_hand(layer, x, indices, np.ones((2, 4, 4), bool), levels)
+        expected, _ = by_hand(layer, x, indices, np.ones((2, 4, 4), bool), num_scales)
         np.testing.assert_allclose(numpy(layer.decode(coarse)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e4, np.nan, np.inf])
-def test_masked_positions_touch_nothing(junk):
+def test_masked_positions_have_no_effect(junk):
     layer, x = multi_scale(convolution=True), draw(2, 4, 4, 4)
     before = weights(layer)
     mask = np.random.default_rng(1).random((2, 4, 4)) < 0.5
@@ -143,7 +143,7 @@ def test_the_gradient_is_copied_and_trains_the_convolution():
     ],
     ids=["fsq", "bsq", "residual", "projected", "direction"],
 )
-def test_any_quantizer_of_vectors_fits(inner):
+def test_any_quantizer_of_vectors_can_be_used(inner):
     shared = not isinstance(inner(), keras_vqvae.ProjectedQuantizer)
     layer, x = multi_scale(inner=inner(), shared_codebook=shared), draw(2, 4, 4, 4)
     layer(x, training=True)
@@ -155,15 +155,15 @@ def test_any_quantizer_of_vectors_fits(inner):
     np.testing.assert_array_equal(numpy(layer.code_counts).sum(-1).reshape(3, -1).T, [[2, 8, 32]] * books(layer))
 
 
-def test_all_cells_of_a_sample_use_as_many_levels():
+def test_all_cells_of_a_scale_use_the_same_number_of_stages():
     layer = multi_scale(inner=keras_vqvae.ResidualQuantizer(vector(), 3, quantizer_dropout=1.0, seed=1))
     # Batches of a size for which JAX has already compiled.
     batches = np.split(draw(20, 4, 4, 4), 10)
     indices = np.concatenate([numpy(layer(batch, training=True, return_indices=True)[1]) for batch in batches])
-    levels = (indices >= 0).sum(-1)
-    for scale in np.split(levels, [1, 5], axis=1):
+    stages = (indices >= 0).sum(-1)
+    for scale in np.split(stages, [1, 5], axis=1):
         assert (scale == scale[:, :1]).all()
-    assert set(levels.ravel().tolist()) == {1, 2, 3}
+    assert set(stages.ravel().tolist()) == {1, 2, 3}
 
 
 def test_adapt_is_k_means_of_each_scale():
@@ -223,7 +223,7 @@ def test_a_collapsed_scale_is_visible(shared):
     assert monitor.validation["val_perplexity_1"] == pytest.approx(fine, rel=1e-4)
 
 
-def test_low_precision_computes_in_float32():
+def test_low_precision_inputs_are_quantized_in_float32():
     layer, full, x = multi_scale(dtype="mixed_float16"), multi_scale(), (300 * draw(2, 4, 4, 4)).astype("float16")
     full.set_weights(layer.get_weights())
     quantized, indices = layer(x, training=True, return_indices=True)
@@ -255,20 +255,20 @@ def test_low_precision_computes_in_float32():
         ((1, 1.5),),
     ],
 )
-def test_scales_that_do_not_increase_are_refused(scales):
+def test_invalid_scales_are_refused(scales):
     with pytest.raises(ValueError, match="scales.*Received"):
         keras_vqvae.MultiScaleQuantizer(vector(), scales)
 
 
 @pytest.mark.parametrize("shape", [(None, 4), (None, 3, 3, 4), (None, 4, None, 4), (None, 4, 4, 4, 4, 4)])
-def test_grids_that_scales_do_not_fit_are_refused(shape):
+def test_grids_that_do_not_fit_the_scales_are_refused(shape):
     with pytest.raises(ValueError, match="scales.*Received"):
         keras_vqvae.MultiScaleQuantizer(vector(), (1, 2, 4)).build(shape)
     with pytest.raises(ValueError, match="scales.*Received"):
         keras_vqvae.MultiScaleQuantizer(vector(), ((1, 2), (2, 4))).build((None, 4, 4))
 
 
-def test_other_grids_and_indices_than_it_was_built_for_are_refused():
+def test_grids_and_indices_of_another_size_are_refused():
     layer = multi_scale()
     with pytest.raises(ValueError, match="Received"):
         layer(draw(2, 4, 8, 4))
@@ -286,19 +286,20 @@ def test_other_grids_and_indices_than_it_was_built_for_are_refused():
         lambda inner: keras_vqvae.ProjectedQuantizer(inner, 2),
         lambda inner: keras_vqvae.MultiScaleQuantizer(inner, (1, 2)),
     ],
+    ids=["residual", "grouped", "projected", "scales"],
 )
-def test_a_grid_is_not_one_of_the_vectors_that_wrappers_quantize(wrap):
+def test_a_multi_scale_quantizer_cannot_be_wrapped(wrap):
     with pytest.raises(ValueError, match="quantizer.*Received"):
         wrap(keras_vqvae.MultiScaleQuantizer(vector(), (1, 2)))
 
 
-def test_vectors_are_bounded_once():
+def test_vectors_are_bounded_only_once():
     """tanh(.6) rounds to 1, but tanh(tanh(.6)) rounds to 0."""
     layer = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)))
     np.testing.assert_allclose(numpy(layer(np.full((2, 4, 4, 4), 0.6, "float32"))), 1)
 
 
-def test_codes_learn_from_their_own_scale_alone():
+def test_codes_learn_only_from_their_own_scale():
     x = draw(2, 4, 4, 4)
     layer = multi_scale(inner=vector(ema_decay=None))
     codes, chosen = numpy(layer.quantizers[0].codebook), numpy(layer.encode(x))[:, 0]

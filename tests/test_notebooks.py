@@ -46,8 +46,10 @@ def test_every_notebook_is_tested():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of parts that are tested on each")
-def test_its_cells_run(notebook, monkeypatch):
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="one backend is enough: its parts are tested on each backend"
+)
+def test_the_cells_run(notebook, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
     pyplot.switch_backend("agg")
     namespace = {}
@@ -66,7 +68,7 @@ def test_its_cells_run(notebook, monkeypatch):
             pyplot.close("all")
 
 
-def test_its_outputs_are_of_one_run(notebook):
+def test_the_saved_outputs_are_of_one_run(notebook):
     found = cells(notebook)
     assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1))
     for cell in found:
@@ -77,12 +79,12 @@ def test_its_outputs_are_of_one_run(notebook):
             assert not ABSOLUTE_PATH.search(text), text
 
 
-def test_it_is_small_and_has_pictures(notebook):
+def test_the_notebook_is_small_and_has_pictures(notebook):
     assert (FOLDER / f"{notebook}.ipynb").stat().st_size < 400_000
     pictures = sum("image/png" in output.get("data", {}) for cell in cells(notebook) for output in cell["outputs"])
     assert pictures >= 5
 
 
-def test_paths_are_told_from_other_slashes():
+def test_absolute_paths_are_distinguished_from_other_slashes():
     assert all(ABSOLUTE_PATH.search(text) for text in ("in /usr/lib/x.py", "'/home/x'", r"C:\x"))
     assert not any(ABSOLUTE_PATH.search(text) for text in ("3/16 used", "docs/faq.md", "https://a.org/b", "a / b"))

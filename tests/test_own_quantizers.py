@@ -71,7 +71,7 @@ def built(layer):
 
 @pytest.mark.parametrize("outside", WRAPPERS)
 @pytest.mark.parametrize("inside", WRAPPERS)
-def test_a_subclass_in_two_wrappers_is_its_base_in_them(outside, inside):
+def test_a_wrapped_subclass_behaves_like_its_wrapped_base_class(outside, inside):
     def made(kind):
         keras.utils.set_random_seed(0)
         return built(WRAPPERS[outside](WRAPPERS[inside](kind(16, ema_decay=0.9, seed=7))))
@@ -84,7 +84,7 @@ def test_a_subclass_in_two_wrappers_is_its_base_in_them(outside, inside):
     np.testing.assert_array_equal(numpy(layer.encode(x)), numpy(expected.encode(x)))
 
 
-def test_a_quantizer_without_a_configuration_goes_into_wrappers():
+def test_a_quantizer_without_get_config_can_be_wrapped():
     layer = keras_vqvae.MultiScaleQuantizer(WRAPPERS["residual"](WRAPPERS["projected"](Signs(DIM))), (1, 3))
     x = draw(4, 3, DIM)
     _, indices = layer(x, training=True, return_indices=True)
@@ -92,8 +92,8 @@ def test_a_quantizer_without_a_configuration_goes_into_wrappers():
     assert type(innermost(layer)) is Signs
 
 
-def test_functions_go_into_wrappers_as_they_are():
-    """They include functions that Keras cannot save, or cannot load."""
+def test_wrappers_pass_functions_on_unchanged():
+    """The functions include some that Keras cannot save or load."""
     functions = {
         "estimator": copied,
         "embeddings_initializer": Ones(3.0),
@@ -110,7 +110,7 @@ def test_functions_go_into_wrappers_as_they_are():
 
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("initializer", ["uniform", "of a seed", "default"])
-def test_copies_draw_codes_of_their_own(seed, initializer):
+def test_copies_start_with_different_codes(seed, initializer):
     keywords = {
         "uniform": {"embeddings_initializer": keras.initializers.RandomUniform()},
         "of a seed": {"embeddings_initializer": keras.initializers.RandomUniform(seed=5)},
@@ -121,8 +121,8 @@ def test_copies_draw_codes_of_their_own(seed, initializer):
     assert (first != second).all()
 
 
-def test_a_resized_layer_has_the_functions_of_the_old_one():
-    def regularizer(vectors, codebook, kept):
+def test_a_resized_layer_keeps_the_functions_of_the_old_one():
+    def regularizer(vectors, codebook, valid):
         return ops.mean(codebook)
 
     layer = built(keras_vqvae.VectorQuantizer(8, assignment_regularizer=regularizer, embeddings_initializer=Ones(3.0)))
@@ -146,7 +146,7 @@ class Closed(keras_vqvae.VectorQuantizer):
     ("make", "message"),
     [(lambda: Forgetful(8, strength=0.1), r"not return \['strength'\]"), (Closed, r"not take \[.*'num_embeddings'")],
 )
-def test_an_argument_that_a_copy_would_lack_is_named(wrapper, make, message):
+def test_a_config_that_cannot_recreate_the_quantizer_is_an_error(wrapper, make, message):
     with pytest.raises(ValueError, match=f"`quantizer`.*{message}.*Received: quantizer="):
         WRAPPERS[wrapper](make())
 
@@ -158,7 +158,7 @@ def test_an_argument_that_a_copy_would_lack_is_named(wrapper, make, message):
         (lambda: WRAPPERS["residual"](keras_vqvae.VectorQuantizer(8, estimator=copied)), copied),
     ],
 )
-def test_saving_says_what_to_register(make, own, tmp_path):
+def test_saving_warns_about_unregistered_objects(make, own, tmp_path):
     model = keras.Sequential([keras.Input((DIM,)), layers.Dense(DIM), make()])
     with pytest.warns(
         UserWarning, match=f"`{own.__name__}` is not registered.* Put `@keras.saving.register_keras_serializable"

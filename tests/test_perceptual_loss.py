@@ -47,7 +47,7 @@ LAYERS = ["first", "second"]
 
 
 @pytest.mark.each_backend
-def test_it_is_the_distance_of_directions_of_features():
+def test_the_loss_is_the_distance_between_directions_of_features():
     model, y_true, y_pred = classifier(), draw(3, 4, 3, 2), draw(3, 4, 3, 2, seed=1)
     loss = keras_vqvae.PerceptualLoss(model, LAYERS, reduction=None)
     # Features at or near 0 have no direction, or a norm below 1.
@@ -55,7 +55,7 @@ def test_it_is_the_distance_of_directions_of_features():
     np.testing.assert_array_equal(numpy(loss(y_true, y_true)), 0)
 
 
-def test_the_outputs_of_a_model_are_its_features():
+def test_without_layer_names_the_features_are_the_outputs():
     model, y_true, y_pred = classifier(), draw(3, 4, 3, 2), draw(3, 4, 3, 2, seed=1)
     cut = keras.Model(model.inputs, [model.get_layer(name).output for name in LAYERS])
     found = [float(keras_vqvae.PerceptualLoss(*each)(y_true, y_pred)) for each in ((model, LAYERS), (cut,))]
@@ -67,7 +67,7 @@ def test_the_outputs_of_a_model_are_its_features():
     np.testing.assert_allclose(found, np.mean(np.sum((a - b) ** 2, axis=1)), rtol=1e-4)
 
 
-def test_channels_may_come_first(monkeypatch):
+def test_channels_can_come_first(monkeypatch):
     monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
     inputs = keras.Input((2, 3))
     model = keras.Model(inputs, inputs)
@@ -77,7 +77,7 @@ def test_channels_may_come_first(monkeypatch):
 
 
 @pytest.mark.each_backend
-def test_gradients_are_finite_at_equality_and_without_features():
+def test_gradients_are_finite_for_equal_images_and_zero_features():
     model, y = classifier(), draw(1, 4, 3, 2)
     loss = keras_vqvae.PerceptualLoss(model, LAYERS)
     (found,) = gradients(lambda x: loss(y, x), y)
@@ -90,9 +90,8 @@ def test_gradients_are_finite_at_equality_and_without_features():
     assert float(silent(y, -y)) == 0
 
 
-@pytest.mark.each_backend
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_it_trains_a_model_in_fit_and_nothing_else(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.each_backend), "mixed_bfloat16"])
+def test_fit_trains_the_model_and_not_the_features(tmp_path, dtype):
     frozen, x = classifier(dtype), draw(6, 4, 3, 2)
     loss = keras_vqvae.PerceptualLoss(frozen, LAYERS)
     model = compiled(keras.Sequential([keras.Input((4, 3, 2)), layers.Dense(2)]), keras.optimizers.SGD(0.1), loss)
@@ -114,7 +113,7 @@ def test_it_trains_a_model_in_fit_and_nothing_else(tmp_path, dtype):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_a_file_holds_the_layers_that_count_and_wrong_weights_are_errors(tmp_path):
+def test_a_file_contains_only_the_used_layers_and_wrong_weights_are_errors(tmp_path):
     config = keras.saving.serialize_keras_object(keras_vqvae.PerceptualLoss(classifier(), ["first"]))
     assert "first" in json.dumps(config)
     assert "second" not in json.dumps(config)
@@ -139,7 +138,7 @@ def test_code_in_the_features_of_a_file_is_refused(tmp_path):
         keras.saving.load_model(tmp_path / "model.keras")
 
 
-def test_masked_positions_differ_in_nothing():
+def test_masked_positions_do_not_count():
     model, y_true, y_pred = classifier(), draw(3, 4, 3, 2), draw(3, 4, 3, 2, seed=1)
     mask = draw(3, 4, 3, seed=2) > 0
     y_pred *= mask[..., None]
@@ -180,12 +179,12 @@ def two_inputs():
         (lambda: "vgg", None, "Received: features='vgg'"),
     ],
 )
-def test_wrong_features_are_named(model, names, message):
+def test_wrong_features_are_named_in_errors(model, names, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.PerceptualLoss(model(), names)
 
 
-def test_samples_of_another_size_than_the_features_are_errors():
+def test_samples_that_do_not_fit_the_features_are_errors():
     loss = keras_vqvae.PerceptualLoss(classifier(), LAYERS)
     message = "for example `keras.layers.Resizing`. Received: features.input_shape=(None, 4, 3, 2), y_pred of shape"
     for shape in ((2, 4, 3, 1), (2, 8, 3, 2), (2, 4, 3)):

@@ -15,7 +15,7 @@ def pictures(figure):
     return [axis.images[0].get_array() for axis in figure.axes]
 
 
-def test_reconstructions_stand_below_their_originals(images):
+def test_reconstructions_are_drawn_below_the_originals(images):
     worse = np.clip(images + 0.5, 0, 2)
     figure = plotting.plot_reconstructions(images, worse, max_images=3)
     drawn = pictures(figure)
@@ -27,7 +27,7 @@ def test_reconstructions_stand_below_their_originals(images):
     assert f"{error:.4f} on 5 images" in figure.get_suptitle()
 
 
-def test_reconstructions_by_their_names_stand_in_rows(images):
+def test_named_reconstructions_are_drawn_in_rows(images):
     figure = plotting.plot_reconstructions(images, {"coarse": 0 * images, "fine": images}, max_images=3)
     drawn = pictures(figure)
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["original", "coarse", "fine"]
@@ -38,7 +38,7 @@ def test_reconstructions_by_their_names_stand_in_rows(images):
         plotting.plot_reconstructions(images, {"fine": images, "short": images[:2]})
 
 
-def test_samples_of_each_class_stand_in_a_row(images):
+def test_samples_of_each_class_are_drawn_in_a_row(images):
     figure = plotting.plot_samples({"0": images, "1": images - 0.5}, max_images=4)
     drawn = pictures(figure)
     assert len(drawn) == 8
@@ -56,7 +56,7 @@ def test_samples_of_each_class_stand_in_a_row(images):
         plotting.plot_samples(np.zeros((5, 64)))
 
 
-def test_maps_stand_below_their_images(images, rng):
+def test_code_maps_are_drawn_below_their_images(images, rng):
     codes = rng.integers(16, size=(5, 4, 2))
     figure = plotting.plot_code_maps(images, codes, num_embeddings=16, max_images=9)
     drawn = pictures(figure)
@@ -65,7 +65,7 @@ def test_maps_stand_below_their_images(images, rng):
     assert {axis.images[0].get_clim() for axis in figure.axes[5:]} == {(0, 15)}
 
 
-def test_use_is_counted():
+def test_code_usage_is_counted():
     figure = plotting.plot_code_use(np.array([[3, 3], [3, 0]]), num_embeddings=4)
     (steps,) = figure.axes[0].patches
     np.testing.assert_allclose(steps.get_data().values, [0.75, 0.25, 0, 0])
@@ -74,7 +74,7 @@ def test_use_is_counted():
 
 
 @pytest.mark.parametrize("cells", [2, (1, 3)])
-def test_use_is_counted_by_codebook(cells):
+def test_code_usage_is_counted_per_codebook(cells):
     codes = (
         np.array([[0, 1], [0, 2], [0, 3]]) if cells == 2 else np.array([[0, 1, 2, 3], [0, 3, -1, -1], [0, 2, 1, -1]])
     )
@@ -87,7 +87,7 @@ def test_use_is_counted_by_codebook(cells):
     assert figure.axes[0].get_title() == lines
 
 
-def test_an_atlas_has_the_most_used_codes_first(images):
+def test_a_code_atlas_starts_with_the_most_used_codes(images):
     figure = plotting.plot_code_atlas(2 * images, counts=[3, 9, 0, 5, 4], max_images=4)
     drawn = [np.squeeze(axis.images[0].get_array()) for axis in figure.axes if axis.images]
     assert len(drawn) == 4
@@ -98,7 +98,7 @@ def test_an_atlas_has_the_most_used_codes_first(images):
     np.testing.assert_allclose(np.squeeze(first.images[0].get_array()), np.squeeze(images[0]))
 
 
-def test_training_stands_beside_validation():
+def test_training_and_validation_are_drawn_together():
     figure = plotting.plot_training({"loss": [3, 2], "perplexity": [1, 4], "val_loss": [4, 3]})
     assert [axis.get_title() for axis in figure.axes] == ["loss", "perplexity"]
     loss, validation = figure.axes[0].lines
@@ -112,7 +112,7 @@ def test_figures_can_be_written(images, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
-def test_wrong_shapes_are_named(images):
+def test_wrong_shapes_are_named_in_errors(images):
     with pytest.raises(ValueError, match="Received: images of shape"):
         plotting.plot_reconstructions(images, images[:2])
     with pytest.raises(ValueError, match="Received: codes of shape"):
@@ -125,14 +125,14 @@ def test_wrong_shapes_are_named(images):
         plotting.plot_reconstructions(images, images, max_images=0)
 
 
-def test_plots_are_an_attribute_of_the_package(monkeypatch):
+def test_plotting_is_an_attribute_of_the_package(monkeypatch):
     monkeypatch.delattr(keras_vqvae, "plotting")
     assert keras_vqvae.plotting is plotting
     with pytest.raises(AttributeError, match="module 'keras_vqvae' has no attribute 'plots'"):
         keras_vqvae.plots  # noqa: B018
 
 
-def test_a_history_is_told_from_its_dict():
+def test_a_history_object_is_refused():
     history = keras.callbacks.History()
     with pytest.raises(ValueError, match=r"as `fit\(\.\.\.\)\.history` is\. Received: history=<.*History"):
         plotting.plot_training(history)

@@ -29,7 +29,7 @@ class Noted(layers.Layer):
         return outputs
 
 
-def test_what_preprocessing_returns_is_input_and_target():
+def test_preprocessed_data_are_input_and_target():
     preprocessing = Noted()
     model = keras_vqvae.VQVAE(*parts(), preprocessing=preprocessing)
     model.compile(keras.optimizers.SGD(0.0), loss="mse", metrics=["mae"], run_eagerly=True)
@@ -53,8 +53,7 @@ def test_what_preprocessing_returns_is_input_and_target():
     )
 
 
-@pytest.mark.each_backend
-def test_random_flips_train_as_flipped_data_do(tmp_path):
+def test_random_flips_act_only_in_training(tmp_path):
     """This decoder sees no positions, so it reconstructs flipped and unflipped images equally well."""
     x = np.zeros((16, 4, 4, 1), "float32")
     x[:, :, :2] = 10 * draw(16, 4, 2, 1)
@@ -75,7 +74,7 @@ def test_random_flips_train_as_flipped_data_do(tmp_path):
     assert loaded.preprocessing.layers[0].scale == 0.1
 
 
-def test_integers_are_scaled_and_the_tokenizer_takes_them():
+def test_integer_images_are_rescaled_by_model_and_tokenizer():
     x = np.random.default_rng(0).integers(0, 255, (12, 4, 4, 1)).astype("uint8")
     model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Rescaling(1 / 255))
     assert model.built
@@ -86,7 +85,7 @@ def test_integers_are_scaled_and_the_tokenizer_takes_them():
     np.testing.assert_array_equal(codes, model.encode(x.astype("float32"), verbose=0))
 
 
-def test_preprocessing_that_changes_the_shape_builds_with_the_first_batch():
+def test_a_model_whose_preprocessing_changes_the_shape_is_built_by_the_first_batch():
     model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Resizing(4, 4))
     assert not model.built
     compiled(model, "sgd", traced=False) if model.built else model.compile("sgd")
@@ -96,7 +95,7 @@ def test_preprocessing_that_changes_the_shape_builds_with_the_first_batch():
 
 
 @pytest.mark.each_backend
-def test_a_call_without_training_augments_nothing():
+def test_a_call_without_training_does_not_augment():
     flip = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip("horizontal", seed=1)])
     model = keras_vqvae.VQVAE(*parts(), preprocessing=flip)
     x = draw(8, 4, 4, 1)
@@ -116,7 +115,7 @@ class NoView(keras_vqvae.VQVAE):
 
 
 @pytest.mark.parametrize("kind", [TwoViews, NoView])
-def test_targets_must_be_given_where_it_is_not_clear_what_they_are(kind):
+def test_targets_must_be_given_if_they_are_ambiguous(kind):
     model = kind(*parts(), preprocessing=layers.Rescaling(2.0))
     model.compile("sgd", "mse", run_eagerly=keras.backend.backend() == "tensorflow")
     x = draw(8, 4, 4, 1)
@@ -138,7 +137,7 @@ def test_random_layers_within_the_encoder_are_refused():
     model.fit(x, x, verbose=0)
 
 
-def test_a_stream_does_not_preprocess_and_says_so():
+def test_streams_of_models_with_preprocessing_are_refused():
     sizes = {"embedding_dim": 3, "filters": (4,), "num_residual_blocks": 1, "causal": True}
     encoder, decoder = (
         keras_vqvae.build_conv_encoder((None, 1), **sizes),
@@ -153,7 +152,7 @@ def test_a_stream_does_not_preprocess_and_says_so():
     np.testing.assert_array_equal(streamed, model.encode(x, verbose=0))
 
 
-def test_a_loop_of_ones_own_has_the_scaled_targets():
+def test_a_custom_training_loop_has_preprocessed_targets():
     x = draw(8, 4, 4, 1)
     for preprocessing, refused in ((layers.Rescaling(0.1), False), (layers.RandomFlip(), True)):
         model = keras_vqvae.VQVAE(*parts(), preprocessing=preprocessing)
@@ -167,7 +166,7 @@ def test_a_loop_of_ones_own_has_the_scaled_targets():
             np.testing.assert_allclose(loss, np.square(numpy(y_pred) - 0.1 * x).mean(), rtol=1e-4)
 
 
-def test_wrong_arguments_say_what_to_do():
+def test_errors_for_wrong_arguments_say_what_to_do():
     with pytest.raises(ValueError, match="`preprocessing` must be a Keras layer or model. Received: preprocessing=3"):
         keras_vqvae.VQVAE(*parts(), preprocessing=3)
     model = keras_vqvae.VQVAE(*parts(), preprocessing=layers.Rescaling(0.1))

@@ -86,7 +86,7 @@ def inverse(logits, uniforms):
     return (sums <= uniforms[..., None] * sums[..., -1:]).sum(-1)
 
 
-def test_logits_are_of_each_code(prior, codes, labels):
+def test_there_are_logits_for_each_code_that_depend_on_the_label(prior, codes, labels):
     outputs = prior.predict_on_batch((codes, labels))
     assert outputs.shape == (7, *SHAPE, K)
     assert outputs.dtype == "float32"
@@ -96,8 +96,8 @@ def test_logits_are_of_each_code(prior, codes, labels):
     assert np.abs(logits_of(prior, codes) - logits).max() > 1e-4
 
 
-@pytest.mark.each_backend
-def test_the_loss_is_nats_a_code(prior, kind, codes, labels):
+@pytest.mark.each_backend("autoregressive")
+def test_the_loss_is_in_nats_per_code(prior, kind, codes, labels):
     prior.compile(optimizer="sgd")
     logs = prior.evaluate(codes, labels, verbose=0, return_dict=True)
     assert logs["perplexity"] == pytest.approx(math.exp(logs["loss"]), rel=1e-5)
@@ -110,9 +110,9 @@ def test_the_loss_is_nats_a_code(prior, kind, codes, labels):
         assert weighted == pytest.approx((-np.log(own).mean((1, 2)) * weights).mean(), rel=1e-5)
 
 
-def test_masked_codes_alone_are_predicted():
+def test_only_masked_codes_are_predicted():
     prior = small("masked")
-    # Make the logits equal the bias, whatever the other codes are, so that any mask gives the same mean.
+    # Make the logits equal the bias for any other codes, so that any mask gives the same mean.
     prior.transformer.head.assign(ops.zeros(prior.transformer.head.shape))
     prior.compile(optimizer="sgd")
     codes = np.full((9, *SHAPE), 2)
@@ -124,7 +124,7 @@ def test_masked_codes_alone_are_predicted():
     assert prior.evaluate(codes, verbose=0)[0] == pytest.approx(math.log(math.e + 4) - 1, rel=1e-5)
 
 
-def test_codes_depend_on_those_before_alone(autoregressive, codes, labels):
+def test_codes_depend_only_on_earlier_codes(autoregressive, codes, labels):
     prior = autoregressive
     flat = codes.reshape(7, LENGTH)
     before = logits_of(prior, flat, labels)
@@ -136,7 +136,7 @@ def test_codes_depend_on_those_before_alone(autoregressive, codes, labels):
         assert place == LENGTH - 1 or np.abs(after - before)[:, place + 1 :].max(axis=(0, 2)).min() > 1e-4
 
 
-def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
+def test_a_position_is_passed_on_as_the_sum_of_its_codes(codes, labels):
     """If all stages share their vectors, later positions cannot tell in which order a position lists its codes."""
     prior = small("autoregressive")
     reversed_codes = codes.copy()
@@ -161,10 +161,10 @@ def test_a_place_is_given_on_as_the_sum_of_its_codes(codes, labels):
         ((), {}),
         ((3,), {}),
         ((), ALL_OPTIONS),
-        pytest.param((3,), ALL_OPTIONS, marks=pytest.mark.each_backend),
+        ((3,), ALL_OPTIONS),
     ],
 )
-def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
+def test_draws_with_and_without_cache_are_equal(autoregressive, codes, labels, options, index_shape):
     """The cache changes only the cost: each code is drawn as from logits computed from all codes so far."""
     prior = autoregressive if index_shape else small("autoregressive", index_shape=())
     guidance, restrictions = options.get("guidance_scale"), {k: v for k, v in options.items() if k != "guidance_scale"}
@@ -185,7 +185,7 @@ def test_cached_is_naive(autoregressive, codes, labels, options, index_shape):
 
 
 @pytest.mark.parametrize("inpainting", [False, pytest.param(True, marks=pytest.mark.each_backend)])
-def test_filling_in_is_by_definition(codes, labels, inpainting):
+def test_filling_in_matches_its_definition(codes, labels, inpainting):
     prior, steps = small("masked"), 4
     numbers = uniforms_of(3, 7, steps, 2, LENGTH)
     known = some(codes) if inpainting else np.full_like(codes, -1)
@@ -208,7 +208,7 @@ def test_filling_in_is_by_definition(codes, labels, inpainting):
     np.testing.assert_array_equal(new.reshape(7, -1), expected)
 
 
-def test_samples_depend_on_the_seed_alone(prior, labels):
+def test_samples_depend_only_on_the_seed(prior, labels):
     new = prior.generate(7, labels, seed=5, verbose=0)
     assert new.shape == (7, *SHAPE)
     assert new.dtype == "int32"
@@ -245,7 +245,7 @@ def chain(rng, n, length, transitions):
 
 
 @pytest.mark.slow
-def test_known_sources_are_learned(kind, rng):
+def test_markov_chains_are_learned(kind, rng):
     """The loss reaches the entropy of Markov chains, one per class, and new samples have their transitions."""
     transitions = softmax(2 * rng.normal(size=(2, 3, 3)))
     parts, entropies = zip(*(chain(rng, 2048, 5, each) for each in transitions), strict=True)
@@ -271,11 +271,11 @@ def test_known_sources_are_learned(kind, rng):
         assert visits @ distances / visits.sum() < 0.25
 
 
-def test_mixed_precision_changes_little(prior, kind, codes, labels):
+def test_mixed_precision_gives_similar_logits_and_draws(prior, kind, codes, labels):
     mixed = PRIORS[kind].from_config({**prior.get_config(), "dtype": "mixed_bfloat16"})
     mixed.set_weights(prior.get_weights())
     errors = np.abs(logits_of(mixed, codes, labels) - logits_of(prior, codes, labels))
-    # Allow larger errors for 1% of a random network's logits, as in any 8-bit precision.
+    # Allow larger errors for 1% of a random network's logits, because bfloat16 has 8 significant bits.
     np.testing.assert_array_less(np.quantile(errors, [0.5, 0.95, 0.99]), [0.03, 0.15, 0.3])
     assert mixed.compute_dtype == mixed.transformer.blocks[0].compute_dtype == "bfloat16"
     assert {weight.dtype for weight in mixed.trainable_variables} == {"float32"}
@@ -285,7 +285,7 @@ def test_mixed_precision_changes_little(prior, kind, codes, labels):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_some_of_the_classes_are_left_out(kind, rate):
+def test_label_dropout_drops_the_given_fraction(kind, rate):
     prior = small(kind) if rate == 0.1 else small(kind, label_dropout=rate)
     labels = numpy(prior._drop_labels(ops.ones((10_000,), "int32")))
     assert set(labels.tolist()) == {1, CLASSES}
@@ -293,13 +293,13 @@ def test_some_of_the_classes_are_left_out(kind, rate):
     assert PRIORS[kind].from_config(prior.get_config()).label_dropout == rate
 
 
-def test_codes_of_samples_without_axes(kind):
+def test_samples_of_a_single_code_are_generated(kind):
     """Each sample has one code, as for a `VQVAE` of vectors."""
     prior = PRIORS[kind](K, (), num_layers=1, num_heads=1, hidden_dim=4)
     assert prior.generate(3, seed=0, verbose=0).shape == (3,)
 
 
-def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
+def test_training_refuses_replicas_that_are_trained_separately(prior, codes, labels, monkeypatch):
     asked = []
     monkeypatch.setattr(backend, "refuse_separate_training", asked.append)
     prior.compile(optimizer="sgd")
@@ -325,7 +325,7 @@ def test_replicas_are_never_trained_apart(prior, codes, labels, monkeypatch):
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_wrong_arguments_are_named(kind, arguments, message):
+def test_wrong_arguments_are_named_in_errors(kind, arguments, message):
     with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
         PRIORS[kind](**{"num_embeddings": 4, "shape": (2, 2), **arguments})
 
@@ -355,19 +355,19 @@ def test_wrong_arguments_are_named(kind, arguments, message):
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )
-def test_what_makes_no_sense_is_named(prior, arguments, message):
+def test_invalid_arguments_of_generate_are_named_in_errors(prior, arguments, message):
     with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
         prior.generate(**{"num_samples": 4, **arguments})
 
 
-def test_steps_that_make_no_sense_are_named(codes):
+def test_invalid_steps_are_named_in_errors(codes):
     prior = small("masked")
     for name in ("num_steps", "choice_temperature"):
         with pytest.raises(ValueError, match=f"Received: {name}=-1"):
             prior.generate(1, **{name: -1})
 
 
-def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
+def test_invalid_codes_and_labels_are_refused(prior, kind, codes, labels):
     prior.compile(optimizer="sgd")
     for method in (prior.fit, prior.evaluate):
         with pytest.raises(ValueError, match=r"Received: codes with \[7\]"):
@@ -387,12 +387,11 @@ def test_codes_and_classes_of_others_are_refused(prior, kind, codes, labels):
         classless.generate(1, guidance_scale=2)
 
 
-@pytest.mark.each_backend
 # These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("num_classes", [None, CLASSES])
+@pytest.mark.parametrize("num_classes", [None, pytest.param(CLASSES, marks=pytest.mark.each_backend)])
 def test_a_loaded_prior_is_exported(tmp_path, num_classes):
-    """To ONNX on PyTorch, which has no SavedModel."""
+    """Exports to ONNX on PyTorch, which has no SavedModel."""
     small("masked", num_layers=1, num_classes=num_classes).save(tmp_path / "prior.keras")
     prior = keras.saving.load_model(tmp_path / "prior.keras")
     codes, labels = np.arange(LENGTH, dtype="int32").reshape(1, *SHAPE) % K, np.array([1], "int32")

@@ -48,7 +48,7 @@ def model_of(quantizer, grid=(4, 4)):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_sizes_are_those_of_the_model(name):
+def test_from_model_takes_sizes_and_shapes_from_the_model(name):
     make, sizes, shape, index_shape = QUANTIZERS[name]
     model = model_of(make())
     prior = keras_vqvae.AutoregressivePrior.from_model(model, **SIZES)
@@ -60,7 +60,7 @@ def test_sizes_are_those_of_the_model(name):
 
 
 @pytest.mark.parametrize("kind", PRIORS.values())
-def test_the_other_arguments_are_those_of_the_class(kind):
+def test_from_model_accepts_the_other_arguments_of_the_class(kind):
     class Own(kind):
         pass
 
@@ -72,7 +72,7 @@ def test_the_other_arguments_are_those_of_the_class(kind):
         kind.from_model(model_of(code()), num_embeddings=5)
 
 
-def test_a_grid_of_any_size_needs_a_shape():
+def test_a_model_for_any_size_needs_a_shape():
     model = model_of(code(), grid=(None, 4))
     kind = keras_vqvae.MaskedPrior
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_a_grid_of_any_size_needs_a_shape():
         kind.from_model(model, shape=(0, 4))
 
 
-def test_what_is_no_built_model_is_refused():
+def test_unbuilt_models_and_other_objects_are_refused():
     layers = keras.layers.Dense(3), code(), keras.layers.Dense(3)
     with pytest.raises(ValueError, match="must be built"):
         keras_vqvae.MaskedPrior.from_model(keras_vqvae.VQVAE(*layers))

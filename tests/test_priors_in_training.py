@@ -32,7 +32,7 @@ def labels(rng):
 
 
 def constant(kind, **keywords):
-    """Returns a prior whose logits are constant, whatever its inputs, and these logits."""
+    """Returns a prior whose logits do not depend on its inputs, and these logits."""
     prior = PRIORS[kind](K, SHAPE, **SIZES, **keywords)
     prior.transformer.head.assign(ops.zeros(prior.transformer.head.shape))
     bias = np.random.default_rng(2).normal(size=(3, K)).astype("float32")
@@ -46,7 +46,7 @@ def nats_of(logits, codes):
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("num_classes", [None, CLASSES])
-def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
+def test_sample_weights_count_as_in_keras(codes, labels, rng, axes, num_classes):
     """Keras divides losses by the number of codes, and metrics such as perplexity by the sum of the weights."""
     prior, logits = constant("autoregressive", num_classes=num_classes)
     compiled(prior, "sgd", traced=False)
@@ -68,7 +68,7 @@ def test_weights_are_those_of_keras(codes, labels, rng, axes, num_classes):
     assert prior.evaluate(codes, None, 4, 0, weights) == pytest.approx(list(expected.values()), rel=1e-5)
 
 
-def test_weights_of_the_masked_codes_that_count(codes):
+def test_sample_weights_apply_to_masked_codes(codes):
     prior, logits = constant("masked")
     compiled(prior, "sgd", traced=False)
     counted = (codes == 2) & (np.arange(3) == 1)
@@ -90,7 +90,7 @@ def test_each_step_masks_other_codes(codes):
         assert len(set(losses)) == 3
 
 
-def test_validation_counts_weights_too(codes):
+def test_validation_uses_sample_weights(codes):
     prior, _ = constant("autoregressive")
     prior.compile(keras.optimizers.SGD(0.0))
     weights = (codes == 2).astype("float32")
@@ -115,7 +115,7 @@ def test_metrics_compare_codes_and_logits(kind, codes, labels, num_classes):
     assert logs["sparse_categorical_accuracy"] == pytest.approx(1.0)
 
 
-def test_a_loss_is_refused(kind):
+def test_compile_refuses_a_loss(kind):
     prior, _ = constant(kind)
     for name in ("loss", "loss_weights"):
         with pytest.raises(ValueError, match=f"override `compute_loss`. Received: {name}='mse'"):
@@ -124,7 +124,7 @@ def test_a_loss_is_refused(kind):
         prior.compile("sgd", "mse")
 
 
-def test_what_a_prior_was_compiled_with_comes_back(kind, codes, tmp_path):
+def test_the_compiled_settings_survive_saving(kind, codes, tmp_path):
     prior, _ = constant(kind)
     compiled(prior, keras.optimizers.Adam(0.5), weighted_metrics=["sparse_categorical_accuracy"], traced=False)
     prior.train_on_batch(codes)
@@ -138,7 +138,7 @@ def test_what_a_prior_was_compiled_with_comes_back(kind, codes, tmp_path):
     assert loaded.optimizer.built
 
 
-def test_compute_loss_sees_codes_and_logits(kind, codes, labels):
+def test_compute_loss_gets_codes_and_logits(kind, codes, labels):
     seen = []
 
     class Watched(PRIORS[kind]):
@@ -182,7 +182,7 @@ def test_equal_seeds_train_alike(kind, codes):
     assert len(set(seeds)) == len(seeds) == 5 + 2 * (kind == "autoregressive")
 
 
-def test_losses_that_layers_add_count(kind, codes):
+def test_losses_added_by_layers_count(kind, codes):
     prior, _ = constant(kind)
 
     class Adding(PRIORS[kind]):
@@ -254,20 +254,20 @@ def test_a_subclass_adds_layers_metrics_and_weights(kind, codes, labels, num_cla
     np.testing.assert_array_equal(other.predict(inputs, verbose=0), expected)
 
 
-def test_a_new_subclass_draws(kind):
+def test_a_new_subclass_generates_samples(kind):
     new = extended(kind, own_build=False)(K, SHAPE, **SIZES).generate(3, seed=0, verbose=0)
     assert new.shape == (3, *SHAPE)
 
 
-def test_the_class_behind_the_last_stands_for_none(kind, codes):
+def test_the_label_num_classes_means_no_class(kind, codes):
     prior = PRIORS[kind](K, SHAPE, num_classes=CLASSES, **SIZES)
-    unlabelled = prior.predict((codes, np.full(6, CLASSES)), verbose=0)
-    np.testing.assert_array_equal(unlabelled, prior.predict(codes, verbose=0))
+    unlabeled = prior.predict((codes, np.full(6, CLASSES)), verbose=0)
+    np.testing.assert_array_equal(unlabeled, prior.predict(codes, verbose=0))
     with pytest.raises(ValueError, match=r"Received: labels with \[4\]"):
         prior((codes, np.full(6, CLASSES + 1)))
 
 
-def test_what_would_be_ignored_is_refused(kind, codes, labels):
+def test_arguments_that_would_be_ignored_are_refused(kind, codes, labels):
     prior, _ = constant(kind)
     with_classes, _ = constant(kind, num_classes=CLASSES)
     for model in (prior, with_classes):
@@ -289,7 +289,7 @@ def test_what_would_be_ignored_is_refused(kind, codes, labels):
         prior.generate(2, **{name: 3})
 
 
-def test_without_label_dropout_every_sample_needs_its_class(kind, codes, labels):
+def test_without_label_dropout_every_sample_needs_a_label(kind, codes, labels):
     prior, _ = constant(kind, num_classes=CLASSES, label_dropout=0)
     compiled(prior, "sgd", traced=False)
     assert (numpy(prior._drop_labels(ops.ones((1000,), "int32"))) == 1).all()

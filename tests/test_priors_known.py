@@ -28,7 +28,7 @@ def deterministic(kind):
     return prior
 
 
-def test_known_codes_stay_and_the_others_are_drawn(kind, rng):
+def test_known_codes_are_kept_and_the_others_are_drawn(kind, rng):
     prior = deterministic(kind)
     codes = rng.integers(0, (6, 2), (20, 3, 2))
     unknown = rng.random(codes.shape) < 0.5
@@ -41,7 +41,7 @@ def test_known_codes_stay_and_the_others_are_drawn(kind, rng):
     np.testing.assert_array_equal(prior.generate(20, known=known.astype("int8"), seed=0, verbose=0), new)
 
 
-def test_what_is_all_known_comes_back(kind, rng):
+def test_fully_known_samples_are_returned_unchanged(kind, rng):
     codes = rng.integers(0, (6, 2), (5, 3, 2))
     np.testing.assert_array_equal(deterministic(kind).generate(5, known=codes, verbose=0), codes)
     np.testing.assert_array_equal(
@@ -49,7 +49,7 @@ def test_what_is_all_known_comes_back(kind, rng):
     )
 
 
-def test_nothing_known_is_as_without_known(kind):
+def test_known_without_any_code_has_no_effect(kind):
     prior = PRIORS[kind](6, (3,), **SIZES)
     nothing = np.full((9, 3), -1)
     np.testing.assert_array_equal(
@@ -57,14 +57,14 @@ def test_nothing_known_is_as_without_known(kind):
     )
 
 
-def test_known_codes_lie_within_their_own_codebook(kind):
+def test_known_codes_outside_their_codebook_are_refused(kind):
     known = np.full((2, 3, 2), -1)
     known[1, 2, 1] = 2
     with pytest.raises(ValueError, match=r"`known` must be below .*\(6, 2\). Received: known with \[2\]"):
         deterministic(kind).generate(2, known=known)
 
 
-def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
+def test_draws_depend_on_earlier_known_codes_and_for_the_masked_prior_on_later_ones(kind):
     """The prior's attention is far from uniform, and its middle code is drawn between two known codes."""
     prior = PRIORS[kind](6, (3,), **SIZES)
     for seed, weight in enumerate(prior.trainable_variables):
@@ -79,8 +79,8 @@ def test_codes_before_condition_and_for_the_masked_prior_those_behind_too(kind):
     assert any((drawn(0, code) != middle).any() for code in range(1, 6)) == (kind == "masked")
 
 
-@pytest.mark.each_backend
-def test_a_sweep_compiles_one_program(kind):
+@pytest.mark.each_backend("masked")
+def test_a_sweep_of_settings_compiles_one_program(kind):
     """Tries 30 settings of temperature, nucleus and guidance. PyTorch runs one sampler 30 times, uncompiled."""
     traced = []
 
@@ -105,7 +105,7 @@ def test_a_sweep_compiles_one_program(kind):
     assert len(traced) == (1 + len(settings) if keras.backend.backend() == "torch" else once)
 
 
-def test_what_restricts_nothing_draws_as_none_does(kind):
+def test_settings_without_effect_draw_the_same_as_the_defaults(kind):
     """Each case compiles another program, and so does each `top_k`."""
     prior = PRIORS[kind](16, (4,), num_classes=3, **SIZES)
     draw = lambda **options: prior.generate(32, 1, seed=0, verbose=0, **options)  # noqa: E731
@@ -117,7 +117,7 @@ def test_what_restricts_nothing_draws_as_none_does(kind):
 
 
 def test_settings_are_exact_in_mixed_precision(kind):
-    """As a model's inputs they would be rounded to bfloat16, where 0.7 is 0.69921875."""
+    """If they were inputs of a model, they would be rounded to bfloat16, where 0.7 is 0.69921875."""
     seen = []
 
     class Seeing(PRIORS[kind]):
@@ -132,7 +132,7 @@ def test_settings_are_exact_in_mixed_precision(kind):
     assert all(keras.backend.standardize_dtype(value.dtype) == "float32" for value in seen)
 
 
-def test_arguments_after_labels_are_by_keyword_only(kind):
+def test_arguments_after_labels_are_keyword_only(kind):
     kinds = [parameter.kind for parameter in inspect.signature(PRIORS[kind].generate).parameters.values()]
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert kinds[:3] == [positional] * 3

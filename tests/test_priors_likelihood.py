@@ -33,8 +33,8 @@ def every(*sizes):
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked"])
-def test_all_sequences_have_a_probability_of_1(kind):
-    """For the masked prior, too: with one order for all samples, steps of several codes also define a distribution."""
+def test_the_probabilities_of_all_sequences_sum_to_1(kind):
+    """This holds for the masked prior, too: for a fixed order, steps of several codes also define a distribution."""
     prior = random_prior(kind, (2, 3), (2, 2), num_classes=2, index_shape=(2,))
     codes = every(2, 3, 2, 3).reshape(-1, 2, 2)
     options = [{}] if kind == "autoregressive" else [{"num_steps": steps, "seed": steps} for steps in (1, 3, 99)]
@@ -47,7 +47,7 @@ def test_all_sequences_have_a_probability_of_1(kind):
         assert np.exp(nats.sum((1, 2))).sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_it_is_of_each_code_given_those_before():
+def test_the_likelihood_of_a_code_is_conditioned_on_earlier_codes():
     prior = random_prior("autoregressive", 5, (2, 2), num_classes=3)
     codes, labels = every(5, 5, 5, 5)[::7].reshape(-1, 2, 2), np.arange(90) % 3
     shares = softmax(prior.predict((codes, labels), verbose=0).astype("float64"))
@@ -72,7 +72,7 @@ def exact_bound(prior, codes):
     return result
 
 
-def test_the_mean_over_orders_is_the_bound_that_is_trained():
+def test_the_mean_over_orders_is_the_trained_bound():
     prior = random_prior("masked", 3, (3,))
     codes = every(3, 3, 3)[::3]
     bound = exact_bound(prior, codes)
@@ -90,7 +90,7 @@ def test_the_mean_over_orders_is_the_bound_that_is_trained():
     assert loss == pytest.approx(-bound.mean(), rel=0.03)
 
 
-def test_codes_of_one_step_are_predicted_together():
+def test_codes_of_one_step_are_predicted_independently():
     """In a single step nothing is known, so each code has its probability in an empty sample."""
     prior = random_prior("masked", 3, (4,))
     codes = every(3, 3, 3, 3)[::5]
@@ -113,7 +113,7 @@ def test_steps_are_groups_of_equal_size():
     assert sorted(counts) == [0, 0, 2, 2, 4, 4]
 
 
-def test_it_does_not_depend_on_the_batch(kind):
+def test_the_likelihood_does_not_depend_on_the_batch(kind):
     prior = random_prior(kind, 5, (2, 3), num_classes=3)
     codes, labels = np.random.default_rng(1).integers(0, 5, (7, 2, 3)), np.arange(7) % 3
     nats = prior.log_likelihood(codes, labels, verbose=0)
@@ -126,7 +126,7 @@ def test_it_does_not_depend_on_the_batch(kind):
     assert prior.log_likelihood(codes[:0], verbose=0).shape == (0, 2, 3)
 
 
-def test_codes_unlike_the_training_are_less_likely(kind, rng):
+def test_codes_unlike_the_training_data_are_less_likely(kind, rng):
     """The prior is trained on rows of equal codes, and must find the one that differs."""
     codes = np.repeat(rng.integers(0, 4, (512, 1)), 4, axis=1)
     prior = PRIORS[kind](4, (4,), num_layers=1, num_heads=2, hidden_dim=16, dropout=0.0, seed=0)
@@ -154,15 +154,15 @@ def test_codes_unlike_the_training_are_less_likely(kind, rng):
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_what_makes_no_sense_is_named(kind, arguments, message):
+def test_invalid_arguments_are_named_in_errors(kind, arguments, message):
     if kind == "autoregressive" and arguments.keys() & {"num_steps", "seed"}:
-        pytest.skip("It has no steps.")
+        pytest.skip("the autoregressive prior has no steps")
     prior = PRIORS[kind](5, (2,), num_classes=3, **SIZES)
     with pytest.raises(ValueError, match=re.escape(f"Received: {message}")):
         prior.log_likelihood(**{"codes": np.zeros((4, 2), int), **arguments})
 
 
-def test_a_code_to_fill_in_has_no_likelihood():
+def test_the_code_that_marks_masked_positions_is_refused():
     """The code `num_embeddings` marks a position to fill in for the masked prior, and occurs in no sample."""
     with pytest.raises(ValueError, match=r"Received: codes with \[5\]"):
         PRIORS["masked"](5, (2,), **SIZES).log_likelihood(np.full((1, 2), 5))

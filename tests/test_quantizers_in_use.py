@@ -45,7 +45,7 @@ def test_evaluation_of_any_model_includes_the_losses(name):
 
 
 @pytest.mark.parametrize("name", SCORED)
-def test_losses_that_nobody_reads_are_not_computed(name, monkeypatch):
+def test_losses_that_are_not_read_are_not_computed(name, monkeypatch):
     quantizer = SCORED[name]()
     model = around(quantizer)
 
@@ -61,7 +61,7 @@ def test_losses_that_nobody_reads_are_not_computed(name, monkeypatch):
         print(quantizer.losses)
 
 
-def test_losses_of_a_program_that_is_ready_are_not_handed_out():
+def test_losses_of_a_finished_trace_are_not_returned():
     """The tensors of a finished trace have no values."""
     model = around(EVERY["optimizer"]())
     model.compile("sgd", "mse")
@@ -77,7 +77,7 @@ def test_losses_of_a_program_that_is_ready_are_not_handed_out():
 @pytest.mark.parametrize("name", ["ema", "residual", "grouped_residual", "projected"])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize:UserWarning")
 @pytest.mark.filterwarnings("ignore:.model.quantize.* were skipped:UserWarning")  # Keras 3.16
-def test_trap_int8_leaves_a_quantizer_as_it_was(name):
+def test_trap_int8_does_not_change_a_quantizer(name):
     quantizer = EVERY[name]()
     model = around(quantizer)
     before = weights(quantizer)
@@ -89,7 +89,7 @@ def test_trap_int8_leaves_a_quantizer_as_it_was(name):
 
 
 @pytest.mark.parametrize("how", ["training=False", "predict"])
-def test_trap_resizing_does_not_train_what_is_behind_it(how):
+def test_trap_a_resizing_layer_does_not_set_training_for_later_layers(how):
     """Up to Keras 3.15.1, `Resizing` sets `training=True` for the layers after it if the caller sets nothing."""
     quantizer = EVERY["ema"]()
     model = keras.Sequential([keras.Input((4, 4, DIM)), keras.layers.Resizing(4, 4), quantizer])
@@ -123,8 +123,8 @@ def test_trap_remat_does_not_learn_twice(name):
     np.testing.assert_array_equal(counts.reshape(-1, counts.shape[-1]).sum(-1), 24)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="the others make the program for the gradient from that of the call")
-def test_trap_a_call_that_runs_again_for_its_gradient_is_refused():
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch runs a layer a second time for its gradient")
+def test_trap_a_call_that_is_recomputed_for_its_gradient_is_refused():
     quantizer, after = EVERY["ema"](), layers.Dense(2)
 
     def whole(x):
@@ -137,10 +137,10 @@ def test_trap_a_call_that_runs_again_for_its_gradient_is_refused():
         output.sum().backward()
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+@pytest.mark.skipif(BACKEND != "torch", reason="`torch.compile` is part of PyTorch")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_trap_torch_compile_takes_a_quantizer_whole(name):
+def test_trap_torch_compile_makes_one_graph_of_a_quantizer(name):
     import torch
 
     torch.compiler.reset()
@@ -164,10 +164,10 @@ def test_trap_torch_compile_takes_a_quantizer_whole(name):
     assert len(compilations) == 1
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="not compiled, and so an error")
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch does not compile the call, so a wrong index raises an error")
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8", "uint32"])
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
-def test_compiled_indices_outside_the_codebook_become_the_nearest_inside(dtype):
+def test_compiled_code_clips_indices_outside_the_codebook(dtype):
     """The dtype may be too narrow for the largest index, or lack -1, which means "no code"."""
     quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(300, seed=7), 2)
     quantizer.build((None, DIM))
@@ -179,9 +179,9 @@ def test_compiled_indices_outside_the_codebook_become_the_nearest_inside(dtype):
     np.testing.assert_array_equal(model.predict(outside, verbose=0), numpy(quantizer.decode(inside)))
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="PyTorch compiles nothing here, and JAX for known sizes only")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow compiles programs for unknown batch sizes here")
 @pytest.mark.parametrize("name", ["ema", "cosine", "bsq", "diveq", "gumbel", "grouped_residual"])
-def test_trap_a_compiled_program_of_any_batch_size_takes_no_vectors(name):
+def test_trap_a_program_compiled_for_any_batch_size_accepts_an_empty_batch(name):
     """An empty batch has no maximum."""
     import tensorflow as tf
 
@@ -223,6 +223,6 @@ def test_trap_a_compiled_program_of_any_batch_size_takes_no_vectors(name):
         "groups": (lambda: keras_vqvae.GroupedQuantizer(EVERY["ema"](), 10**12), "num_groups=1000000000000"),
     }.values(),
 )
-def test_arguments_that_cannot_be_meant_are_named(make, received):
+def test_implausible_arguments_are_named_in_errors(make, received):
     with pytest.raises(ValueError, match=f"Received: {received}"):
         make()

@@ -24,7 +24,7 @@ def direct(z, e, valid, weight, diversity, temperature, inner_product):
 
 @pytest.mark.parametrize("inner_product", [False, True])
 @pytest.mark.parametrize("block_scores", [1 << 20, pytest.param(40, marks=pytest.mark.each_backend), 1])
-def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, block_scores, inner_product):
+def test_computing_in_blocks_gives_the_same_value_and_gradients(rng, monkeypatch, block_scores, inner_product):
     monkeypatch.setattr(backend, "BLOCK_SCORES", block_scores)
     z, e = rng.normal(size=(19, 3)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
     valid = rng.random(19) < 0.7
@@ -46,7 +46,7 @@ def test_blocks_have_the_value_and_gradients_of_the_whole(rng, monkeypatch, bloc
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_it_is_exact_far_from_the_origin(rng):
+def test_the_entropy_is_exact_far_from_the_origin(rng):
     z, e = rng.integers(-8, 9, size=(19, 3)) / 8, rng.integers(-8, 9, size=(8, 3)) / 8
     regularizer = keras_vqvae.AssignmentEntropy(1.0, 0.7, 0.3)
 
@@ -61,7 +61,7 @@ def test_it_is_exact_far_from_the_origin(rng):
         np.testing.assert_allclose(ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5)
 
 
-def test_it_spreads_vectors_over_the_codes(rng):
+def test_the_entropy_spreads_vectors_over_the_codes(rng):
     """All vectors start nearest to one of sixteen codes. Descent on the second entropy makes them use other codes."""
     x = (0.1 * rng.normal(size=(64, 2))).astype("float32")
 
@@ -86,7 +86,7 @@ def test_it_spreads_vectors_over_the_codes(rng):
 
 
 @pytest.mark.parametrize("keywords", [{"codebook_weight": 0}, {"ema_decay": 0.9}])
-def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rng, keywords):
+def test_a_custom_regularizer_has_the_gradient_of_the_codes_before_the_step(rng, keywords):
     """This holds even if the layer overwrites its codebook before the gradient is computed."""
     layer = keras_vqvae.VectorQuantizer(
         8,
@@ -107,7 +107,7 @@ def test_a_function_of_ones_own_has_the_gradient_of_the_codes_before_the_step(rn
     assert (ops.convert_to_numpy(layer.codebook) != codebook).any()
 
 
-def test_the_config_comes_back_within_the_layers():
+def test_the_config_survives_a_round_trip_within_a_layer():
     layer = keras_vqvae.VectorQuantizer(8, assignment_regularizer=keras_vqvae.AssignmentEntropy(0.3, 0.2, 0.1))
     # Only numbers and names.
     config = json.loads(json.dumps(layer.get_config()))
@@ -116,6 +116,6 @@ def test_the_config_comes_back_within_the_layers():
 
 
 @pytest.mark.parametrize(("name", "value"), [("weight", -1), ("diversity_weight", None), ("temperature", 0)])
-def test_wrong_arguments_are_named(name, value):
+def test_wrong_arguments_are_named_in_errors(name, value):
     with pytest.raises(ValueError, match=f"Received: {name}={value}"):
         keras_vqvae.AssignmentEntropy(**{name: value})

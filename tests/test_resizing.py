@@ -34,7 +34,7 @@ def trained(name):
     layer = QUANTIZERS[name]()
     x = draw(40, 4)
     layer(x)
-    # Only few of the codes are in use.
+    # Only a few codes are in use.
     for _ in range(2):
         layer(x[:8], training=True)
     return layer, x[:8]
@@ -49,7 +49,7 @@ def moved(new_indices, codes):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_pruned_by_given_data_they_encode_and_decode_it_as_before(name):
+def test_pruning_keeps_the_encoding_and_decoding_of_the_given_data(name):
     layer, x = trained(name)
     codes = numpy(layer.encode(x))
     smaller, new_indices = layer.prune_unused(layer.count_codes(codes))
@@ -67,7 +67,7 @@ def test_pruned_by_given_data_they_encode_and_decode_it_as_before(name):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_larger_ones_keep_the_indices_of_the_old_codes(name):
+def test_enlarging_keeps_the_indices_of_the_old_codes(name):
     layer, x = trained(name)
     larger, new_indices = layer.resize(48)
     assert larger.codebook_sizes == (48,) * len(layer.codebook_sizes)
@@ -86,7 +86,7 @@ def test_counts_decide_which_codes_remain():
     np.testing.assert_array_equal(numpy(smaller.codebook), numpy(layer.codebook)[28:])
 
 
-def test_a_smaller_one_takes_its_place_in_a_model():
+def test_a_pruned_quantizer_replaces_the_old_one_in_a_model():
     encoder, decoder = keras_vqvae.build(8, embedding_dim=4, encoder_sizes=(6,), decoder_sizes=(6,))
     model = keras_vqvae.VQVAE(encoder, VQ(64, ema_decay=0.9, seed=1), decoder)
     model.compile("sgd")
@@ -101,7 +101,7 @@ def test_a_smaller_one_takes_its_place_in_a_model():
     pruned.fit(x, verbose=0)
 
 
-def test_more_stages_later_leave_the_first_ones_as_they_are():
+def test_stages_added_later_do_not_change_the_first_ones():
     layer, x = trained("residual")
     codes = numpy(layer.encode(x))
     longer = keras_vqvae.ResidualQuantizer([*layer.quantizers, VQ(8, seed=5)])
@@ -110,7 +110,7 @@ def test_more_stages_later_leave_the_first_ones_as_they_are():
     assert np.square(x - numpy(longer(x))).sum() < np.square(x - numpy(layer(x))).sum()
 
 
-def test_what_is_frozen_stays_so():
+def test_frozen_quantizers_stay_frozen():
     for frozen in range(2):
         layer, _ = trained("groups")
         layer.quantizers[frozen].trainable = False
@@ -118,7 +118,7 @@ def test_what_is_frozen_stays_so():
         assert [each.trainable for each in smaller.quantizers] == [each.trainable for each in layer.quantizers]
 
 
-def test_wrong_arguments_say_what_to_do():
+def test_errors_for_wrong_arguments_say_what_to_do():
     layer, _ = trained("residual")
     with pytest.raises(ValueError, match=r"`counts` must have the shape \(3, 32\)"):
         layer.resize(4, np.zeros(32))

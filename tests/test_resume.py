@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("way", WAYS)
 # Orbax warns about arrays on one device.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_run_that_was_stopped_goes_on_to_what_the_unbroken_one_became(runs, way):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, way):
     unbroken, folder = runs
     assert STOPPED_AT % EVERY
     # Even two equal runs of TensorFlow differ in the last bit.

@@ -24,7 +24,7 @@ def allowed(logits, top_k, top_p):
     top_k=st.integers(1, 12) | st.none(),
     top_p=st.sampled_from([0.03, 0.31, 0.77]) | st.none(),
 )
-def test_what_may_be_drawn_is_by_definition(size, seed, temperature, top_k, top_p):
+def test_top_k_and_top_p_match_their_definitions(size, seed, temperature, top_k, top_p):
     logits = draw(size, seed=seed)
     top_k = None if top_k is None else min(top_k, size)
     restricted = numpy(sampling.restrict(logits[None], temperature, top_k, top_p))[0]
@@ -34,12 +34,12 @@ def test_what_may_be_drawn_is_by_definition(size, seed, temperature, top_k, top_
     np.testing.assert_allclose(restricted[kept], logits[kept] / np.float32(temperature), rtol=1e-6)
 
 
-def test_all_codes_together_have_a_share_of_1():
+def test_top_k_and_top_p_of_all_codes_change_nothing():
     logits = draw(3, 50)
     np.testing.assert_array_equal(numpy(sampling.restrict(logits, top_k=50, top_p=1.0)), logits)
 
 
-def test_codes_are_drawn_as_often_as_they_are_likely():
+def test_codes_are_drawn_with_their_probabilities():
     logits = draw(1, 6).astype("float64")
     bits = (np.arange(1000) * 2**sampling.RANDOM_BITS) // 1000
     drawn = numpy(sampling.draw(np.repeat(logits, 1000, axis=0).astype("float32"), bits))
@@ -59,14 +59,14 @@ def test_impossible_codes_are_never_drawn(seed, size, end):
     assert possible[np.arange(4), drawn].all()
 
 
-def test_numbers_are_between_0_and_1():
+def test_uniform_numbers_are_strictly_between_0_and_1():
     numbers = numpy(sampling.uniforms(np.array([0, 2 ** (sampling.RANDOM_BITS - 1), 2**sampling.RANDOM_BITS - 1])))
     assert 0 < numbers[0] < 1e-6
     assert numbers[1] == pytest.approx(0.5, abs=1e-6)
     assert 1 - 1e-6 < numbers[2] < 1
 
 
-def test_guidance_goes_from_without_to_with_the_class():
+def test_guidance_extrapolates_from_logits_without_to_logits_with_the_class():
     pairs = draw(6, 5)
     with_class, without = pairs[:3], pairs[3:]
     np.testing.assert_allclose(numpy(sampling.guide(pairs, 0.0)), without, atol=1e-6)

@@ -39,9 +39,7 @@ def set_blocks(patch, blocks):
 )
 # A regression: XLA may compute scores again for a comparison and round them differently, so that none is the best.
 @example(leading=[], num_embeddings=40, dim=1, dtype="float16", blocks=BLOCKS[1], seed=3)
-def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
-    leading, num_embeddings, dim, dtype, blocks, seed
-):
+def test_the_nearest_code_is_found_for_any_shape_dtype_and_block(leading, num_embeddings, dim, dtype, blocks, seed):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(*leading, dim)).astype(dtype)
     codes = rng.normal(size=(num_embeddings, dim)).astype("float32")
@@ -53,7 +51,7 @@ def test_the_nearest_code_is_found_whatever_the_shape_dtype_and_block(
     oracle.assert_nearest(ops.convert_to_numpy(indices), vectors, codes)
 
 
-def test_the_block_does_not_change_the_result(rng, monkeypatch):
+def test_the_block_size_does_not_change_the_result(rng, monkeypatch):
     vectors, codes = rng.normal(size=(101, 8)), rng.normal(size=(192, 8))
     found = []
     for blocks in BLOCKS:
@@ -64,7 +62,7 @@ def test_the_block_does_not_change_the_result(rng, monkeypatch):
 
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("copies", [1, 16, 33])
-def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
+def test_the_first_of_equally_near_codes_is_taken(blocks, copies, monkeypatch):
     set_blocks(monkeypatch, blocks)
     codes = np.tile(
         np.array([[5, 5], [1, 0], [-1, 0], [1, 0], [4, 4], [0, -1], [7, 7], [0, 1]], "float32"), (copies, 1)
@@ -74,7 +72,7 @@ def test_of_equally_near_codes_the_first_is_taken(blocks, copies, monkeypatch):
 
 
 @pytest.mark.parametrize("num_embeddings", [257, 319, 1000])
-def test_a_last_group_that_is_not_full_finds_its_own_codes_alone(num_embeddings, rng):
+def test_an_incomplete_last_group_finds_only_its_own_codes(num_embeddings, rng):
     codes = rng.normal(size=(num_embeddings, 5)).astype("float32")
     found = ops.convert_to_numpy(keras_vqvae.nearest_code(codes, codes))
     np.testing.assert_array_equal(found, np.arange(num_embeddings))
@@ -83,7 +81,7 @@ def test_a_last_group_that_is_not_full_finds_its_own_codes_alone(num_embeddings,
     assert ((found >= 0) & (found < num_embeddings)).all()
 
 
-def test_by_cosine_the_direction_decides(rng):
+def test_cosine_distance_compares_only_directions(rng):
     vectors, codes = rng.normal(size=(200, 6)), rng.normal(size=(50, 6))
     cosines = vectors @ codes.T / np.linalg.norm(codes, axis=-1)
     scales = rng.uniform(0.01, 100, size=(50, 1))
@@ -93,7 +91,7 @@ def test_by_cosine_the_direction_decides(rng):
         keras_vqvae.nearest_code(vectors, codes, distance="manhattan")
 
 
-def test_far_from_the_origin_the_search_is_as_exact_as_the_inputs(rng):
+def test_the_search_is_as_exact_as_the_inputs_far_from_the_origin(rng):
     """A naive `z e - |e|^2 / 2` loses distances below 1e-7 of `|z|^2`, which here are all of them."""
     codes = (1000 + 0.1 * rng.normal(size=(64, 4))).astype("float32")
     vectors = (1000 + 0.1 * rng.normal(size=(500, 4))).astype("float32")
@@ -101,7 +99,7 @@ def test_far_from_the_origin_the_search_is_as_exact_as_the_inputs(rng):
     oracle.assert_nearest(indices, vectors - np.float32(1000), codes - np.float32(1000), rtol=1e-5)
 
 
-def test_vectors_that_are_not_finite_find_some_code():
+def test_nonfinite_vectors_get_some_code():
     vectors = np.array([[np.nan, 0], [np.inf, 0], [-np.inf, np.inf], [1e30, 1e30]], "float32")
     for num_embeddings in (3, 128):
         codes = np.eye(num_embeddings, 2, dtype="float32")
@@ -112,13 +110,13 @@ def test_vectors_that_are_not_finite_find_some_code():
 
 
 def test_trap_zeros_of_both_signs_are_equal():
-    """JAX's and TensorFlow's `ops.argmax` distinguishes them."""
+    """JAX's and TensorFlow's `ops.argmax` distinguish them."""
     x = np.array([[-1, -0.0, 0.0], [-1, 0.0, -0.0], [0, 1, 1], [-np.inf, -np.inf, -np.inf]], "float32")
     for argmax in (backend.argmax, by_xla(backend.argmax)):
         np.testing.assert_array_equal(ops.convert_to_numpy(argmax(ops.convert_to_tensor(x))), [1, 1, 1, 0])
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone has a precision that code can set")
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only on JAX can code set the precision")
 def test_trap_accelerators_multiply_float32_in_fewer_bits():
     import jax
 
@@ -128,6 +126,6 @@ def test_trap_accelerators_multiply_float32_in_fewer_bits():
 
 
 @pytest.mark.parametrize(("vectors", "codes"), [((4, 3), (5, 2)), ((4, 3), (3,)), ((), (5, 3)), ((3,), (2, 5, 3))])
-def test_shapes_that_do_not_fit_are_named(vectors, codes):
+def test_shapes_that_do_not_fit_are_named_in_errors(vectors, codes):
     with pytest.raises(ValueError, match="Received: vectors of shape .*, codebook of shape"):
         keras_vqvae.quantize(np.zeros(vectors, "float32"), np.zeros(codes, "float32"))

@@ -15,7 +15,7 @@ import keras_vqvae
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 1), st.integers(0, 2)), max_size=40),
     dtype=st.sampled_from(["int32", "int64", "uint8", "tensor"]),
 )
-def test_the_digit_counts_the_earlier_items_of_the_same_codes(rows, dtype):
+def test_the_collision_index_counts_earlier_items_with_equal_codes(rows, dtype):
     codes = np.array(rows, "int32").reshape(-1, 3)
     if dtype == "uint8":
         codes = codes + 1
@@ -34,8 +34,10 @@ def test_the_digit_counts_the_earlier_items_of_the_same_codes(rows, dtype):
 
 @pytest.mark.parametrize("function", [keras_vqvae.append_collision_index, keras_vqvae.unique_fraction])
 @pytest.mark.parametrize(
-    "indices", [np.zeros(3, "int32"), np.zeros((3, 2)), np.zeros((2, 3, 4), "int32"), np.zeros((3, 0), "int32")]
+    "indices",
+    [np.zeros(3, "int32"), np.zeros((3, 2)), np.zeros((2, 3, 4), "int32"), np.zeros((3, 0), "int32")],
+    ids=["one axis", "floats", "three axes", "no columns"],
 )
-def test_what_is_no_table_of_integers_is_refused(function, indices):
+def test_anything_but_a_table_of_integers_is_refused(function, indices):
     with pytest.raises(ValueError, match="indices.*Received"):
         function(indices)

@@ -13,9 +13,9 @@ from keras import layers
 
 import keras_vqvae
 
-# The code behind arguments is the same on every backend, and each case compiles other programs.
+# The code that handles arguments is the same on every backend, and each case would compile other programs.
 pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="hundreds of models, for the quickest backend"
+    keras.backend.backend() != "torch", reason="builds hundreds of models: only on the quickest backend"
 )
 
 DIM = 4
@@ -153,10 +153,10 @@ TRIPLES = [
 
 @pytest.mark.parametrize(("case", "name", "place"), TRIPLES)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables:UserWarning")
-def test_every_argument_acts_or_is_refused(case, name, place):
+def test_every_argument_has_an_effect_or_is_refused(case, name, place):
     before = unchanged(case, place)
     if isinstance(before, str):
-        pytest.skip("refused whatever the argument")
+        pytest.skip("this combination is refused with any argument")
     after = observed(case, place, **{name: CASES[case][2][name]})
     if isinstance(after, str):
         assert f"`{name}`" in after or f"{name}=" in after, after
@@ -197,7 +197,7 @@ REQUIRED = [(kind, {key: fixed[key] for key in list(fixed)[:2]}) for kind, fixed
 
 
 @pytest.mark.parametrize(("make", "required"), REQUIRED)
-def test_arguments_default_to_what_is_documented(make, required):
+def test_defaults_are_as_documented(make, required):
     classes = [base for base in getattr(make, "__mro__", [make]) if base.__module__.startswith("keras_vqvae")]
     text = "".join(f"{inspect.getdoc(base)}\n".split("Call arguments:")[0] for base in classes)
     entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", text, re.M)
@@ -217,7 +217,7 @@ KERAS_CHECKS = {"kwargs", "name", "dtype", "reduction", "activation", "kernel_co
 
 
 @pytest.mark.parametrize(("make", "required"), REQUIRED)
-def test_a_value_of_a_wrong_type_is_named(make, required):
+def test_arguments_of_a_wrong_type_are_named_in_errors(make, required):
     wrong = types.SimpleNamespace()
     unnamed = []
     for name in inspect.signature(make).parameters.keys() - KERAS_CHECKS:
@@ -234,7 +234,7 @@ def test_a_value_of_a_wrong_type_is_named(make, required):
 
 
 @pytest.mark.parametrize(("make", "required"), [case for case in REQUIRED if case[0].__name__.startswith("build_")])
-def test_layers_are_named_alike_in_every_model(make, required):
+def test_layer_names_are_the_same_in_every_model(make, required):
     """Otherwise weights could not be loaded by name into a model that was built later."""
     one, other = make(**required), make(**required)
     assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]

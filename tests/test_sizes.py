@@ -32,8 +32,8 @@ def weights_of(model, other):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_a_model_of_any_size_is_that_of_the_size(shape):
-    """A model of one size crops in its decoder, one of any size in `VQVAE`. Both round the grid up."""
+def test_a_model_for_any_size_equals_a_model_for_that_size(shape):
+    """A model for one size crops in its decoder, and a model for any size in `VQVAE`. Both round the grid up."""
     *sizes, channels = shape
     known = make(sizes, channels)
     free = weights_of(make([None] * len(sizes), channels), known)
@@ -52,7 +52,7 @@ def test_a_model_of_any_size_is_that_of_the_size(shape):
     np.testing.assert_array_equal(free.decode(codes, verbose=0, size=sizes), whole[tuple(map(slice, x.shape))])
 
 
-def test_padding_is_by_zeros_at_the_end_of_a_causal_model():
+def test_a_causal_model_is_padded_with_zeros_at_the_end():
     model = make((None,), causal=True)
     x = draw(2, 9, 1)
     padded = np.pad(x, ((0, 0), (0, 3), (0, 0)))
@@ -60,8 +60,8 @@ def test_padding_is_by_zeros_at_the_end_of_a_causal_model():
     np.testing.assert_allclose(model.predict(x, verbose=0), model.predict(padded, verbose=0)[:, :9], atol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.each_backend), True])
-def test_a_model_of_any_size_is_trained(causal):
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_model_for_any_size_is_trained(causal):
     """Batches have different sizes, so TensorFlow traces unknown ones."""
     model = helpers.compiled(make((None,), causal=causal), keras.optimizers.Adam(0.01))
     for size in (9, 6):
@@ -76,7 +76,7 @@ def test_a_model_of_any_size_is_trained(causal):
 
 
 @pytest.mark.each_backend
-def test_sizes_that_are_not_known_in_a_graph():
+def test_sizes_that_are_unknown_in_a_graph_work():
     model = make((None, None))
 
     def call(x):
@@ -107,7 +107,7 @@ class Doubled(layers.Layer):
         return (shape[0], shape[1] and 2 * shape[1], *shape[2:])
 
 
-def test_a_decoder_that_makes_more_is_not_cropped():
+def test_a_decoder_that_upsamples_more_is_not_cropped():
     encoder, decoder = make((None,)).encoder, make((None,)).decoder
     latents = keras.Input((None, 3))
     model = keras_vqvae.VQVAE(
@@ -123,7 +123,7 @@ def test_a_decoder_that_makes_more_is_not_cropped():
         model.decode(model.encode(draw(2, 8, 1), verbose=0), verbose=0, size=8)
 
 
-def test_outputs_that_are_not_of_the_inputs_axes_are_not_cropped():
+def test_only_outputs_at_the_resolution_of_the_input_are_cropped():
     encoder, decoder = make((None,)).encoder, make((None,)).decoder
     latents = keras.Input((None, 3))
     outputs = {
@@ -139,7 +139,7 @@ def test_outputs_that_are_not_of_the_inputs_axes_are_not_cropped():
     assert {name: value.shape for name, value in decoded.items()} == shapes
 
 
-def test_a_decoder_of_one_size_is_not_cropped():
+def test_a_decoder_of_fixed_size_is_not_cropped():
     """Its output is meant to be longer than the input, as in `fit(x, y)`."""
     encoder = make((None,)).encoder
     latents = keras.Input((None, 3))
@@ -151,7 +151,7 @@ def test_a_decoder_of_one_size_is_not_cropped():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_the_smallest_sizes(size):
+def test_sizes_of_at_most_one_stride_work(size):
     model = make((None,))
     x = draw(2, size, 1)
     assert model.encode(x, verbose=0).shape == (2, 1)
@@ -160,7 +160,7 @@ def test_the_smallest_sizes(size):
     np.testing.assert_allclose(known.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
 
 
-def test_no_size_at_all_is_an_error():
+def test_empty_sequences_are_errors():
     model = make((None,))
     model.compile("sgd")
     for use in (model.encode, model.predict, model.fit, model):
@@ -176,12 +176,12 @@ def test_no_size_at_all_is_an_error():
         (0, "positive integer. Received: size=0"),
     ],
 )
-def test_sizes_that_codes_cannot_have_are_named(size, message):
+def test_impossible_sizes_are_named_in_errors(size, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make((None,)).decode(np.zeros((2, 3), "int32"), verbose=0, size=size)
 
 
-def test_a_model_of_any_size_comes_back(tmp_path):
+def test_a_model_for_any_size_survives_saving(tmp_path):
     model = make((None,))
     x = draw(2, 9, 1)
     model.save(tmp_path / "model.keras")

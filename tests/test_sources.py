@@ -66,7 +66,7 @@ SOURCES = {
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_source_gives_the_codebook_of_its_arrays(source):
+def test_every_source_gives_the_codebook_of_an_array(source):
     x, y = draw(50, 6), np.arange(50)
     one, other = make(), make()
     other.set_weights(one.get_weights())
@@ -88,7 +88,7 @@ def test_a_generator_builds_a_model_and_loses_no_batch():
     assert len(np.unique(model.encode(x, verbose=0))) == 50
 
 
-def test_a_sample_is_uniform_whatever_the_batches():
+def test_a_sample_is_uniform_for_any_batches():
     found = np.zeros(40)
     for seed in range(500):
         whole, parts = Reservoir(10, seed), Reservoir(10, seed)
@@ -113,7 +113,7 @@ def test_a_reservoir_holds_a_bounded_number_of_rows():
 
 
 @pytest.mark.parametrize(("grid", "needed"), [((), 64), ((5,), 13), ((8, 8), 64 // PER_SAMPLE)])
-def test_of_arrays_no_more_is_read_than_is_needed(grid, needed):
+def test_only_the_needed_rows_of_an_array_are_read(grid, needed):
     x = counting(draw(200, *grid, 6))
     model = make(grid)
     model.adapt(x, max_vectors=64, seed=3, verbose=0)
@@ -126,7 +126,7 @@ def test_of_arrays_no_more_is_read_than_is_needed(grid, needed):
     np.testing.assert_array_equal(np.concatenate(again.rows), rows)
 
 
-def test_256_vectors_a_code_are_taken():
+def test_256_vectors_per_code_are_used():
     seen = []
     model = make(quantizer=keras_vqvae.VectorQuantizer(2))
     model.quantizer.adapt = lambda vectors, **keywords: seen.append(vectors.shape)
@@ -136,7 +136,7 @@ def test_256_vectors_a_code_are_taken():
     assert seen == [(512, 3), (30, 3), (60, 3)]
 
 
-def test_steps_bound_a_source_without_an_end():
+def test_steps_limit_an_endless_source():
     read = []
 
     def generator():
@@ -156,8 +156,8 @@ def test_steps_bound_a_source_without_an_end():
         model.adapt(draw(8, 6), max_vectors=0, verbose=0)
 
 
-def test_vectors_that_do_not_count_are_not_drawn():
-    """With 90% of the vectors masked, it draws as many of the others as it may."""
+def test_masked_vectors_are_not_drawn():
+    """With 90% of the vectors masked, it draws as many of the others as possible."""
     seen = []
     encoder = keras.Sequential([keras.Input((10, 4)), layers.Masking(), layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(8), layers.Dense(4))
@@ -170,7 +170,7 @@ def test_vectors_that_do_not_count_are_not_drawn():
     assert 2 <= len(vectors) <= 20
 
 
-def test_grids_stay_whole():
+def test_grids_are_sampled_as_a_whole():
     seen = []
     quantizer = keras_vqvae.MultiScaleQuantizer(keras_vqvae.VectorQuantizer(8), (1, 4))
     model = make((4,), quantizer)
@@ -179,7 +179,7 @@ def test_grids_stay_whole():
     assert seen == [(10, 4, 3)]
 
 
-def test_batches_without_samples_are_left_out_and_errors_name_the_data():
+def test_empty_batches_are_skipped_and_unusable_data_are_errors():
     x = draw(24, 6)
     one, other = make(), make()
     other.set_weights(one.get_weights())
@@ -198,7 +198,7 @@ def test_batches_without_samples_are_left_out_and_errors_name_the_data():
         one.adapt(np.full((4, 6), np.nan), verbose=0)
 
 
-def test_steps_of_arrays_are_their_first_batches():
+def test_steps_limit_an_array_to_its_first_batches():
     x = counting(draw(200, 6))
     make().adapt(x, batch_size=10, steps=3, max_vectors=8, verbose=0)
     rows = np.concatenate(x.rows)
@@ -206,7 +206,7 @@ def test_steps_of_arrays_are_their_first_batches():
     assert rows.max() < 30
 
 
-def test_structures_of_arrays_are_inputs():
+def test_inputs_can_be_structures_of_arrays():
     inputs = {"a": keras.Input((2,), name="a"), "b": keras.Input((3,), name="b")}
     encoder = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([inputs["a"], inputs["b"]])))
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(4, seed=1), layers.Dense(5))

@@ -41,7 +41,7 @@ def oracle(y_true, y_pred, window_sizes=(32, 8), log_weight=1.0, floor=1e-3):
         {"floor": 0.5},
     ],
 )
-def test_it_is_the_distance_of_scipys_spectrograms(arguments):
+def test_the_loss_is_the_distance_of_scipys_spectrograms(arguments):
     y_true, y_pred = draw(3, 50), draw(3, 50, seed=1)
     loss = keras_vqvae.SpectralLoss(**{**SMALL, **arguments}, reduction=None)
     np.testing.assert_allclose(numpy(loss(y_true, y_pred)), oracle(y_true, y_pred, **{**SMALL, **arguments}), rtol=2e-4)
@@ -55,7 +55,7 @@ def test_white_noise_has_magnitude_1_at_every_resolution():
         np.testing.assert_allclose(found, np.swapaxes(noise, 1, 2), rtol=1e-3, atol=1e-4)
 
 
-def test_the_units_of_the_data_are_those_of_floor_and_log_weight():
+def test_floor_and_log_weight_scale_with_the_data():
     """If both are scaled with the data, the loss of quiet sounds is that of loud ones in the same units."""
     y_true, y_pred = draw(3, 50), draw(3, 50, seed=1)
     quiet = keras_vqvae.SpectralLoss(**SMALL, floor=1e-2 / 64, log_weight=1 / 64)(y_true / 64, y_pred / 64)
@@ -63,7 +63,7 @@ def test_the_units_of_the_data_are_those_of_floor_and_log_weight():
     assert float(quiet) == pytest.approx(float(loud) / 64, rel=1e-5)
 
 
-def test_channels_are_compared_one_by_one_wherever_their_axis_is(monkeypatch):
+def test_channels_are_compared_one_by_one_first_or_last(monkeypatch):
     y_true, y_pred = draw(2, 40, 3), draw(2, 40, 3, seed=1)
     expected = np.mean([oracle(y_true[..., i], y_pred[..., i]) for i in range(3)], axis=0)
     loss = keras_vqvae.SpectralLoss(**SMALL, reduction=None)
@@ -72,7 +72,7 @@ def test_channels_are_compared_one_by_one_wherever_their_axis_is(monkeypatch):
     np.testing.assert_allclose(numpy(loss(*(np.swapaxes(y, 1, 2) for y in (y_true, y_pred)))), expected, rtol=2e-4)
 
 
-def test_the_default_windows_and_a_last_axis_of_size_1():
+def test_default_windows_and_a_last_axis_of_size_1_work():
     y_true, y_pred = draw(2, 2048), draw(2, 2048, seed=1)
     loss = keras_vqvae.SpectralLoss()
     expected = oracle(y_true, y_pred, window_sizes=(1024, 256, 64)).mean()
@@ -83,7 +83,7 @@ def test_the_default_windows_and_a_last_axis_of_size_1():
 
 
 @pytest.mark.each_backend
-def test_gradients_are_those_of_differences_and_finite_at_silence_and_at_equality():
+def test_gradients_match_differences_and_are_finite_for_silent_and_equal_sounds():
     loss = keras_vqvae.SpectralLoss(**SMALL)
     y_true, y_pred = draw(1, 36), draw(1, 36, seed=1)
     (found,) = gradients(lambda y: loss(y_true, y), y_pred)
@@ -133,7 +133,7 @@ def model_of(loss, steps=64, dtype="float32", **keywords):
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize(("steps", "dtype"), [(None, "float32"), (64, "mixed_bfloat16")])
-def test_it_trains_in_fit(steps, dtype):
+def test_fit_lowers_the_spectral_loss(steps, dtype):
     x, weight = draw(6, 64, 1), np.arange(1.0, 7.0)[:, None]
     loss = keras_vqvae.LossSum([keras.losses.MeanSquaredError(), keras_vqvae.SpectralLoss(**SMALL)], [1.0, 0.5])
     model = model_of(loss, steps, dtype)
@@ -158,7 +158,7 @@ def test_a_compiled_model_is_saved_with_its_loss(tmp_path):
     np.testing.assert_allclose(loaded.evaluate(x, x, verbose=0), model.evaluate(x, x, verbose=0), rtol=1e-6)
 
 
-def test_a_sum_is_that_of_what_its_losses_return():
+def test_a_loss_sum_adds_the_reduced_losses():
     y_true, y_pred, weight = draw(4, 40), draw(4, 40, seed=1), np.array([0.0, 1.0, 2.0, 3.0], "float32")
     loss = keras_vqvae.LossSum([keras.losses.MeanSquaredError(reduction="sum"), keras_vqvae.SpectralLoss(**SMALL)])
     square = np.sum(np.mean((y_true - y_pred) ** 2, axis=1) * weight)
@@ -177,7 +177,7 @@ def test_a_sum_is_that_of_what_its_losses_return():
         ({"reduction": "least"}, "Received: reduction=least"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_wrong_arguments_are_named_in_errors(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.SpectralLoss(**arguments)
 
@@ -193,12 +193,12 @@ def test_wrong_arguments_are_named(arguments, message):
         ([keras.losses.MeanSquaredError()], [-1], "Received: weights=-1"),
     ],
 )
-def test_wrong_sums_are_named(losses, weights, message):
+def test_wrong_loss_sums_are_named_in_errors(losses, weights, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         keras_vqvae.LossSum(losses, weights)
 
 
-def test_sounds_that_are_too_short_or_none_are_errors():
+def test_short_sounds_and_wrong_shapes_are_errors():
     loss = keras_vqvae.SpectralLoss()
     message = "as the largest window, 1024: give longer sounds, or smaller `window_sizes`. Received: y_pred of shape"
     with pytest.raises(ValueError, match=re.escape(message + " (2, 1000, 1), of 1000 steps")):

@@ -42,7 +42,7 @@ def x():
 
 
 @pytest.mark.parametrize("make", [falling, mixed])
-def test_each_stage_quantizes_what_the_stages_before_it_left(x, make):
+def test_each_stage_quantizes_the_residual_of_earlier_stages(x, make):
     layer = built(make())
     quantized, indices = layer(x, return_indices=True)
     rest, total = x, 0.0
@@ -54,7 +54,7 @@ def test_each_stage_quantizes_what_the_stages_before_it_left(x, make):
     np.testing.assert_array_equal(numpy(layer.decode(indices)), numpy(quantized))
 
 
-def test_the_list_holds_the_stages_themselves():
+def test_the_given_stages_are_used_without_copies():
     stages = [vector(size) for size in SIZES]
     layer = built(keras_vqvae.ResidualQuantizer(stages))
     assert [*layer.quantizers] == stages
@@ -64,7 +64,7 @@ def test_the_list_holds_the_stages_themselves():
     assert tuple(stages[2].codebook.shape) == (4, DIM)
 
 
-def test_a_first_stage_may_have_been_trained_before(x):
+def test_the_first_stage_can_be_pretrained(x):
     semantic = built(vector(8, trainable=False))
     semantic.adapt(x, verbose=0)
     before = numpy(semantic.codebook).copy()
@@ -101,7 +101,7 @@ def test_every_stage_learns(x, make):
 
 
 @pytest.mark.each_backend
-def test_codes_are_counted_by_stage(x):
+def test_codes_are_counted_per_stage(x):
     layer = built(falling())
     indices = numpy(layer(x, training=True, return_indices=True)[1])
     expected = [np.bincount(indices[:, stage], minlength=16) for stage in range(3)]
@@ -111,8 +111,10 @@ def test_codes_are_counted_by_stage(x):
         np.testing.assert_array_equal(numpy(layer.quantizers[stage].code_counts), expected[stage][:size])
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: keras_vqvae.GroupedQuantizer(inner, 2)])
-def test_use_is_a_fraction_of_each_stages_own_codes(wrap):
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: inner, lambda inner: keras_vqvae.GroupedQuantizer(inner, 2)], ids=["residual", "grouped"]
+)
+def test_usage_is_a_fraction_of_each_stages_own_codes(wrap):
     layer = built(wrap(falling()), 8)
     indices = np.stack([np.arange(16) % size for size in layer.codebook_sizes], axis=1)
     indices = indices.reshape(16, *layer.index_shape)
@@ -127,7 +129,7 @@ def test_use_is_a_fraction_of_each_stages_own_codes(wrap):
 
 
 @pytest.mark.each_backend
-def test_an_index_beyond_its_own_stage_is_refused_and_clipped_where_compiled(x):
+def test_an_index_beyond_its_stage_is_an_error_and_clipped_in_compiled_code(x):
     layer = built(falling())
     inside = np.array([[15, 7, 3], [0, -1, -1]], "int32")
     layer.decode(inside)
@@ -149,7 +151,7 @@ def test_an_index_beyond_its_own_stage_is_refused_and_clipped_where_compiled(x):
     np.testing.assert_allclose(decoded, numpy(layer.decode(np.array([[15, 7, 3]] * 2))), atol=1e-6)
 
 
-def test_scales_of_stages_that_differ_check_each_cell():
+def test_scales_of_different_stages_check_the_indices_of_each_cell():
     layer = keras_vqvae.MultiScaleQuantizer(falling(), (1, 2))
     layer.build((None, 2, DIM))
     indices = numpy(layer.encode(draw(5, 2, DIM)))
@@ -162,7 +164,7 @@ def test_scales_of_stages_that_differ_check_each_cell():
 
 
 @pytest.mark.each_backend
-def test_a_beam_over_stages_that_differ_finds_the_best_sum(x):
+def test_a_beam_over_different_stages_finds_the_best_sum(x):
     """A beam as wide as all sums of the first two stages finds the best of all sums."""
     layer = built(falling(beam_width=128))
     books = [numpy(stage.codebook) for stage in layer.quantizers]
@@ -172,7 +174,7 @@ def test_a_beam_over_stages_that_differ_finds_the_best_sum(x):
     np.testing.assert_array_equal(numpy(layer.encode(x)), expected)
 
 
-def test_adapt_is_k_means_of_each_stages_own_size(x):
+def test_adapt_is_k_means_with_the_size_of_each_stage(x):
     layer = falling()
     layer.adapt(x, verbose=0)
     rest = x
@@ -199,7 +201,7 @@ def test_dropout_leaves_out_the_last_stages(x):
     assert 0 < used[:, 2].sum() < used[:, 1].sum() < len(x)
 
 
-@pytest.mark.parametrize("make", [pytest.param(falling, marks=pytest.mark.each_backend), mixed])
+@pytest.mark.parametrize("make", [falling, mixed])
 def test_a_model_of_stages_trains_logs_and_is_saved(x, make, tmp_path):
     encoder, decoder = keras_vqvae.build(DIM, embedding_dim=6, encoder_sizes=(8,), decoder_sizes=(8,))
     model = keras_vqvae.VQVAE(encoder, make(), decoder)
@@ -222,7 +224,7 @@ def test_a_model_of_stages_trains_logs_and_is_saved(x, make, tmp_path):
 
 @pytest.mark.parametrize("prior_class", [keras_vqvae.AutoregressivePrior, keras_vqvae.MaskedPrior])
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
-def test_priors_draw_codes_of_each_stage_alone(prior_class, guidance_scale, x):
+def test_priors_draw_only_codes_of_each_stage(prior_class, guidance_scale, x):
     """If each were drawn from all codes, nearly every code would be out of range."""
     sizes, shape = (64, 2), (3, 2)
     codes = np.stack([np.random.default_rng(0).integers(0, size, (32, 3)) for size in sizes], axis=-1)
@@ -250,7 +252,7 @@ def test_priors_draw_codes_of_each_stage_alone(prior_class, guidance_scale, x):
     assert again.codebook_sizes == sizes
 
 
-def test_a_prior_of_other_sizes_is_refused(x):
+def test_a_prior_with_other_codebook_sizes_is_refused(x):
     encoder, decoder = keras_vqvae.build(DIM, embedding_dim=6, encoder_sizes=(8,), decoder_sizes=(8,))
     model = keras_vqvae.VQVAE(encoder, falling(), decoder)
     sizes = {"num_layers": 1, "hidden_dim": 8, "num_heads": 1}
@@ -312,7 +314,7 @@ def test_stages_that_do_not_fit_are_refused(make, message):
 
 
 @pytest.mark.parametrize("kind", ["groups", "scales"])
-def test_what_is_frozen_alone_keeps_its_codes_in_adapt(kind):
+def test_adapt_keeps_the_codes_of_frozen_parts(kind):
     if kind == "groups":
         layer, x = keras_vqvae.GroupedQuantizer(vector(), 2), draw(64, DIM)
     else:
@@ -325,7 +327,7 @@ def test_what_is_frozen_alone_keeps_its_codes_in_adapt(kind):
     assert (numpy(layer.quantizers[1].codebook) != before[1]).all()
 
 
-def test_codes_of_scales_whose_stages_differ_are_sampled():
+def test_codes_of_scales_with_different_stages_are_sampled():
     inputs, latents = keras.Input((2, DIM)), keras.Input((2, DIM))
     quantizer = keras_vqvae.MultiScaleQuantizer(keras_vqvae.ResidualQuantizer([vector(16), vector(4)]), (1, 2))
     encoder, decoder = (keras.Model(each, keras.layers.Dense(DIM)(each)) for each in (inputs, latents))

@@ -58,7 +58,7 @@ def of_scale(indices, coarsest, stride, start):
     ],
     ids=str,
 )
-def test_values_indices_and_losses_are_those_of_the_formulas(grid, strides, masked, interpolation):
+def test_values_indices_and_losses_match_the_formulas(grid, strides, masked, interpolation):
     layer = strided(strides, len(grid), interpolation=interpolation)
     x, kept = draw(2, *grid, DIM), np.random.default_rng(1).random((2, *grid)) >= masked
     quantized, indices = layer(x, mask=ops.convert_to_tensor(kept), return_indices=True)
@@ -68,10 +68,10 @@ def test_values_indices_and_losses_are_those_of_the_formulas(grid, strides, mask
     rest = filled(np.where(kept[..., None], x, 0).astype("float64"), full[0])
     total, start, squares = np.zeros_like(rest), 0, []
     for quantizer, stride in zip(layer.quantizers, full, strict=True):
-        share = cell_means(weights, stride)
-        means = cell_means((rest - total) * weights, stride) / np.where(share > 0, share, 1)
+        fraction = cell_means(weights, stride)
+        means = cell_means((rest - total) * weights, stride) / np.where(fraction > 0, fraction, 1)
         chosen, start = of_scale(numpy(indices), full[0], stride, start)
-        codes, seen = numpy(quantizer.codebook).astype("float64"), share[..., 0] > 0
+        codes, seen = numpy(quantizer.codebook).astype("float64"), fraction[..., 0] > 0
         oracle.assert_nearest(chosen[seen], means[seen], codes)
         squares.append(np.square(means - codes[chosen])[seen].mean())
         total = total + oracle.resized(codes[chosen], rest.shape[1:-1], interpolation)
@@ -82,7 +82,7 @@ def test_values_indices_and_losses_are_those_of_the_formulas(grid, strides, mask
     np.testing.assert_allclose(losses_of(layer, x, kept), np.multiply(0.25, squares), rtol=1e-4, atol=1e-6)
 
 
-def test_codes_of_the_coarse_scales_alone_decode_to_the_coarse_sound():
+def test_indices_of_the_coarse_scales_decode_to_a_coarse_sound():
     layer, x = strided((4, 2, 1), interpolation="nearest"), draw(2, 8, DIM)
     indices = numpy(layer.encode(x))
     first = numpy(layer.quantizers[0].codebook)[indices[..., 0]]
@@ -90,7 +90,7 @@ def test_codes_of_the_coarse_scales_alone_decode_to_the_coarse_sound():
     np.testing.assert_allclose(numpy(layer.decode(coarse)), np.repeat(first, 4, axis=1), atol=1e-6)
 
 
-def test_indices_of_whole_coarsest_cells_do_not_depend_on_what_follows():
+def test_indices_of_complete_coarse_cells_do_not_depend_on_later_inputs():
     """With repetition, a cell affects only its own elements, so sound can be cut between coarsest cells."""
     layer, x = strided((4, 2, 1), interpolation="nearest"), draw(2, 16, DIM)
     np.testing.assert_array_equal(numpy(layer.encode(x[:, :8])), numpy(layer.encode(x))[:, :2])
@@ -102,7 +102,7 @@ def test_the_gradient_is_copied_at_sizes_that_strides_do_not_divide():
     np.testing.assert_allclose(by_inputs, upstream, atol=1e-6)
 
 
-def test_adapt_is_k_means_of_means_over_what_there_is():
+def test_adapt_ignores_padding_in_the_means():
     layer, x = strided((4, 1), interpolation="nearest"), draw(40, 6, DIM)
     before = oracle.mean_square(numpy(layer(x)) - x)
     layer.adapt(x, verbose=0)
@@ -145,12 +145,12 @@ def test_a_model_of_sound_of_any_length_trains_saves_decodes_and_is_sampled(tmp_
 
 
 @pytest.mark.parametrize("strides", [(), (1, 2), (2, 2), (3, 2), (4, 0), "21", 2, ((4, 2), (2, 4)), ((1,) * 4,)])
-def test_strides_that_are_no_multiples_are_refused(strides):
+def test_invalid_strides_are_refused(strides):
     with pytest.raises(ValueError, match="strides.*Received"):
         strided(strides)
 
 
-def test_other_ranks_and_both_kinds_of_grids_are_refused():
+def test_wrong_ranks_and_scales_together_with_strides_are_refused():
     inner = keras_vqvae.VectorQuantizer(8)
     for keywords in ({}, {"scales": (1, 2), "strides": (2, 1)}):
         with pytest.raises(ValueError, match="scales.*strides.*Received"):
@@ -165,18 +165,18 @@ def test_other_ranks_and_both_kinds_of_grids_are_refused():
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", None, ("linear",)])
-def test_other_interpolations_are_refused(interpolation):
+def test_unknown_interpolations_are_refused(interpolation):
     with pytest.raises(ValueError, match="interpolation.*Received"):
         strided((2, 1), interpolation=interpolation)
 
 
 @pytest.mark.parametrize("convolution", [1, "yes", (0,), (0, 2), (1, 0.5), (-1, 0), ()])
-def test_convolutions_that_are_not_numbered_are_refused(convolution):
+def test_invalid_convolution_numbers_are_refused(convolution):
     with pytest.raises(ValueError, match="convolution.*Received"):
         strided((2, 1), convolution=convolution)
 
 
-def test_scales_of_one_number_share_a_convolution():
+def test_scales_with_the_same_number_share_a_convolution():
     layer = strided((4, 2, 1), convolution=(0, 1, 0), interpolation="nearest")
     assert layer.kernel.shape == (2, 3, DIM, DIM)
     layer.bias.assign([[1.0] * DIM, [10.0] * DIM])

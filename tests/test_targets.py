@@ -25,7 +25,7 @@ def model():
     return helpers.compiled(model, "sgd")
 
 
-def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
+def test_class_labels_as_targets_are_refused_by_every_method(model, x):
     uses = (
         lambda: model.fit(x, LABELS, verbose=0),
         lambda: model.fit(helpers.Batches(3, x, LABELS.astype("float32")), verbose=0),
@@ -39,7 +39,7 @@ def test_labels_of_images_are_refused_wherever_they_are_given(model, x):
     model.fit(helpers.Batches(3, x), verbose=0, validation_data=helpers.Batches(3, x, x))
 
 
-def test_what_the_input_cannot_be(x):
+def test_inputs_unlike_the_reconstruction_are_refused_as_targets(x):
     encoder = keras.Sequential([keras.Input((4, 4, 1)), layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), layers.Dense(2))
     model.compile()
@@ -83,7 +83,7 @@ IMAGE, FLAT, CLASSES, LOGITS = (6, 4, 4, 1), (6, 4, 4), (6,), (6, 4, 4, 9)
         (absolute, (6, 5), IMAGE[:3], "float32"),
     ],
 )
-def test_accepted(loss, y, y_pred, dtype):
+def test_targets_that_the_loss_does_not_broadcast_are_accepted(loss, y, y_pred, dtype):
     check_targets(loss, keras.KerasTensor(IMAGE), keras.KerasTensor(y, dtype), keras.KerasTensor(y_pred))
 
 
@@ -102,7 +102,7 @@ def test_accepted(loss, y, y_pred, dtype):
         (absolute, (4, 4, 4), (4, 4, 4, 4), "float32"),
     ],
 )
-def test_refused(loss, y, y_pred, dtype):
+def test_targets_that_the_loss_would_broadcast_are_refused(loss, y, y_pred, dtype):
     with pytest.raises(ValueError, match=REFUSED):
         check_targets(loss, keras.KerasTensor(IMAGE), keras.KerasTensor(y, dtype), keras.KerasTensor(y_pred))
 
@@ -111,7 +111,7 @@ def test_refused(loss, y, y_pred, dtype):
     "loss",
     [{"image": "mse", "label": SPARSE}, ["mse", SPARSE], {"image": "mse"}, {"image": ["mae", "mse"], "label": None}],
 )
-def test_each_of_several_outputs(loss):
+def test_targets_of_each_of_several_outputs_are_checked(loss):
     x = keras.KerasTensor(IMAGE)
     y_pred = {"image": keras.KerasTensor(IMAGE), "label": keras.KerasTensor((6, 3))}
     labels = keras.KerasTensor(CLASSES, "int32")

@@ -47,7 +47,7 @@ WITH_CODE = {
 # Keras warns when it saves a function without a name.
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
 @pytest.mark.parametrize("place", WITH_CODE)
-def test_code_in_a_file_is_refused_wherever_it_stands(tmp_path, place):
+def test_code_anywhere_in_a_file_is_refused(tmp_path, place):
     model, x = WITH_CODE[place](), draw(5, 4)
     model.save(tmp_path / "model.keras")
     with pytest.raises(REFUSED, match="safe_mode"):
@@ -140,7 +140,7 @@ def test_functions_of_other_modules_are_refused(file, name, value):
         ("seed", 2**40),
     ],
 )
-def test_wrong_arguments_in_a_file_are_named(file, name, value):
+def test_wrong_arguments_in_a_file_are_named_in_errors(file, name, value):
     configure(file, **{name: value})
     with pytest.raises(REFUSED, match=f"(?s)`{name}` .*Received: {name}={value!r}"):
         keras.saving.load_model(file)
@@ -183,7 +183,7 @@ def all_groups(store):
     return groups
 
 
-def test_a_file_that_ends_too_early_is_refused(file):
+def test_a_truncated_file_is_refused(file):
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises((OSError, ValueError, zipfile.BadZipFile)):
         keras.saving.load_model(file)

@@ -19,7 +19,7 @@ def build(num_embeddings=6, dim=4, **keywords):
     return layer, ops.convert_to_numpy(layer.codebook).copy()
 
 
-def test_values_indices_and_losses_are_the_papers(x):
+def test_values_indices_and_losses_match_the_paper(x):
     layer, codebook = build(commitment_weight=0.5, codebook_weight=2.0)
     quantized, indices = layer(x, training=True, return_indices=True)
     expected = oracle.nearest_code(x, codebook)
@@ -31,7 +31,7 @@ def test_values_indices_and_losses_are_the_papers(x):
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_gradients_are_the_closed_form(x, rng, ema_decay):
+def test_gradients_match_the_closed_form(x, rng, ema_decay):
     keywords = {"codebook_weight": 2.0} if ema_decay is None else {"ema_decay": ema_decay}
     layer, codebook = build(commitment_weight=0.5, **keywords)
     cotangent = rng.normal(size=x.shape).astype("float32")
@@ -48,13 +48,13 @@ def test_gradients_are_the_closed_form(x, rng, ema_decay):
 
 
 @pytest.mark.parametrize(("ema_decay", "owned"), [(None, ["codebook"]), (0.9, [])])
-def test_the_optimizer_owns_the_codebook_or_nothing(ema_decay, owned):
+def test_the_codebook_is_trainable_only_without_ema_decay(ema_decay, owned):
     layer, _ = build(ema_decay=ema_decay)
     assert [weight.name for weight in layer.trainable_variables] == owned
 
 
 @pytest.mark.each_backend
-def test_trap_adam_is_right_where_a_code_occurs_twice(x):
+def test_trap_adam_is_right_if_a_code_occurs_twice(x):
     """On TensorFlow the gradient of a gather is a list of rows, and Adam is wrong if a row occurs twice."""
     layer, codebook = build(dead_code_threshold=0)
     model = keras.Sequential([keras.Input((5, 4)), layer])
@@ -122,8 +122,8 @@ def test_revival_does_not_depend_on_the_batch_size(rng, repeats):
 
 
 @pytest.mark.each_backend
-def test_trap_an_integer_seed_draws_anew_every_step(rng):
-    """`seed=None` must work in compiled code on JAX, too."""
+def test_trap_dead_codes_draw_different_vectors_in_every_step(rng):
+    """`keras.random` draws the same numbers at every step if it gets an integer seed."""
     x = rng.normal(size=(64, 3)).astype("float32")
     layer = keras_vqvae.VectorQuantizer(4, ema_decay=0.9, embeddings_initializer=keras.initializers.Constant(100.0))
     layer(x, training=True)
@@ -134,7 +134,7 @@ def test_trap_an_integer_seed_draws_anew_every_step(rng):
     assert (ops.convert_to_numpy(layer.codebook)[1:] != first).any()
 
 
-def test_default_codes_have_length_one():
+def test_default_codes_have_norm_1():
     _, codebook = build(2000, 64)
     assert abs(np.linalg.norm(codebook, axis=-1).mean() - 1) < 0.01
     np.testing.assert_array_equal(build(2000, 64)[1], codebook)
@@ -206,7 +206,7 @@ def test_trap_a_layer_called_twice_adds_its_losses_twice(x):
         "assignment_regularizer": ["l2", 3, keras.regularizers.L2(), lambda codebook: 0.0],
     }.items(),
 )
-def test_wrong_arguments_are_named(name, values):
+def test_wrong_arguments_are_named_in_errors(name, values):
     for value in values:
         with pytest.raises(ValueError, match=f"`{name}`.*Received: {name}="):
             keras_vqvae.VectorQuantizer(**{name: value})
@@ -221,20 +221,20 @@ def test_wrong_arguments_are_named(name, values):
         ({"estimator": keras_vqvae.rotation, "ema_decay": 0.9}, 1 / 8),
     ],
 )
-def test_how_long_codes_begin(keywords, length):
+def test_initial_codes_have_the_documented_norm(keywords, length):
     """With the rotation, the initial norm is `sqrt(D / K) / 4`."""
     _, codebook = build(256, 64, **keywords)
     np.testing.assert_allclose(np.sqrt(np.square(codebook).sum(-1).mean()), length, rtol=0.03)
 
 
-def test_wrong_initializers_and_keywords_are_named():
+def test_wrong_initializers_and_keywords_are_named_in_errors():
     with pytest.raises(ValueError, match="nonsense"):
         keras_vqvae.VectorQuantizer(embeddings_initializer="nonsense")
     with pytest.raises(ValueError, match="nonsense"):
         keras_vqvae.VectorQuantizer(nonsense=1)
 
 
-def test_another_embedding_dim_than_the_inputs_is_named():
+def test_an_embedding_dim_unlike_the_inputs_is_an_error():
     with pytest.raises(ValueError, match="Received: embedding_dim=3, input_shape"):
         keras_vqvae.VectorQuantizer(8, embedding_dim=3)(np.zeros((2, 4), "float32"))
     layer = keras_vqvae.VectorQuantizer(8)
@@ -247,7 +247,7 @@ def no_gradient(z_e, z_q):
     return ops.stop_gradient(z_q)
 
 
-def test_an_estimator_may_be_a_function(x, tmp_path):
+def test_an_estimator_can_be_a_function(x, tmp_path):
     layer, _ = build(estimator=no_gradient, commitment_weight=0)
     by_inputs, _ = layer_gradients(layer, x, np.ones_like(x))
     np.testing.assert_array_equal(by_inputs, 0)

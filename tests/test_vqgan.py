@@ -134,7 +134,7 @@ def test_both_players_have_the_gradients_of_an_alternating_game(x, loss, several
 
 
 @pytest.mark.parametrize(("several", "features"), [(False, False), (True, False), (True, True)])
-def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
+def test_logs_and_loss_match_the_alternating_game(x, several, features):
     model = helpers.compiled(
         make(judge(several, features), preprocessing=layers.Rescaling(2.0)), "sgd", "mse", traced=False
     )
@@ -157,7 +157,7 @@ def test_logs_and_the_loss_are_those_of_the_game(x, several, features):
 
 
 def test_the_weight_is_independent_of_the_scale_of_the_data(x):
-    """And of the number of latents. Up to a factor, the decoder minimizes `1 - explained_variance` + generator loss."""
+    """Up to a factor, the decoder minimizes `1 - explained_variance` + generator loss, for any number of latents."""
     parts = {}
     for weight in (0.0, 1.0):
         keras.utils.set_random_seed(0)
@@ -187,8 +187,7 @@ def stateful(dropout=0.0):
     )
 
 
-@pytest.mark.each_backend
-def test_a_run_that_was_saved_goes_on_as_one_that_was_not(x, tmp_path):
+def test_a_loaded_model_continues_training_like_the_original(x, tmp_path):
     model = helpers.compiled(make(stateful(), start_step=3), "adam")
     model.fit(x, batch_size=6, shuffle=False, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -206,7 +205,7 @@ def test_a_run_that_was_saved_goes_on_as_one_that_was_not(x, tmp_path):
         assert (numpy(weight) != before[weight.path]).any(), weight.path
 
 
-def test_in_evaluation_the_discriminator_is_in_inference(x):
+def test_the_discriminator_is_in_inference_mode_in_evaluation(x):
     model = helpers.compiled(make(stateful(dropout=0.5)), "sgd", traced=False)
     before = helpers.weights(model)
     logs = [model.evaluate(x, verbose=0, return_dict=True) for _ in range(2)]
@@ -214,7 +213,7 @@ def test_in_evaluation_the_discriminator_is_in_inference(x):
     helpers.assert_same_weights(before, helpers.weights(model))
 
 
-def test_the_players_wait_for_the_start(x):
+def test_adversarial_training_waits_for_start_step(x):
     models = []
     for keywords in ({"start_step": 2}, {"weight": 0.0}):
         keras.utils.set_random_seed(0)
@@ -235,7 +234,7 @@ def test_the_players_wait_for_the_start(x):
 
 
 @pytest.mark.parametrize("policy", [pytest.param("mixed_float16", marks=pytest.mark.each_backend), "mixed_bfloat16"])
-def test_mixed_precision(x, policy):
+def test_both_players_train_in_mixed_precision(x, policy):
     keras.config.set_dtype_policy(policy)
     model = helpers.compiled(make(), keras.optimizers.SGD(0.01), traced=False)
     before = helpers.weights(model)
@@ -266,13 +265,13 @@ class HeadAndGame(keras_vqvae.VQGAN):
         return loss + ops.mean(keras.losses.mean_squared_error(y["label"], y_pred["label"]))
 
 
-def test_a_subclass_may_have_more_outputs(x):
+def test_a_subclass_can_have_more_outputs(x):
     model = helpers.compiled(make(model=HeadAndGame), "sgd", "mse", traced=False)
     logs = model.train_on_batch(x, {"image": x, "label": x[:, :2]}, return_dict=True)
     assert {"generator_loss", "explained_variance"} <= logs.keys()
 
 
-def test_unknown_input_shapes(x, tmp_path):
+def test_models_without_input_shapes_are_trained_and_saved(x, tmp_path):
     discriminator = keras.Sequential([layers.Dense(4), layers.Dense(1)])
     quantizer = keras_vqvae.VectorQuantizer(8, ema_decay=0.9)
     model = keras_vqvae.VQGAN(layers.Dense(LATENTS), quantizer, layers.Dense(DIM), discriminator)
@@ -286,7 +285,7 @@ def test_unknown_input_shapes(x, tmp_path):
 
 @pytest.mark.each_backend
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="since Keras 3.15")
-def test_the_discriminator_may_have_a_rate_of_its_own(x, tmp_path):
+def test_the_discriminator_can_have_its_own_learning_rate(x, tmp_path):
     sgd, own = keras.optimizers.SGD(0.1, 0.9), keras.optimizers.SGD(0.0, 0.9)
     optimizers = keras.optimizers.OptimizerMap(sgd, {".*discriminator.*": own})
     model = helpers.compiled(make(), keras.optimizers.MultiOptimizer(optimizers))
@@ -320,7 +319,7 @@ def several_outputs():
         ),
     ],
 )
-def test_wrong_arguments(changed, message):
+def test_wrong_arguments_are_named_in_errors(changed, message):
     encoder = keras.Sequential([keras.Input((DIM,)), layers.Dense(LATENTS)])
     parts = {"encoder": encoder, "quantizer": keras_vqvae.VectorQuantizer(8), "decoder": layers.Dense(DIM)}
     with pytest.raises(ValueError, match=message):
@@ -375,12 +374,12 @@ def test_features_under_other_names_are_refused(outputs, received):
         make(discriminator=discriminator)
 
 
-def test_features_may_have_any_activation():
+def test_features_can_have_any_activation():
     assert make(discriminator=with_features(None)).built
 
 
 @pytest.mark.parametrize("last", [layers.Dense(1), layers.Dense(1, activation="tanh"), layers.LeakyReLU()])
-def test_a_discriminator_of_both_signs_is_accepted(last):
+def test_a_discriminator_with_outputs_of_both_signs_is_accepted(last):
     assert make(discriminator=nested(with_logits(last))).built
 
 
@@ -389,7 +388,7 @@ class OtherOutputs(keras_vqvae.VQGAN):
         return self.autoencode(inputs, training=training)[0][:, 1:]
 
 
-def test_outputs_that_are_no_reconstruction_are_refused(x):
+def test_outputs_other_than_the_reconstruction_are_refused(x):
     model = helpers.compiled(make(model=OtherOutputs), "sgd", "mse", traced=False)
     with pytest.raises(
         ValueError, match=r"`y_pred` must be the decoder's output, .* Received: y_pred of shape \(12, 7\)"
@@ -397,7 +396,7 @@ def test_outputs_that_are_no_reconstruction_are_refused(x):
         model.evaluate(x, x[:, 1:], verbose=0)
 
 
-def test_data_of_any_scale_train_both_players_alike():
+def test_training_both_players_does_not_depend_on_the_scale_of_the_data():
     """Scaling by a power of two is exact in floating point, so all results must be equal to the last bit."""
     found = []
     for scale in (2.0**-10, 2.0**10):
@@ -411,7 +410,7 @@ def test_data_of_any_scale_train_both_players_alike():
         np.testing.assert_array_equal(small, large)
 
 
-def test_a_convolution_for_other_channels_is_refused_when_the_model_is_made():
+def test_a_discriminator_for_other_channels_is_refused_by_the_constructor():
     sizes = {"embedding_dim": 4, "filters": (8,), "num_residual_blocks": 0}
     networks = [build((8, 8, 3), **sizes) for build in (keras_vqvae.build_conv_encoder, keras_vqvae.build_conv_decoder)]
     gray = keras_vqvae.build_conv_discriminator((8, 8, 1), filters=(4,))

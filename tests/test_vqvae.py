@@ -56,7 +56,7 @@ def expected_logs(model, x, commitment_weight=0.25, codebook_weight=1.0, trainin
 
 
 @pytest.mark.parametrize("ema_decay", [None, pytest.param(0.9, marks=pytest.mark.each_backend)])
-def test_fit_and_evaluate_report_the_papers_numbers(x, ema_decay):
+def test_logs_of_fit_and_evaluate_match_the_paper(x, ema_decay):
     model = make(ema_decay=ema_decay, dead_code_threshold=0)
     weight = 1.0 if ema_decay is None else 0.0
     model.build(x.shape)
@@ -73,7 +73,7 @@ def test_fit_and_evaluate_report_the_papers_numbers(x, ema_decay):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
 
 
-def test_metrics_start_anew_every_epoch(x):
+def test_metrics_are_reset_every_epoch(x):
     model = make(ema_decay=0.9)
     model.fit(x, batch_size=5, epochs=2, verbose=0)
     (counted,) = (metric for metric in model.metrics if metric.name == "codebooks")
@@ -102,7 +102,7 @@ def test_evaluate_and_predict_change_no_weight(x):
 
 
 @pytest.mark.each_backend
-def test_encode_and_decode_are_the_halves_of_predict(x):
+def test_encode_followed_by_decode_equals_predict(x):
     model = make()
     codes = model.encode(x, batch_size=8, verbose=0)
     assert isinstance(codes, np.ndarray)
@@ -123,14 +123,14 @@ def test_encode_follows_the_weights(x):
 
 
 @pytest.mark.parametrize("bad", [-1, 16])
-def test_codes_outside_the_codebook_are_named(x, bad):
+def test_codes_outside_the_codebook_are_errors(x, bad):
     model = make()
     model(x)
     with pytest.raises(ValueError, match=rf"codes.*Received: codes with \[{bad}\]"):
         model.decode(np.array([0, bad]))
 
 
-def test_a_target_is_what_it_learns(x):
+def test_the_reconstruction_is_compared_with_given_targets(x):
     model = make()
     model.build(x.shape)
     y = x[:, ::-1] * 3
@@ -140,7 +140,7 @@ def test_a_target_is_what_it_learns(x):
     model.fit(x, y, epochs=1, verbose=0)
 
 
-def test_another_loss_and_further_metrics(x):
+def test_another_loss_and_additional_metrics_are_logged(x):
     model = make(compiled=False)
     model.compile("sgd", loss="mae", metrics=["mse"])
     predicted = model.predict(x, verbose=0)
@@ -151,7 +151,7 @@ def test_another_loss_and_further_metrics(x):
     np.testing.assert_allclose(flat["mse"], oracle.mean_square(predicted - x), rtol=1e-4)
 
 
-def test_sample_weights_weigh_the_reconstruction(x):
+def test_sample_weights_apply_to_the_reconstruction_loss(x):
     model = make()
     predicted = model.predict(x, verbose=0)
     weight = np.linspace(0, 2, len(x)).astype("float32")
@@ -166,7 +166,7 @@ def test_sample_weights_weigh_the_reconstruction(x):
 
 
 @pytest.mark.each_backend
-def test_saving_needs_no_custom_objects_and_training_goes_on(x, tmp_path):
+def test_saving_needs_no_custom_objects_and_training_continues(x, tmp_path):
     model = make(ema_decay=0.9)
     model.fit(x, epochs=2, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -178,7 +178,7 @@ def test_saving_needs_no_custom_objects_and_training_goes_on(x, tmp_path):
     loaded.fit(x, epochs=1, verbose=0)
 
 
-def test_weights_survive_a_file_of_their_own(x, tmp_path):
+def test_weights_survive_a_weights_file(x, tmp_path):
     model, other = make(ema_decay=0.9), make(compiled=False, ema_decay=0.9)
     model.fit(x, epochs=2, verbose=0)
     model.encode(x, verbose=0)
@@ -188,7 +188,7 @@ def test_weights_survive_a_file_of_their_own(x, tmp_path):
     np.testing.assert_array_equal(other.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_it_can_be_part_of_a_functional_model(x):
+def test_a_vqvae_can_be_part_of_a_functional_model(x):
     model = make()
     inputs = keras.Input((8,))
     whole = keras.Model(inputs, layers.Dense(2)(model(inputs)))
@@ -199,7 +199,7 @@ def test_it_can_be_part_of_a_functional_model(x):
     assert len(whole.losses) == 2
 
 
-def test_train_and_test_on_batch(x):
+def test_train_and_test_on_batch_return_all_logs(x):
     model = make()
     assert set(model.train_on_batch(x, return_dict=True)) == {*LOGS, "codebook_loss"}
     assert set(model.test_on_batch(x, return_dict=True)) == {*LOGS, "codebook_loss"}
@@ -228,7 +228,7 @@ def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
 
 
 @pytest.mark.each_backend
-def test_masked_positions_count_in_no_log(rng):
+def test_masked_positions_do_not_count_in_logs(rng):
     x = rng.normal(size=(6, 5, 4)).astype("float32")
     x[:, 3:] = 0
     encoder = keras.Sequential([layers.Masking(), layers.Dense(3)])
@@ -246,7 +246,7 @@ def test_masked_positions_count_in_no_log(rng):
     model.fit(x, verbose=0)
 
 
-def test_it_is_built_where_the_encoder_knows_its_input(x, tmp_path):
+def test_a_model_is_built_at_once_if_the_encoder_has_an_input_shape(x, tmp_path):
     model = make(compiled=False)
     model.compile("adam")
     assert model.built
@@ -274,7 +274,7 @@ def test_tokenizer_and_detokenizer_are_functional_models_over_its_layers(x, tmp_
 
 # Keras with JAX 0.12 warns about NumPy's integers.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
-def test_encoders_of_several_inputs(x):
+def test_encoders_can_have_several_inputs(x):
     inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((1,), dtype="int32", name="b")}
     embedded = layers.Flatten()(layers.Embedding(4, 2)(inputs["b"]))
     encoder = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([inputs["a"], embedded])))
@@ -306,7 +306,7 @@ def data_sets(x):
 
 
 @pytest.mark.each_backend
-def test_data_in_every_form(x):
+def test_data_can_be_given_in_every_form(x):
     model = make()
     codes = model.encode(x, verbose=0)
     expected = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
@@ -319,7 +319,7 @@ def test_data_in_every_form(x):
         assert unbuilt.encode(data, verbose=0).shape == (20,)
 
 
-def test_parts_of_a_model_that_is_not_built_are_an_error(x):
+def test_using_an_unbuilt_model_is_an_error(x):
     model = keras_vqvae.VQVAE(layers.Dense(3), keras_vqvae.VectorQuantizer(16), layers.Dense(8))
     for use in (lambda: model.tokenizer, lambda: model.detokenizer, lambda: model.encode(iter([x]), verbose=0)):
         with pytest.raises(ValueError, match="must be built.*Received: built=False"):
@@ -344,7 +344,7 @@ def test_subclassed_parts_need_no_shapes(x):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_wholly_non_finite_data_leaves_the_codebook(x, ema_decay, bad):
+def test_data_without_finite_vectors_do_not_change_the_codebook(x, ema_decay, bad):
     # No activation in between: on a CPU, XLA may compile `relu` so that NaN becomes 0.
     quantizer = keras_vqvae.VectorQuantizer(16, ema_decay=ema_decay)
     model = keras_vqvae.VQVAE(layers.Identity(), quantizer, layers.Dense(8))
@@ -357,7 +357,7 @@ def test_wholly_non_finite_data_leaves_the_codebook(x, ema_decay, bad):
 
 
 @pytest.mark.parametrize("name", ["encoder", "quantizer", "decoder"])
-def test_wrong_parts_are_named(name):
+def test_wrong_parts_are_named_in_errors(name):
     parts = {"encoder": layers.Dense(3), "quantizer": keras_vqvae.VectorQuantizer(8), "decoder": layers.Dense(8)}
     with pytest.raises(ValueError, match=f"`{name}` must be a .*Received: {name}="):
         keras_vqvae.VQVAE(**{**parts, name: "part"})

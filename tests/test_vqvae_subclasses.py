@@ -86,7 +86,7 @@ def assert_same_head(model, other):
 
 
 @pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.each_backend), False])
-def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
+def test_layers_added_by_a_subclass_are_trained_and_saved(x, labels, tmp_path, known):
     model = HeadInCall(*parts(known, ema_decay=0.9))
     model.compile(keras.optimizers.SGD(0.1), LOSSES)
     targets = {"image": x, "label": labels}
@@ -113,7 +113,7 @@ def test_what_a_subclass_adds_is_trained_and_saved(x, labels, tmp_path, known):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_subclass_may_build_its_layers_itself(x, labels, tmp_path, known):
+def test_a_subclass_can_build_its_own_layers(x, labels, tmp_path, known):
     model = HeadInBoth(*parts(known, ema_decay=0.9))
     if not known:
         model.build((None, 8))
@@ -124,7 +124,7 @@ def test_a_subclass_may_build_its_layers_itself(x, labels, tmp_path, known):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_head_of_the_loss_alone_comes_back(x, labels, tmp_path, known):
+def test_a_head_used_only_in_the_loss_survives_saving(x, labels, tmp_path, known):
     model = HeadInLoss(*parts(known))
     model.compile("adam")
     model.fit(x, labels, verbose=0)
@@ -142,7 +142,7 @@ def test_a_head_of_the_loss_alone_comes_back(x, labels, tmp_path, known):
 
 
 @pytest.mark.each_backend
-def test_latents_and_indices_are_those_of_the_step(x, labels):
+def test_autoencode_returns_the_latents_and_indices_of_the_step(x, labels):
     model = HeadInCall(*parts(ema_decay=0.9, commitment_weight=0.0))
     image, latents, indices = model.autoencode(x)
     np.testing.assert_array_equal(numpy(indices), model.encode(x, verbose=0))
@@ -175,7 +175,7 @@ class Smooth(keras_vqvae.VQVAE):
         return y
 
 
-def test_a_loss_of_ones_own(x):
+def test_a_custom_compute_loss_is_used_and_logged(x):
     model = helpers.compiled(OwnLoss(*parts()), "sgd", traced=False)
     expected = np.abs(model.predict(x, verbose=0) - x).mean()
     logs = model.evaluate(x, batch_size=20, verbose=0, return_dict=True)
@@ -189,7 +189,7 @@ def test_a_loss_of_ones_own(x):
 
 
 @pytest.mark.each_backend
-def test_a_call_that_does_not_quantize_logs_nothing_of_it(x):
+def test_a_call_without_the_quantizer_has_no_logs_of_it(x):
     model = helpers.compiled(OwnCall(*parts(ema_decay=0.9)), "sgd", traced=False)
     history = model.fit(x, verbose=0, validation_data=(x, x)).history
     logs = {"loss", "reconstruction_loss", "explained_variance"}
@@ -197,7 +197,7 @@ def test_a_call_that_does_not_quantize_logs_nothing_of_it(x):
     assert set(model.train_on_batch(x, return_dict=True)) == logs
 
 
-def test_a_loss_added_in_call(x):
+def test_a_loss_added_in_call_counts(x):
     model = helpers.compiled(Smooth(*parts()), "sgd", "mse", traced=False)
     y = model.predict(x, verbose=0)
     logs = model.evaluate(x, batch_size=20, verbose=0, return_dict=True)
@@ -218,7 +218,7 @@ class Pairs(keras_vqvae.VQVAE):
         return super().call(x, training=training) + self.shift(condition)
 
 
-def test_inputs_beside_those_of_the_encoder(x):
+def test_a_model_can_have_more_inputs_than_its_encoder(x):
     model = Pairs(*parts())
     model.compile("sgd", run_eagerly=keras.backend.backend() == "tensorflow")
     model.fit((x, x[:, :2]), x, verbose=0)
@@ -234,7 +234,7 @@ def outputs_of(kind):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("dict", marks=pytest.mark.each_backend), "list"])
-def test_decoders_of_several_outputs(x, labels, kind):
+def test_decoders_can_have_several_outputs(x, labels, kind):
     encoder, quantizer, _ = parts(ema_decay=0.9)
     model = keras_vqvae.VQVAE(encoder, quantizer, outputs_of(kind))
     loss, y = (LOSSES, {"image": x, "label": labels}) if kind == "dict" else (list(LOSSES.values()), [x, labels])

@@ -35,7 +35,7 @@ def by_hand(layer, x):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_residuals_are_quantized_level_by_level(x, shared):
+def test_residuals_are_quantized_stage_by_stage(x, shared):
     layer = built(keras_vqvae.ResidualQuantizer(vector(), 3, shared_codebook=shared))
     codes, indices, errors = by_hand(layer, x)
     quantized, found = layer(x, training=True, return_indices=True)
@@ -49,14 +49,14 @@ def test_residuals_are_quantized_level_by_level(x, shared):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_the_encoders_gradient_is_copied_once_whatever_the_depth(x, rng, depth):
+def test_the_encoders_gradient_is_copied_once_at_any_depth(x, rng, depth):
     layer = built(keras_vqvae.ResidualQuantizer(vector(commitment_weight=0, codebook_weight=0), depth))
     cotangent = rng.normal(size=x.shape).astype("float32")
     by_inputs, _ = layer_gradients(layer, x, cotangent)
     np.testing.assert_array_equal(by_inputs, cotangent)
 
 
-def test_every_level_commits_the_encoder(x):
+def test_the_commitment_loss_of_every_stage_reaches_the_encoder(x):
     """The residuals keep their gradient, so each stage's commitment loss pulls on the encoder."""
     layer = built(keras_vqvae.ResidualQuantizer(vector(codebook_weight=0), 3))
     codes, _, _ = by_hand(layer, x)
@@ -64,12 +64,12 @@ def test_every_level_commits_the_encoder(x):
     # No commitment loss moves the codes of earlier stages.
     for by_codebook in by_weights:
         np.testing.assert_array_equal(by_codebook, 0)
-    rests = [x - sum(codes[: level + 1]) for level in range(3)]
+    rests = [x - sum(codes[: stage + 1]) for stage in range(3)]
     np.testing.assert_allclose(by_inputs, 0.25 * 2 / x.size * sum(rests), atol=1e-6)
     assert all(np.abs(rest).max() > 0.01 for rest in rests)
 
 
-def test_dropped_indices_decode_to_fewer_levels(x):
+def test_indices_of_minus_1_leave_out_their_stages(x):
     layer = built(keras_vqvae.ResidualQuantizer(vector(), 3))
     codes, indices, _ = by_hand(layer, x)
     for depth in range(4):
@@ -90,7 +90,7 @@ def test_dropped_indices_decode_to_fewer_levels(x):
     ],
     ids=["residual", "groups", "projected", "groups of residuals"],
 )
-def test_indices_of_the_first_stages_and_groups_decode_as_with_no_code_for_the_others(x, make, parts):
+def test_indices_of_only_the_first_parts_decode_as_if_padded_with_minus_1(x, make, parts):
     layer = built(make())
     indices = numpy(layer.encode(x))
     few = indices[(slice(None), *parts)]
@@ -111,8 +111,9 @@ def test_indices_of_the_first_stages_and_groups_decode_as_with_no_code_for_the_o
         lambda: keras_vqvae.LookupFreeQuantizer(4),
         lambda: keras_vqvae.SimVectorQuantizer(32, seed=1),
     ],
+    ids=["vector", "fsq", "symmetric fsq", "lfq", "sim"],
 )
-def test_error_falls_with_depth(rng, inner):
+def test_the_error_falls_with_each_stage(rng, inner):
     x = rng.uniform(-1, 1, size=(500, 4)).astype("float32")
     layer = built(keras_vqvae.ResidualQuantizer(inner(), 4))
     if hasattr(layer.quantizers[0], "seed_generator") and hasattr(layer.quantizers[0], "embedding_dim"):
@@ -140,8 +141,9 @@ def test_adapt_is_greedy_k_means(x):
         lambda: keras_vqvae.GroupedQuantizer(vector(), 2),
         lambda: keras_vqvae.ResidualQuantizer(vector(), 2),
     ],
+    ids=["projected", "grouped", "residual"],
 )
-def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
+def test_adapt_passes_the_residual_of_any_stage_to_the_next(x, inner):
     layer = keras_vqvae.ResidualQuantizer(inner(), 2)
     layer.adapt(x, verbose=0)
     second = layer.quantizers[1]
@@ -154,23 +156,23 @@ def test_adapt_goes_on_from_what_a_level_left_whatever_it_wraps(x, inner):
 
 
 @pytest.mark.each_backend
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_a_shared_codebook_learns_once_a_step_from_all_levels(x, levels):
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_shared_codebook_learns_once_per_step_from_all_stages(x, stages):
     """The inputs of all stages update one moving average. They use the codebook from before the step."""
     layer = built(
-        keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), levels, shared_codebook=True)
+        keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9, dead_code_threshold=0), stages, shared_codebook=True)
     )
     shared = layer.quantizers[0]
     expected = oracle.MovingAverage(numpy(shared.codebook), 0.9)
     _, indices, _ = by_hand(layer, x)
-    rests = [x - sum(expected.codebook[indices[:, level]] for level in range(depth)) for depth in range(levels)]
+    rests = [x - sum(expected.codebook[indices[:, stage]] for stage in range(depth)) for depth in range(stages)]
     layer(x, training=True)
     expected.update(np.concatenate(rests))
     np.testing.assert_allclose(numpy(shared.codebook), expected.codebook, atol=1e-5)
     np.testing.assert_allclose(numpy(shared.ema_counts), expected.counts, rtol=1e-5)
 
 
-def test_groups_are_quantized_by_themselves(x):
+def test_groups_are_quantized_independently(x):
     layer = built(keras_vqvae.GroupedQuantizer(vector(), 2))
     quantized, indices = layer(x, return_indices=True)
     errors = []
@@ -190,7 +192,7 @@ def test_groups_are_quantized_by_themselves(x):
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_what_is_frozen_from_the_start_is_frozen_in_wrappers_alone(trainable):
+def test_quantizers_frozen_before_wrapping_stay_frozen(trainable):
     inner = keras_vqvae.ResidualQuantizer(vector(trainable=trainable), 2)
     layer = built(keras_vqvae.GroupedQuantizer(inner, 2))
     assert len(layer.trainable_variables) == (4 if trainable else 0)
@@ -218,7 +220,7 @@ def test_a_projection_is_linear_before_and_after(x, rng):
 
 @pytest.mark.each_backend
 @pytest.mark.parametrize("dim", [2, 6])
-def test_maps_of_a_projection_begin_orthogonal(dim):
+def test_the_maps_of_a_projection_start_orthogonal(dim):
     layer = built(keras_vqvae.ProjectedQuantizer(vector(), dim))
     down, up = numpy(layer.down_kernel), numpy(layer.up_kernel)
     product = down.T @ down if dim < 4 else down @ down.T
@@ -228,7 +230,7 @@ def test_maps_of_a_projection_begin_orthogonal(dim):
     np.testing.assert_array_equal(numpy(layer.down_kernel), down)
 
 
-def test_grouped_residual_finite_scalars_are_a_composition(x):
+def test_grouped_residual_finite_scalars_equal_their_parts(x):
     inner = keras_vqvae.ResidualQuantizer(keras_vqvae.FiniteScalarQuantizer((5, 5)), 3)
     layer = built(keras_vqvae.GroupedQuantizer(inner, 2))
     quantized, indices = layer(x, return_indices=True)
@@ -250,10 +252,10 @@ def test_a_model_trains_measures_and_decodes_several_codebooks(x):
     assert codes.shape == (30, 3)
     np.testing.assert_allclose(model.decode(codes, verbose=0), model.predict(x, verbose=0), atol=1e-5)
     result = model.evaluate(x, verbose=0, return_dict=True)
-    each = [oracle.perplexity(codes[:, level], 8) for level in range(3)]
+    each = [oracle.perplexity(codes[:, stage], 8) for stage in range(3)]
     np.testing.assert_allclose(result["perplexity"], np.mean(each), rtol=1e-4)
     np.testing.assert_allclose(result["min_perplexity"], min(each), rtol=1e-4)
-    used = [len(np.unique(codes[:, level])) / 8 for level in range(3)]
+    used = [len(np.unique(codes[:, stage])) / 8 for stage in range(3)]
     np.testing.assert_allclose(result["codebook_usage"], np.mean(used), rtol=1e-4)
     np.testing.assert_allclose(result["min_codebook_usage"], min(used), rtol=1e-4)
     first = np.where(np.arange(3) < 2, codes, -1)
@@ -262,7 +264,7 @@ def test_a_model_trains_measures_and_decodes_several_codebooks(x):
         model.decode(np.zeros((30, 4), "int32"), verbose=0)
 
 
-def test_freezing_a_wrapper_freezes_what_is_in_it(x):
+def test_freezing_a_wrapper_freezes_its_quantizers(x):
     layer = built(keras_vqvae.ResidualQuantizer(vector(ema_decay=0.9), 2))
     layer.trainable = False
     before = [numpy(weight).copy() for weight in layer.weights]
@@ -286,12 +288,12 @@ def test_freezing_a_wrapper_freezes_what_is_in_it(x):
         ),
     }.values(),
 )
-def test_wrong_arguments_are_named(make, message):
+def test_wrong_arguments_are_named_in_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_one_template_serves_two_wrappers_without_sharing_weights(x):
+def test_two_wrappers_of_one_template_do_not_share_weights(x):
     inner = vector()
     one, other = (built(keras_vqvae.ResidualQuantizer(inner, 2)) for _ in range(2))
     one.quantizers[0].set_codebook(np.zeros((8, 4)))
@@ -307,8 +309,9 @@ def test_one_template_serves_two_wrappers_without_sharing_weights(x):
         (lambda: keras_vqvae.GroupedQuantizer(vector(), 2), 0),
         (lambda: keras_vqvae.GroupedQuantizer(vector(estimator="rotation"), 2), 2),
     ],
+    ids=["ibq", "residual", "grouped", "grouped rotation"],
 )
-def test_the_output_of_a_quantizer_is_computed_once_and_where_it_is_one(x, monkeypatch, layer, times):
+def test_each_quantizer_computes_its_output_once_or_not_at_all(x, monkeypatch, layer, times):
     """A residual of straight-through stages copies the gradient once. IBQ's output occurs in its loss, too."""
     calls = []
     for owner, name in ((estimators, "apply"), (keras_vqvae.IndexBackpropagationQuantizer, "estimate")):
@@ -339,7 +342,7 @@ def test_every_wrapper_wraps_every_wrapper(rng, outside, inside):
     np.testing.assert_array_equal(numpy(layer.encode(x)), numpy(indices))
 
 
-def test_the_indices_of_one_vector_are_decoded_without_further_axes():
+def test_indices_of_a_single_vector_are_decoded_without_a_batch_axis():
     layer = built(keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(8, seed=1), 2), 4)
     codes = [numpy(quantizer.codebook) for quantizer in layer.quantizers]
     np.testing.assert_allclose(numpy(layer.decode([3, 5])), codes[0][3] + codes[1][5], rtol=1e-6)

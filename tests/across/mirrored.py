@@ -103,7 +103,7 @@ with BOTH.scope():
     layer = keras_vqvae.LookupFreeQuantizer(4)
     layer(x)
     assert np.isfinite(sum(layer.losses))
-with pytest.raises(NotImplementedError, match="Batch entropies .* a strategy of 2 replicas"):
+with pytest.raises(NotImplementedError, match="Entropy losses .* a strategy of 2 replicas"):
     train(lambda: keras_vqvae.LookupFreeQuantizer(2), x, BOTH)
 with BOTH.scope():
     model = keras.Sequential([keras.Input((4,)), vectors()])

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
 SCRIPT = pathlib.Path(__file__).with_name("devices.py")
 VECTORS_OF_A_DEVICE = 750
 RUNS = {"one": (1,), "spread": (4,), "codebook": (4, "codebook")}

@@ -8,7 +8,9 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
+pytestmark = pytest.mark.slow
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 EPOCHS = 8
 
@@ -35,7 +37,7 @@ def assert_equal_weights(one, other):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_a_run_that_lost_a_process_goes_on_to_the_numbers_of_one_that_did_not(tmp_path):
+def test_a_run_resumed_after_losing_a_process_ends_like_an_uninterrupted_one(tmp_path):
     folder = tmp_path / "two"
     processes = start_two(folder)
     deadline = time.monotonic() + 120

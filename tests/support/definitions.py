@@ -37,9 +37,9 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
     """
     if isinstance(layer, keras_vqvae.ResidualQuantizer):
         z = z if layer.stage is not None else bounded(layer, z)
-        for level, quantizer in enumerate(layer.quantizers):
-            check_indices(quantizer, z, indices[:, level], slack)
-            z = z - numpy(quantizer.decode(indices[:, level])).astype("float64")
+        for stage, quantizer in enumerate(layer.quantizers):
+            check_indices(quantizer, z, indices[:, stage], slack)
+            z = z - numpy(quantizer.decode(indices[:, stage])).astype("float64")
             slack = slack + 4 * EPSILON * np.abs(z).max(-1, keepdims=True)
     elif isinstance(layer, keras_vqvae.GroupedQuantizer):
         for group, (quantizer, part) in enumerate(
@@ -66,12 +66,12 @@ def check_indices(layer: keras_vqvae.Quantizer, z: np.ndarray, indices: np.ndarr
             length = np.linalg.norm(z, axis=-1, keepdims=True)
             z, slack = z / np.where(length > 0, length, 1), slack / np.where(length > 0, length, 1)
             codes = codes / np.linalg.norm(codes, axis=-1, keepdims=True)
-        centre = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else codes.mean(0)
-        z, codes = z - centre, codes - centre
+        center = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else codes.mean(0)
+        z, codes = z - center, codes - center
         bias = 0 if isinstance(layer, keras_vqvae.IndexBackpropagationQuantizer) else np.square(codes).sum(-1) / 2
         scores = z @ codes.T - bias
         lengths = np.abs(codes).sum(-1).max()
-        rounding = 8 * EPSILON * (np.abs(z).max(-1, keepdims=True) + np.abs(centre).max() + lengths) + slack
+        rounding = 8 * EPSILON * (np.abs(z).max(-1, keepdims=True) + np.abs(center).max() + lengths) + slack
         excess = scores.max(-1) - np.take_along_axis(scores, indices[:, None], -1)[:, 0]
         assert (excess <= (rounding * (2 * lengths))[:, 0] + 1e-37).all(), excess.max()
 

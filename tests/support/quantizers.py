@@ -81,7 +81,7 @@ EVERY = QUANTIZERS | COMPOSED
 
 REPRESENTATIVES = {
     "optimizer": "searches a codebook that the optimizer trains: blocks, gathers, dense gradients",
-    "ema": "updates its codebook in `call`, and draws where dead codes go: sums by code, counts, searches for ranks",
+    "ema": "updates its codebook in `call`, and moves dead codes: sums by code, counts",
     "fsq": "computes its codes, has constants of the input's dtype, and draws noise",
     "gumbel": "draws codes, with gradients through a softmax",
     "residual_shared": "updates one codebook from several stages",
