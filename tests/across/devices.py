@@ -90,8 +90,8 @@ results = {
     for name, layer in layers.items()
     for i, weight in enumerate(layer.weights)
 }
-# The devices do not divide this number of rows. Indices are reduced to one number, because the test compares what crosses
-# devices with the largest of the results.
+# The devices do not divide this number of rows. Indices are reduced to one number, because the test compares what
+# crosses devices with the largest of the results.
 odd = np.asarray(nearest_code(x.reshape(-1, SHAPE[-1])[:2999], layers["ema"].codebook))
 results["odd"] = np.sum(odd * np.arange(1.0, len(odd) + 1))
 # Enough codes for a search in groups.
