@@ -63,7 +63,7 @@ def main() -> None:
     )
     # Digits of 8 x 8 pixels are easier to read when they are small.
     drawn["New images"].savefig(folder / "samples.png", dpi=45)
-    drawn["Use of the codebook"].savefig(folder / "code_use.png", dpi=90)
+    drawn["Codebook usage"].savefig(folder / "code_use.png", dpi=90)
     plot_dead_codes().savefig(folder / "dead_codes.png", dpi=90)
 
 

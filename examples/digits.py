@@ -92,7 +92,7 @@ def draw(arguments: argparse.Namespace) -> page.Sections:
             plotting.plot_code_atlas(model.decode(every_code, verbose=0), quantizer.code_counts),
             "Images decoded from a single code at all positions.",
         ),
-        "Use of the codebook": (plotting.plot_code_use(codes[1], num_embeddings), "Usage on the test images."),
+        "Codebook usage": (plotting.plot_code_use(codes[1], num_embeddings), "Usage on the test images."),
         "Training": (plotting.plot_training(history), "Metrics of the autoencoder for each epoch."),
     }
 

@@ -66,9 +66,12 @@ class CodebookMonitor(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Makes Keras trace evaluation again, with counting.
-        model.test_function = None
         self._in_training = False
+        self._retrace_evaluation()
+
+    def _retrace_evaluation(self) -> None:
+        # A traced evaluation either counts codes or does not, so Keras has to trace the next one again.
+        self.model.test_function = None
 
     def _quantizers(self) -> list[Quantizer]:
         return [q for q in _unique(_find(self.model, Quantizer)) if not q.built or q.code_counts is not None]
@@ -82,14 +85,14 @@ class CodebookMonitor(keras.callbacks.Callback):
     def _report(self, before: Sequence[np.ndarray | int], prefix: str = "") -> dict[str, float]:
         quantizers = self._quantizers()
         found: dict[str, float] = {}
-        # A model that is not built before its first step had no counts.
+        # If the model was built only in its first step, there are no earlier counts.
         before = before or [0] * len(quantizers)
         for quantizer, earlier, now in zip(quantizers, before, self._counts(), strict=True):
             name = prefix + (f"{quantizer.name}_" if len(quantizers) > 1 else "")
             counts = now - earlier
             sizes = quantizer.codebook_sizes
             logs = metrics.summary(counts, sizes)
-            if self.per_codebook and len(logs) > 2:
+            if self.per_codebook and len(sizes) > 1:
                 for index, size in zip(np.ndindex(counts.shape[:-1]), sizes, strict=True):
                     suffix, own = "_".join(map(str, index)), metrics.summary(counts[index][:size])
                     logs |= {f"{log}_{suffix}": value for log, value in own.items()}
@@ -109,7 +112,8 @@ class CodebookMonitor(keras.callbacks.Callback):
             logs.update(self._report(self._before) | self.validation)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        self.set_model(self.model)
+        self._in_training = False
+        self._retrace_evaluation()
 
     def on_test_begin(self, logs: Logs = None) -> None:
         self._before_test = self._counts()
@@ -123,11 +127,13 @@ class CodebookMonitor(keras.callbacks.Callback):
         for weight, counts in zip(self._weights(), self._before_test, strict=False):
             weight.assign(counts)
         if not self._in_training:
-            self.set_model(self.model)
+            self._retrace_evaluation()
 
 
 class TemperatureScheduler(keras.callbacks.Callback):
     """Sets the temperature of every `GumbelQuantizer` at the start of each epoch.
+
+    On TensorFlow, a layer that is built in the first step keeps its initial temperature in the first epoch.
 
     Args:
         schedule: A function that takes the epoch, an integer from 0, and the current temperature, and returns the new

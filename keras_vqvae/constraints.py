@@ -6,9 +6,9 @@ from keras import ops
 from keras_vqvae.types import Tensor
 
 SQUARINGS = 6
-"""The largest singular value is found to within a factor of `n ** (1 / 256)` for `n` rows: 2.5% for 512."""
+"""The bound is at most `n ** (1 / 256)` times the largest singular value, for the smaller side `n`: 1.025 for 512."""
 TINY = 1e-30
-"""Smallest norm, so that zeros can be divided by theirs."""
+"""Lower bound of norms, so that a kernel of zeros is not divided by 0."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")

@@ -16,9 +16,9 @@ from keras_vqvae.backend import backend
 class FigureWriter(keras.callbacks.Callback):
     """Writes figures after each epoch, as PNG files, and to TensorBoard if the package `tensorboard` is installed.
 
-    Functions of the model draw the figures: reconstructions while a `VQVAE` trains, samples while a prior trains, or
-    anything else. With several processes of `torch.distributed`, pass the callback in one of them only. Within the
-    functions, the model's `predict` does not wait for the other processes.
+    You pass functions that take the model and draw the figures: reconstructions while a `VQVAE` trains, samples while a
+    prior trains, or anything else. With several processes of `torch.distributed`, pass the callback in one of them
+    only. Within the functions, the model's `predict` does not wait for the other processes.
 
     ```python
     def reconstructions(model):

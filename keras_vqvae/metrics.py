@@ -50,19 +50,18 @@ def summary(counts: Tensor, sizes: Sequence[int] = (), samples: Tensor | None = 
 
     With several codebooks, these are means, and `min_perplexity` and `min_codebook_usage` are the values of the worst
     one. If `samples`, the number of samples, is given, `bits_per_sample` is the size of a sample's indices after
-    entropy coding.
+    entropy coding, summed over the codebooks.
     """
     counts = ops.convert_to_tensor(counts)
     entropy, totals = _entropy(counts)
     each = {"perplexity": ops.minimum(ops.exp(entropy), totals), "codebook_usage": usage(counts, sizes)}
     bits = entropy * (1 / math.log(2))
     found = each | {"bits_per_index": bits}
+    if len(entropy.shape):
+        found = {name: ops.mean(values) for name, values in found.items()}
     if samples is not None:
-        found["bits_per_sample"] = bits * totals / backend.at_least(ops.cast(samples, "float32"), 1.0)
-    if not entropy.shape:
-        return found
-    total_bits = {name: ops.sum(found.pop(name)) for name in ("bits_per_sample",) if name in found}
-    found = {name: ops.mean(values) for name, values in found.items()} | total_bits
+        bits = bits * totals / backend.at_least(ops.cast(samples, "float32"), 1.0)
+        found["bits_per_sample"] = ops.sum(bits) if len(entropy.shape) else bits
     if math.prod(entropy.shape) > 1:
         found |= {f"min_{name}": ops.min(values) for name, values in each.items()}
     return found
@@ -115,10 +114,7 @@ class _CodeCounts(keras.metrics.Metric):
         self.reduction = reduction
         # Integers, because a float32 cannot count beyond 2^24.
         self.counts = self.add_variable(
-            shape=(len(self._sizes), max(self._sizes)),
-            initializer="zeros",
-            dtype=backend.COUNTER,
-            name="counts",
+            shape=(len(self._sizes), max(self._sizes)), initializer="zeros", dtype=backend.COUNTER, name="counts"
         )
 
     def update_state(self, indices: Tensor) -> None:
@@ -153,6 +149,7 @@ class CodebookPerplexity(_CodeCounts):
             `MultiScaleQuantizer`. Defaults to `1`.
         reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
         name: Name of the metric. Defaults to `"perplexity"`, or `"min_perplexity"`.
+        dtype: Dtype of the metric, as for every Keras metric. Defaults to `None`.
 
     Example:
 
@@ -179,6 +176,7 @@ class CodebookUsage(_CodeCounts):
             `MultiScaleQuantizer`. Defaults to `1`.
         reduction: `"mean"` over the codebooks, or `"min"`, the value of the worst. Defaults to `"mean"`.
         name: Name of the metric. Defaults to `"codebook_usage"`, or `"min_codebook_usage"`.
+        dtype: Dtype of the metric, as for every Keras metric. Defaults to `None`.
 
     Example:
 

@@ -79,7 +79,7 @@ def plot_samples(images: np.ndarray | dict[str, np.ndarray], max_images: int = 1
 
 
 def plot_code_maps(images: np.ndarray, codes: np.ndarray, num_embeddings: int, max_images: int = 12) -> Figure:
-    """Draws images above the maps of their codes, with one colour for each code.
+    """Draws images above the maps of their codes, with one color for each code.
 
     Args:
         images: `[samples, height, width]` or `[samples, height, width, channels]`, in 0..1.
@@ -93,11 +93,11 @@ def plot_code_maps(images: np.ndarray, codes: np.ndarray, num_embeddings: int, m
             "`codes` must have shape [samples, rows, columns]. Select one code per position, such as `codes[..., 0]`. "
             f"Received: codes of shape {codes.shape}"
         )
-    colours = {"cmap": "turbo", "vmin": 0, "vmax": num_embeddings - 1, "interpolation": "nearest"}
+    colors = {"cmap": "turbo", "vmin": 0, "vmax": num_embeddings - 1, "interpolation": "nearest"}
     return _strips(
-        [("image", images, _grey(images)), ("codes", codes, colours)],
+        [("image", images, _grey(images)), ("codes", codes, colors)],
         max_images,
-        f"Codes: {codes.shape[1]} x {codes.shape[2]} per image, one colour for each of {num_embeddings}",
+        f"Codes: {codes.shape[1]} x {codes.shape[2]} per image, one color for each of {num_embeddings}",
     )
 
 
@@ -127,10 +127,10 @@ def plot_code_use(codes: np.ndarray, num_embeddings: int, num_codebooks: int | S
         axis.stairs(fractions, fill=not several, label=f"codebook {number}" if several else None)
     axis.axhline(1 / num_embeddings, color="black", linestyle="dashed", linewidth=1, label="uniform use")
     axis.set(xlabel="code, by rank", ylabel="fraction of positions", xlim=(0, num_embeddings))
-    title = f"Use of the codebook: {used[0]} of {num_embeddings} codes, perplexity {perplexities[0]:.0f}"
+    title = f"Codebook usage: {used[0]} of {num_embeddings} codes, perplexity {perplexities[0]:.0f}"
     if several:
         title = (
-            f"Use of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes on average, at least "
+            f"Usage of {len(used)} codebooks: {np.mean(used):.0f} of {num_embeddings} codes on average, at least "
             f"{min(used)}\nPerplexity {np.mean(perplexities):.0f} on average, at least {min(perplexities):.0f}"
         )
     axis.set_title(title)

@@ -45,8 +45,9 @@ def live_config(layer: keras.Layer) -> dict[str, Any]:
 
 
 def fresh_initializer(initializer: Any, number: int) -> Any:
-    """Returns an initializer with another seed, for copy `number` of a layer. Without a seed, returns the same one."""
+    """Returns an initializer with another seed, for copy `number` of a layer, or the same one if it takes no seed."""
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    # `()` stands for an initializer that takes no seed.
     seed = config.get("seed", ())
     if seed is None or isinstance(seed, int):
         return type(initializer).from_config({**config, "seed": None if seed is None else seed + number})

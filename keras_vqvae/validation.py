@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_vqvae.backend import backend
-from keras_vqvae.types import Tensor
+from keras_vqvae.types import Sizes, Tensor
 
 INT32_MAX = 2**31 - 1
 """The largest int32. Indices and seeds are int32."""
@@ -134,6 +134,20 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
+def shapes_fit(a: Sizes, b: Sizes) -> bool:
+    """Whether two shapes are equal, where `None` matches any size."""
+    return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
+
+
+def target_fits(target: Sizes, prediction: Sizes) -> bool:
+    """Whether two shapes are equal, where `None` matches any size and either may have one more last axis, of size 1."""
+    if len(target) == len(prediction) + 1 and target[-1] == 1:
+        target = target[:-1]
+    elif len(prediction) == len(target) + 1 and prediction[-1] == 1:
+        prediction = prediction[:-1]
+    return shapes_fit(target, prediction)
+
+
 def code_indices(name: str, indices: Tensor, num_embeddings: int, min_index: int = 0) -> Tensor:
     """Returns `indices` as an int32 tensor. Raises an error if one is not from `min_index` to `num_embeddings - 1`.
 
@@ -162,19 +176,15 @@ def code_indices(name: str, indices: Tensor, num_embeddings: int, min_index: int
 
 
 def within_codebooks(
-    name: str,
-    indices: Tensor,
-    sizes: tuple[int, ...],
-    codebooks: tuple[int, ...] | None,
-    index_shape: tuple[int, ...],
+    name: str, indices: Tensor, sizes: tuple[int, ...], codebooks: tuple[int, ...] | None, index_shape: tuple[int, ...]
 ) -> Tensor:
-    """Returns `indices`. Raises an error if an index is out of the range of its codebook. Compiled code clips it.
+    """Returns `indices`. Raises an error if one is out of its codebook's range. Compiled code clips the index instead.
 
     Args:
         name: Name of the argument.
         indices: Int32 `[..., *index_shape]`, within the range of the largest codebook.
         sizes: Number of codes of each codebook.
-        codebooks: Number of the codebook of each index of a sample. `None` if each index has its own codebook.
+        codebooks: For each index of a sample, which codebook it belongs to, from 0. `None` if each has its own.
         index_shape: Last axes of the indices.
     """
     if len(set(sizes)) == 1:

@@ -72,6 +72,15 @@ def test_equal_seeds_give_equal_codes(rng):
         assert (one != third).any()
 
 
+def test_set_random_seed_determines_the_codes(rng):
+    vectors, found = rng.normal(size=(100, 3)).astype("float32"), []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        found.append(fit(vectors, 8, epochs=2)[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
 def test_nonfinite_vectors_are_ignored(rng):
     vectors = rng.normal(size=(50, 3)).astype("float32")
     codes, _ = fit(vectors, 4, seed=1)

@@ -70,7 +70,7 @@ def test_code_usage_is_counted():
     (steps,) = figure.axes[0].patches
     np.testing.assert_allclose(steps.get_data().values, [0.75, 0.25, 0, 0])
     # exp of the entropy of 3 / 4 and 1 / 4 is 1.75.
-    assert figure.axes[0].get_title() == "Use of the codebook: 2 of 4 codes, perplexity 2"
+    assert figure.axes[0].get_title() == "Codebook usage: 2 of 4 codes, perplexity 2"
 
 
 @pytest.mark.parametrize("cells", [2, (1, 3)])
@@ -83,7 +83,7 @@ def test_code_usage_is_counted_per_codebook(cells):
     np.testing.assert_allclose(first.get_data().values, [1, 0, 0, 0])
     assert second.get_data().values[3] == 0
     assert np.count_nonzero(second.get_data().values) == 3
-    lines = "Use of 2 codebooks: 2 of 4 codes on average, at least 1\nPerplexity 2 on average, at least 1"
+    lines = "Usage of 2 codebooks: 2 of 4 codes on average, at least 1\nPerplexity 2 on average, at least 1"
     assert figure.axes[0].get_title() == lines
 
 

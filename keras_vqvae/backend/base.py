@@ -16,7 +16,7 @@ Returned = TypeVar("Returned")
 class Backend(Gradients):
     """Operations that differ between backends. A subclass overrides those that its backend does differently.
 
-    The base classes group the operations by subject. This class has programs, states and replicas.
+    The base classes group the operations by subject. This class adds compiled programs, variables and replicas.
     """
 
     COUNTER = "int64"

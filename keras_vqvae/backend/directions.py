@@ -14,8 +14,9 @@ def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Implements `Backend.normalize`, with automatic differentiation."""
     # Replaces NaN and infinity by 0. Their NaN gradient would spread to the codes, which all vectors share.
     x = ops.where(ops.isfinite(x), x, 0.0)
-    # Divides by the mean magnitude first, because squares of small numbers underflow. An empty batch has a mean, and no
-    # maximum. Each element is divided by the number of elements before the sum, which could otherwise overflow.
+    # Divides by the mean magnitude first, because squares of small numbers underflow. Not by the maximum, which Keras
+    # does not compute for an empty batch. Each element is divided by the number of elements before the sum, which could
+    # otherwise overflow.
     scale = ops.stop_gradient(ops.sum(ops.abs(x) / x.shape[-1], axis=-1, keepdims=True))
     x = x / ops.where(scale > 0, scale, 1.0)
     # The square root has no gradient at 0, so `where` comes before it.

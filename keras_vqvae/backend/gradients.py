@@ -32,17 +32,17 @@ class Gradients(Search):
     def scores(self, vectors: Tensor, codes: Tensor) -> Tensor:
         """Returns `-|z - e|^2` plus a constant for each vector: `[N, D]`, `[K, D]` -> `[N, K]`.
 
-        Vectors and codes are shifted so that the mean of the codes is 0. This keeps the distances, which rounding would
-        distort between points far from 0.
+        Vectors and codes are shifted so that the mean of the codes is 0. This changes no distance, and avoids the
+        rounding errors of products far from 0.
         """
         centre = ops.stop_gradient(ops.mean(codes, axis=0))
         vectors, codes = self.zero_nonfinite(vectors) - centre, codes - centre
         return 2 * (self.matmul(vectors, ops.transpose(codes)) + self.search_bias(codes))
 
     def relax(self, codes: Tensor, p: Tensor, codebook: Tensor) -> Tensor:
-        """Returns `codes`, with their own gradient, and for `p` with the gradient of the mean codes `p codebook`.
+        """Returns the values of `codes`. `codes` get the gradient, and `p` gets it as if the output were `p codebook`.
 
-        `[N, D]`, `[N, K]`, `[K, D]` -> `[N, D]`.
+        `[N, D]`, `[N, K]`, `[K, D]` -> `[N, D]`. The codebook gets no gradient.
         """
         return codes + self.matmul(p - ops.stop_gradient(p), codebook)
 

@@ -70,7 +70,7 @@ class JaxBackend(Backend):
         return not _codes_sharded() and super().in_groups(num_embeddings)
 
     def argmax(self, x: Tensor) -> Tensor:
-        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
+        # `Search.argmax` takes a maximum, which XLA would compute from all scores, and not from the maxima of groups.
         return jax.lax.argmax(x, 1, "int32")
 
     def parts_of_rows(self, rows: int) -> int:
@@ -89,19 +89,15 @@ class JaxBackend(Backend):
         # Counts are limited to the largest integer. Otherwise they would overflow to negative numbers.
         counter.assign(jax.numpy.minimum(counter.value, jax.numpy.iinfo(self.COUNTER).max - counts) + counts)
 
-    def _on_each_device(
-        self, function: Callable[..., Tensor], in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
-    ) -> Callable[..., Tensor]:
-        """Applies `function` to each device's part separately. XLA would gather all parts on every device."""
-        mesh = keras.distribution.distribution().device_mesh.backend_mesh
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
     def best_indices(self, scores: Tensor, count: int) -> Tensor:
         best_indices = super().best_indices
         if self.parts_of_rows(scores.shape[0]) == 1:
             return best_indices(scores, count)
-        rows = PartitionSpec(keras.distribution.distribution().batch_dim_name)
-        return self._on_each_device(lambda part: best_indices(part, count), (rows,), rows)(scores)
+        # On each device separately, because XLA would gather all rows on every device.
+        distribution = keras.distribution.distribution()
+        mesh, rows = distribution.device_mesh.backend_mesh, PartitionSpec(distribution.batch_dim_name)
+        own = functools.partial(best_indices, count=count)
+        return jax.shard_map(own, mesh=mesh, in_specs=(rows,), out_specs=rows)(scores)
 
 
 def _codes_sharded() -> bool:

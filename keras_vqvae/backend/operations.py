@@ -85,6 +85,6 @@ class Operations:
     def zero_nonfinite(self, x: Tensor) -> Tensor:
         """Replaces elements of `x` without a finite square by 0.
 
-        These vectors are masked anyway, but their NaN gradient would reach every weight through a product.
+        Vectors with such an element are masked anyway. But a NaN gradient would reach every weight through a product.
         """
         return ops.where(ops.abs(x) < 1e19, x, 0.0)

@@ -16,12 +16,11 @@ class Search(Rows):
     ACCELERATOR_SCORES = 1 << 26
     """Scores per search block on an accelerator."""
     BLOCK_CODES = 4096
-    """Fewest codes per search block. It was the fastest of 1024 to 8192: XLA's products need more codes than oneDNN's.
-    """
+    """Minimum block size in codes. It was the fastest of 1024 to 8192: XLA's products need more codes than oneDNN's."""
     GROUP_CODES = 64
     """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
     MAX_BLOCKS = 64
-    """Most blocks of codes in one program, which contains each of them. XLA takes 10 times as long to compile 256."""
+    """Maximum number of blocks. A program contains each block, and XLA takes 10 times as long to compile 256."""
 
     def block_scores(self, like: Tensor) -> int:
         """Scores per search block on the device of `like`."""
@@ -40,7 +39,7 @@ class Search(Rows):
     def best_code(self, vectors: Tensor, codes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Maximum of each row of `vectors codes^T + bias`, and its first index.
 
-        `[n, D]`, `[k, D]`, `[k]` -> `[n]`, int32 `[n]`.
+        `[n, D]`, `[k, D]`, `[k]` -> `[n]`, integers `[n]`.
         """
         # The bias is one more dimension of the product, so that no other pass over the scores has to add it. It also
         # keeps XLA from fusing a product over a single dimension with several operations, and rounding it differently.

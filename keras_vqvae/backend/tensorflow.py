@@ -36,16 +36,16 @@ class TensorFlowBackend(Backend):
         self, function: Callable[[Tensor], Sequence[Tensor]], blocks: Tensor, outputs: Outputs
     ) -> Sequence[Tensor]:
         # `ops.map` would create lists of tensors, which OpenVINO does not support.
-        def search(block: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+        def step(block: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
             pairs = zip(found, function(blocks[:, block]), strict=True)
             return block + 1, *(tf.tensor_scatter_nd_update(old, [[block]], [new]) for old, new in pairs)
 
         n, count, _ = ops.shape(blocks)
-        none = (0, *(tf.zeros((count, n, *shape), dtype) for shape, dtype in outputs))
-        return tf.while_loop(lambda block, *_: block < count, search, none)[1:]
+        start = (0, *(tf.zeros((count, n, *shape), dtype) for shape, dtype in outputs))
+        return tf.while_loop(lambda block, *_: block < count, step, start)[1:]
 
     def argmax(self, x: Tensor) -> Tensor:
-        # The general form takes a maximum. XLA would merge it with the maxima of groups, and read all scores again.
+        # `Search.argmax` takes a maximum, which XLA would compute from all scores, and not from the maxima of groups.
         return tf.argmax(x, 1, "int32")
 
     def pick_rows(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class TensorFlowBackend(Backend):
     def mean_over_replicas(self, x: Tensor) -> Tensor:
         if self._replica() is not None:
             raise NotImplementedError(
-                "Batch entropies are not supported with several TensorFlow replicas. "
-                "Use `DataParallel` on JAX or `torch.distributed` on PyTorch. "
+                "Entropy losses are not supported with several TensorFlow replicas. Use `entropy_weight=0` and no "
+                "`AssignmentEntropy`, or use `DataParallel` on JAX, or `torch.distributed` on PyTorch. "
                 f"Received: a strategy of {self.replicas_in_turns()} replicas"
             )
         return x

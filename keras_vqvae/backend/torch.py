@@ -128,7 +128,7 @@ class TorchBackend(Replicas):
     def count_true(self, x: Tensor) -> Tensor:
         return x.sum(dtype=torch.float32)
 
-    # Keras would copy the scalars of these from the host.
+    # In the next four methods, Keras would copy a number from the host at every call.
 
     def at_least(self, x: Tensor, minimum: float) -> Tensor:
         return torch.clamp(x, min=minimum)

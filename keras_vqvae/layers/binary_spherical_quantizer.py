@@ -20,7 +20,15 @@ class BinarySphericalQuantizer(BinaryQuantizer):
     BSQ was designed for large codebooks. `VectorQuantizer` had a lower error with 1,024 and with 16,384 codes: see
     `docs/studies/quantizers.md` and `docs/studies/large-codebooks.md`.
 
-    Arguments, inputs, outputs and errors are the same as for `LookupFreeQuantizer`.
+    Args:
+        num_bits: Number of bits, `D`, from 1 to 30. There are 2^D codes. The input's last axis has `D` elements.
+        commitment_weight: Weight of the commitment loss, at least 0. Defaults to `0.25`.
+        entropy_weight: Weight of the entropy loss, at least 0. Defaults to `0.1`.
+        diversity_weight: Weight of `H(E[p])` relative to `E[H(p)]`, at least 0. Defaults to `1.0`.
+        temperature: Temperature of the soft assignments `p`, above 0. Defaults to `0.01`.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
+
+    Inputs, outputs and errors are the same as for `LookupFreeQuantizer`.
 
     Example:
 

@@ -22,11 +22,11 @@ class CountedCodes(keras.Layer):
     num_embeddings: int
     """Number of codes of the codebook, or of the largest codebook if there are several."""
     index_shape: tuple[int, ...] = ()
-    """Shape of one vector's indices: `()`, or one axis for each residual or group that the index passes through."""
+    """Shape of one vector's indices: `()`, or one axis for each nested `ResidualQuantizer` or `GroupedQuantizer`."""
     has_codebook: bool = False
     """Whether codes are weights. Weights take more memory than counts, so any number of such codes is counted."""
     codebooks: tuple[int, ...] | None = None
-    """For each index of a sample, the number of its codebook, counted in the order of `codebook_shape`. `None` if each
+    """For each index of a sample, which codebook it belongs to, from 0 in the order of `codebook_shape`. `None` if each
     index has its own codebook."""
     count_in_inference: bool = False
     """Whether codes are counted in inference, too. `CodebookMonitor` sets it during an evaluation."""

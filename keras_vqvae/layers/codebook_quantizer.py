@@ -47,15 +47,17 @@ class CodebookQuantizer(CodebookWeights):
         embedding_dim: Size of a code, `D`, or `None` for the size of the input's last axis.
         distance: How vectors and codes are compared. `"euclidean"`: by Euclidean distance. `"direction"`: by cosine
             similarity; losses and output use the codes at their own norm. `"cosine"`: by cosine similarity; losses
-            and output use vectors and codes scaled to unit norm.
-        estimator: Gradient estimator: a name, or a function of vectors and codes.
-        dead_code_threshold: A code is dead if its moving count is below this fraction of the mean over all codes. In
-            training, dead codes move onto vectors of the batch. 0 turns this off.
-        embeddings_initializer: Initializer of the codebook, `[K, D]`, or `None`: normal with a standard deviation of
-            `1 / sqrt(D)`, or uniform within `sqrt(3 / (16 K))` for the rotation.
-        embeddings_regularizer: Regularizer of the codebook, or `None`.
-        embeddings_constraint: Constraint of the codebook, or `None`.
-        seed: Integer seed of the default initializer and of all draws, or `None`.
+            and output use vectors and codes scaled to unit norm. Defaults to `"euclidean"`.
+        estimator: Gradient estimator: a name, or a function of vectors and codes. Defaults to `"straight_through"`.
+        dead_code_threshold: A code is dead if a moving average of how often it is chosen is below this fraction of the
+            mean over all codes. In training, dead codes move onto vectors of the batch. 0 turns this off. Defaults
+            to `0.1`.
+        embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
+            deviation of `1 / sqrt(D)`. For `"rotation"`: uniform between `-sqrt(3 / (16 K))` and `sqrt(3 / (16 K))`.
+        embeddings_regularizer: Regularizer of the codebook. Defaults to `None`.
+        embeddings_constraint: Constraint of the codebook. Defaults to `None`.
+        seed: Integer seed of the default initializer and of all draws. Defaults to `None`, a random seed.
+        **kwargs: `name`, `dtype` and `trainable`, as for every layer.
     """
 
     supports_beam_search = True
@@ -104,8 +106,7 @@ class CodebookQuantizer(CodebookWeights):
             self._constraint = geometry.unit
             if embeddings_constraint is not None:
                 raise ValueError(
-                    "`embeddings_constraint` must be None if `distance='cosine'`, which already keeps codes at unit "
-                    "norm. "
+                    "`embeddings_constraint` must be None if `distance='cosine'`, which keeps codes at unit norm. "
                     f"Received: embeddings_constraint={validation.shown(embeddings_constraint)}"
                 )
 

@@ -16,9 +16,8 @@ from keras_vqvae.types import FromKeras, Tensor
 class CodebookWeights(Quantizer):
     """Base class of quantizers whose codes are weights `[K, D]`. It creates, constrains, assigns and resizes them.
 
-    A codebook that the optimizer owns is the sum of two weights: the trainable `codebook` and, if dead codes are moved
-    or codes are constrained, the non-trainable `offset_codebook`. A call of a layer can update non-trainable weights
-    only, so it moves a dead code by its offset. The attribute `codebook` is the sum.
+    `CodebookQuantizer` describes the two weights of a codebook that the optimizer owns. A call of a layer can update
+    non-trainable weights only, so it moves a dead code by its offset.
 
     Args:
         num_embeddings, embedding_dim, seed: See `CodebookQuantizer`.
@@ -158,15 +157,7 @@ class CodebookWeights(Quantizer):
         Raises:
             ValueError: If all counts are 0.
         """
-        used_counts = resized.checked_counts(self, counts)
-        used = np.flatnonzero(used_counts)
-        if not len(used):
-            name = "code_counts" if counts is None else "counts"
-            raise ValueError(
-                f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
-                "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`. "
-                f"Received: {name} of shape {used_counts.shape}, all zeros"
-            )
+        used = np.flatnonzero(resized.used_codes(self, counts))
         return resized.with_codes(self, used, len(used))
 
     def get_config(self) -> dict[str, Any]:

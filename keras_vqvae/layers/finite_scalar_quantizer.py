@@ -77,14 +77,14 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         # The shift keeps 0 at 0 for even numbers of levels.
         of_bound = np.arctanh(offset / half), half / scale, offset / scale
         self._shift, self._half, self._offset = (tuple(x.tolist()) for x in of_bound)
-        self._bounds = self._scale = tuple(scale.tolist())
+        self._first_scale = self._scale = tuple(scale.tolist())
         self._lowest = (-1.0,) * len(self.levels)
         self._last = tuple((steps - 1).tolist())
 
     def set_stage(self, stage: int) -> None:
         super().set_stage(stage)
         if stage:
-            self._scale = tuple(bound * n**stage for bound, n in zip(self._bounds, self.levels, strict=True))
+            self._scale = tuple(first * n**stage for first, n in zip(self._first_scale, self.levels, strict=True))
             self._lowest = tuple((1 - n) / (2 * scale) for scale, n in zip(self._scale, self.levels, strict=True))
 
     def bound(self, vectors: Tensor) -> Tensor:

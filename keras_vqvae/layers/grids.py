@@ -88,7 +88,7 @@ class FixedGrids:
         return (axes[0], *self._grid)
 
     def filled(self, x: Tensor) -> Tensor:
-        """Pads a grid with zeros to a size that the scales divide. Fixed grids need none: `[n, *grid, D]`."""
+        """Returns a grid `[n, *grid, D]` as it is. Only strided grids are padded."""
         return x
 
     def shrink(self, x: Tensor, scale: int) -> Tensor:

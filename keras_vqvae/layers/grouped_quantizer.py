@@ -12,7 +12,7 @@ from keras_vqvae.layers import input_checks, wrappers
 from keras_vqvae.layers.codebook_quantizer import CodebookQuantizer
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.layers.record import Record
-from keras_vqvae.layers.resized import ResizableWrapper, checked_counts
+from keras_vqvae.layers.resized import ResizableWrapper, used_codes
 from keras_vqvae.ops import search
 from keras_vqvae.types import Tensor
 
@@ -26,8 +26,9 @@ class GroupedQuantizer(ResizableWrapper):
     Args:
         quantizer: The quantizer of a group, not built. Each group has a copy of it, with its own seed.
         num_groups: Number of groups, `G`, which must divide the input's last axis.
-        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training. How many is
-            random for each sample, from 1 to all. The other groups have code 0 and index -1. Defaults to `0.0`.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first groups in training. For each of
+            these samples, the number of groups is drawn, from 1 to all. The other groups output zeros, and have the
+            index -1. Defaults to `0.0`.
         seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.
         **kwargs: `name`, `dtype` and `trainable`, as for every layer.
 
@@ -40,7 +41,8 @@ class GroupedQuantizer(ResizableWrapper):
         `decode` reads -1 as "no code".
 
     Raises:
-        ValueError: If `quantizer` is not a quantizer or built already, or `num_groups` does not divide the last axis.
+        ValueError: If `quantizer` is not a quantizer, or is built already. If `num_groups` does not divide the last
+            axis.
 
     Example: residual quantization of two groups.
 
@@ -163,15 +165,7 @@ class GroupedQuantizer(ResizableWrapper):
         Raises:
             ValueError: If all counts are 0.
         """
-        counted = checked_counts(self, counts)
-        most = int(np.max(np.sum(counted > 0, axis=-1)))
-        if not most:
-            name = "code_counts" if counts is None else "counts"
-            raise ValueError(
-                f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
-                f"`training=True`, first. Received: {name} of shape {counted.shape}, all zeros"
-            )
-        return self.resize(most, counted)
+        return self.resize(int(np.max(np.sum(used_codes(self, counts), axis=-1))), counts)
 
     def get_config(self) -> dict[str, Any]:
         return {

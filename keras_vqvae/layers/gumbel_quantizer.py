@@ -32,19 +32,19 @@ class _Draw(Record):
 class GumbelQuantizer(CodebookQuantizer):
     """Draws codes at random in training, near codes more often, and takes the nearest in inference (Gumbel-softmax).
 
-    A code is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise `g`. Its gradient is the gradient of
-    `softmax((a + g) / temperature) E`. With `distance="direction"` the `z` and `e` in `a` are scaled to unit norm. The
-    layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform usage. The callback
-    `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with `N x K`. The indices that
-    the layer returns and counts always name the nearest codes, although training may draw other ones.
+    For a vector `z`, a code `e` of the codebook `C` is drawn by `argmax(a + g)` with `a = -|z - e|^2` and Gumbel noise
+    `g`. Its gradient is the gradient of `softmax((a + g) / temperature) C`. With `distance="direction"` the `z` and `e`
+    in `a` are scaled to unit norm. The layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform
+    usage. The callback `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with
+    `N x K`. The indices that are returned and counted are those of the nearest codes, even if training draws others.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
         embedding_dim: Size of a code, `D`. Defaults to `None`: the size of the input's last axis.
         temperature: Initial temperature of the relaxation, above 0. Defaults to `1.0`.
         kl_weight: Weight of the KL divergence from uniform usage, at least 0. Defaults to `5e-4`.
-        **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint`, `distance` and `seed` of
-            `VectorQuantizer`, and `name`, `dtype` and `trainable`.
+        **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint`, `distance`,
+            `dead_code_threshold` and `seed` of `VectorQuantizer`, and `name`, `dtype` and `trainable`.
 
     Inputs, outputs and errors are the same as for `VectorQuantizer`.
 

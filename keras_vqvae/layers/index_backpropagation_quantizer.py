@@ -17,11 +17,11 @@ from keras_vqvae.types import Tensor
 class IndexBackpropagationQuantizer(CodebookQuantizer):
     """Replaces each vector by the code of highest inner product, with a gradient for all codes (IBQ).
 
-    With `p = softmax(z E^T)` and `h = onehot(argmax p) + p - stop_gradient(p)`, the output is `h E`. Its value is the
-    code `q`, and its gradient reaches the vector and all codes. The layer adds the losses `mean((h E - z)^2)`,
-    `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`. It also adds the entropy loss
-    `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))`, where `p' = softmax(z E^T / temperature)`. Without the
-    entropy loss, a few codes take all vectors. In training, memory grows with `N x K`.
+    For a vector `z` and the codebook `C`, `p = softmax(z C^T)` and `h = onehot(argmax p) + p - stop_gradient(p)`. The
+    output is `h C`. Its value is the code `q`, and its gradient reaches the vector and all codes. The layer adds the
+    losses `mean((h C - z)^2)`, `mean((stop_gradient(q) - z)^2)` and `0.25 mean((q - stop_gradient(z))^2)`. It also adds
+    the entropy loss `entropy_weight * (E[H(p')] - diversity_weight * H(E[p']))`, with the mean `E` over vectors and
+    `p' = softmax(z C^T / temperature)`. Without it, few codes take all vectors. In training, memory grows with `N x K`.
 
     IBQ was designed for large codebooks. With 1,024 codes, `VectorQuantizer` has a lower error: see
     `docs/studies/quantizers.md`.
@@ -33,7 +33,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         diversity_weight: Weight of `H(E[p'])` relative to `E[H(p')]`, at least 0. Defaults to `1.0`.
         temperature: Temperature of the soft assignments `p'`, above 0. Defaults to `0.01`.
         **kwargs: `embeddings_initializer`, `embeddings_regularizer`, `embeddings_constraint` and `seed` of
-            `VectorQuantizer`, and `name`, `dtype` and `trainable`.
+            `VectorQuantizer`, and `name`, `dtype` and `trainable`. `distance="cosine"` scales vectors and codes to unit
+            norm.
 
     Inputs, outputs and errors are the same as for `VectorQuantizer`.
 
@@ -76,8 +77,8 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         self.temperature = validation.positive("temperature", temperature)
 
     def search(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        # A search for the nearest code finds the largest inner product: `|z' - e'|^2` is `|z|^2 + M - 2 z e` for
-        # vectors `z' = (z, 0)` and codes `e' = (e, sqrt(M - |e|^2))`, which all have the norm `sqrt(M)`.
+        # A search for the nearest code finds the largest inner product: with the largest `|e|^2` as `M`, the distance
+        # `|z' - e'|^2` of `z' = (z, 0)` and `e' = (e, sqrt(M - |e|^2))` is `|z|^2 + M - 2 z e`.
         codes = ops.stop_gradient(codes)
         squares = ops.sum(ops.square(codes), axis=-1, keepdims=True)
         codes = ops.concatenate([codes, ops.sqrt(ops.amax(squares) - squares)], axis=-1)
@@ -92,7 +93,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     def compute_losses(self, record: Record) -> dict[str, Tensor]:
         added = record.squared_errors(1.0, 0.25)
-        # `mean((h E - z)^2)` has the value of the commitment loss, because the value of `h E` is the code.
+        # `mean((h C - z)^2)` has the value of the commitment loss, because the value of `h C` is the code.
         slope = record.differences * (2 / record.vectors.shape[-1]) / backend.at_least(record.count, 1.0)
         pairs = [(record.vectors, slope), (record.output, -slope)]
         added = {"output_loss": backend.with_gradients(ops.stop_gradient(added["commitment_loss"]), pairs), **added}

@@ -87,7 +87,7 @@ def check_channels_last(quantizer: "Quantizer", inputs: keras.KerasTensor) -> No
         order = (*range(2, len(inputs.shape)), 1)
         raise ValueError(
             f"`{quantizer.name}` quantizes vectors along the last axis, and the channels of `{source.name}` are the "
-            f"first axis. Put `keras.layers.Permute({order})` before the quantizer. "
+            f"axis after the batch. Put `keras.layers.Permute({order})` before the quantizer. "
             f"Received: data_format='channels_first', input_shape={tuple(inputs.shape)}"
         )
 

@@ -114,8 +114,4 @@ class ProjectedQuantizer(ResizableWrapper):
         self.quantizer.adapt(self.down(ops.convert_to_tensor(vectors, dtype="float32")), **keywords)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "quantizer": serialization.saved(self.template.quantizer),
-            "dim": self.dim,
-        }
+        return {**super().get_config(), "quantizer": serialization.saved(self.template.quantizer), "dim": self.dim}

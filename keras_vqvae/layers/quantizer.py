@@ -27,14 +27,15 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     - `assign(vectors)`: returns the int32 indices of the codes, `[N]`. Alternatively `choose(vectors)`, which returns
       indices and codes.
     - `lookup(indices)`: returns the codes `[N, D]`, differentiable with respect to the codebook.
-    - `estimate(vectors, codes, training)`: returns the output and defines the encoder's gradient. Defaults to
-      straight-through.
+    - `estimate(vectors, codes, training)`: returns the output and defines the encoder's gradient. `training` is `False`
+      in inference and for a frozen layer. Defaults to straight-through.
     - `compute_losses(record)`: returns float32 scalars by name, means over `record.valid`. Defaults to no losses.
-    - `update(record, counts)`: updates the layer's own state in training. Defaults to no update.
+    - `update(record, counts)`: updates the layer's own state in training. `counts` is how often each code was chosen,
+      int32 `[K]`, or `None` if codes are not counted. Defaults to no update.
 
-    A wrapper implements `quantize_vectors`, `compute_output`, `lookup` and `index_shape`. A wrapper that quantizes
-    whole grids sets `quantizes_grids = True`, and also implements `index_axes` and `vector_axes`. Its
-    `quantize_vectors` gets `[batch, *grid, D]`, and its `lookup` gets indices in the shape that `encode` returns.
+    A wrapper, a quantizer made of other quantizers, implements `quantize_vectors`, `compute_output`, `lookup` and
+    `index_shape`. If it quantizes whole grids, it sets `quantizes_grids = True`, and also implements `index_axes` and
+    `vector_axes`. Its `quantize_vectors` gets `[batch, *grid, D]`, and its `lookup` gets what `encode` returns.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.

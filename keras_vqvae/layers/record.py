@@ -27,8 +27,8 @@ class Record:
         codes: Codes `[N, D]`. Their gradient reaches the codebook.
         training: Whether the layer was called with `training=True`.
         parts: Records of the inner quantizers of a wrapper.
-        used: Booleans `[N]` under quantizer dropout. `False` for vectors that do not use the quantizer: they get the
-            code 0 and the index -1. `None` if all vectors use it.
+        used: Booleans `[N]` under quantizer dropout. `False` for vectors that do not use the quantizer: they get a
+            vector of zeros as their code, and the index -1. `None` if all vectors use it.
         losses: Names and values of the losses of the record and its parts. `None` until they are computed.
     """
 

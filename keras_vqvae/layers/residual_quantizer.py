@@ -21,10 +21,10 @@ class ResidualQuantizer(ResizableWrapper):
     """Quantizes a vector as a sum of codes: each stage quantizes the residual of the stages before it.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
-    the sum of the `q_i`, and gradients follow this formula. The decoder and the losses of later stages therefore
-    train the projections and soft assignments inside a stage. If the stages are straight-through, the encoder gets the
-    gradient of the output exactly once, for any number of stages. Each stage's commitment loss, on
-    `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
+    the sum of the `q_i`. Gradients are those of these formulas, and flow through the residuals, too. The decoder and
+    the losses of later stages therefore train the projections and soft assignments inside a stage. If the stages are
+    straight-through, the encoder gets the gradient of the output exactly once, for any number of stages. Each stage's
+    commitment loss, on `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
 
     Quantizers with fixed codes (FSQ, LFQ, BSQ) get finer from stage to stage. Vectors are bounded once, and each stage
     subdivides the bins of the previous stage. For an axis with 8 levels, each stage makes the bins 8 times narrower and
@@ -36,8 +36,9 @@ class ResidualQuantizer(ResizableWrapper):
             have been trained before.
         num_quantizers: Number of stages, `Q`. Defaults to `None`, the length of the list.
         shared_codebook: Whether all stages are one quantizer with one codebook. Defaults to `False`.
-        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training. How many is
-            random for each sample, from 1 to all. The other stages have code 0 and index -1. Defaults to `0.0`.
+        quantizer_dropout: Fraction of the samples, from 0 to 1, that use only the first stages in training. For each of
+            these samples, the number of stages is drawn, from 1 to all. The other stages add nothing, and have the
+            index -1. Defaults to `0.0`.
         beam_width: Beam width of the search, in training and inference. A wider beam lowers the error; the cost of the
             search grows in proportion. Defaults to `1`: each stage takes the nearest code.
         seed: Integer seed of the quantizer dropout. Defaults to `None`, a random seed.

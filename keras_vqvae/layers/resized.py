@@ -59,8 +59,21 @@ def checked_counts(quantizer: Quantizer, counts: Tensor | None) -> np.ndarray:
     return counts
 
 
+def used_codes(quantizer: Quantizer, counts: Tensor | None) -> np.ndarray:
+    """Returns which codes have a count above 0, booleans `[*codebook_shape, K]`. Raises an error if none has."""
+    used = checked_counts(quantizer, counts) > 0
+    if not used.any():
+        name = "code_counts" if counts is None else "counts"
+        raise ValueError(
+            f"`prune_unused()` needs usage counts, but `{name}` is all zeros. Train the layer, or call it with "
+            "`training=True`, first. Or give `counts`, such as `layer.count_codes(indices)`. "
+            f"Received: {name} of shape {used.shape}, all zeros"
+        )
+    return used
+
+
 class ResizableWrapper(Quantizer):
-    """Base class of wrappers whose quantizers can be resized. A subclass sets `quantizers`."""
+    """Base class of wrappers that can be resized. A subclass sets `quantizers`, or overrides `inner_quantizers`."""
 
     quantizers: Any
 

@@ -15,7 +15,7 @@ from keras_vqvae.types import Tensor
 class SimVectorQuantizer(VectorQuantizer):
     """A vector quantizer whose codes are `C W`, with a frozen `C` and a trained `W` (SimVQ).
 
-    Each step moves all codes, also codes that no vector chose. SimVQ was designed for large codebooks.
+    Each step moves all codes, including those that no vector chose. SimVQ was designed for large codebooks.
     `VectorQuantizer` had a lower error with 1,024 and with 16,384 codes: see `docs/studies/quantizers.md` and
     `docs/studies/large-codebooks.md`.
 
@@ -26,7 +26,7 @@ class SimVectorQuantizer(VectorQuantizer):
         codebook_weight: Weight of the codebook loss, at least 0. Defaults to `1.0`.
         **kwargs: `distance`, `estimator`, `embeddings_initializer` (of `C`), `assignment_regularizer` and `seed` of
             `VectorQuantizer`, and `name`, `dtype` and `trainable`. `ema_decay`, `embeddings_regularizer` and
-            `embeddings_constraint` must be `None`.
+            `embeddings_constraint` must be `None`, and `dead_code_threshold` must be 0, its default here.
 
     Inputs, outputs and errors are the same as for `VectorQuantizer`.
 

@@ -40,11 +40,12 @@ class VectorQuantizer(CodebookQuantizer):
             and output use vectors and codes scaled to unit norm. Defaults to `"euclidean"`.
         estimator: Gradient estimator: `"straight_through"`, `"rotation"`, `"diveq"`, `"nsvq"`, or a function of vectors
             and codes, which may also take a `seed`. Defaults to `"straight_through"`.
-        dead_code_threshold: A code is dead if its moving count is below this fraction of the mean over all codes. In
-            training, dead codes move onto vectors of the batch. 0 turns this off. Defaults to `0.1`.
+        dead_code_threshold: A code is dead if a moving average of how often it is chosen is below this fraction of the
+            mean over all codes. In training, dead codes move onto vectors of the batch. 0 turns this off. Defaults
+            to `0.1`.
         embeddings_initializer: Initializer of the codebook, `[K, D]`. Defaults to `None`: normal with a standard
-            deviation of `1 / sqrt(D)`, or `1 / (4 sqrt(D))` with `ema_decay`. For `"rotation"` it is uniform within
-            `sqrt(3 / (16 K))`.
+            deviation of `1 / sqrt(D)`, or `1 / (4 sqrt(D))` with `ema_decay`. For `"rotation"`: uniform between
+            `-sqrt(3 / (16 K))` and `sqrt(3 / (16 K))`.
         embeddings_regularizer: Regularizer of the codebook. Must be `None` with `ema_decay`. Defaults to `None`.
         embeddings_constraint: Constraint of the codebook. Defaults to `None`.
         assignment_regularizer: A function `(vectors, codebook, valid)` that returns a loss, such as
@@ -59,7 +60,8 @@ class VectorQuantizer(CodebookQuantizer):
         inputs: Floats `[..., D]`, of rank 2 or more.
         mask: Optional booleans over the leading dimensions. Masked vectors are excluded from losses, statistics and
             codebook updates.
-        training: Whether to update statistics. Losses are added either way.
+        training: Whether to update statistics and, with `ema_decay`, the codebook, to move dead codes, and to add the
+            noise of estimators that use any. Losses are added either way.
         return_indices: Whether to return `(quantized, indices)`. Defaults to `False`.
 
     Output shape:

@@ -84,7 +84,7 @@ def stages(wrapper: Quantizer, quantizers: Sequence[object]) -> list[Quantizer]:
             f"Received: stages whose `index_shape` is {[stage.index_shape for stage in made]}"
         )
     for stage in made:
-        # A wrapper that is frozen at once had no layers yet to freeze.
+        # A wrapper that is made with `trainable=False` is frozen before it has layers to freeze.
         stage.trainable = stage.trainable and wrapper.trainable
     return made
 
@@ -112,7 +112,7 @@ def copy(quantizer: Quantizer, number: int, trainable: bool = True) -> Quantizer
     """Returns copy `number` of a quantizer, with its own name and, if the quantizer has a seed, its own seed."""
     config = serialization.live_config(quantizer)
     _check_config(quantizer, config)
-    # A wrapper that is frozen at once has no layers yet to freeze.
+    # A wrapper that is made with `trainable=False` is frozen before it has layers to freeze.
     config["trainable"] = trainable and quantizer.trainable
     config["name"] = f"{quantizer.name}_{number}"
     if config.get("seed") is not None:

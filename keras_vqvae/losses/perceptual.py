@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqvae import validation
 from keras_vqvae.losses.sample_loss import SampleLoss
 from keras_vqvae.ops.spectrogram import channels_first
 from keras_vqvae.types import Tensor
 
 RELATIVE_FLOOR = 1e-6
-"""Added to squared norms of features, in units of their mean: much shorter features become 0."""
+"""Added to squared norms of features, as a fraction of their mean: features much shorter than the mean stay near 0."""
 
 
 @keras.saving.register_keras_serializable(package="keras_vqvae")
@@ -85,8 +86,7 @@ class PerceptualLoss(SampleLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the distances `[batch]`."""
         expected, shape = self.features.input_shape, tuple(y_pred.shape)
-        sizes = zip(expected, shape, strict=False)
-        if len(expected) != len(shape) or any(a != b and None not in (a, b) for a, b in sizes):
+        if not validation.shapes_fit(expected, shape):
             raise ValueError(
                 "`features` must take inputs of the shape of `y_pred`. Add layers at its start that convert them, for "
                 f"example `keras.layers.Resizing`. Received: features.input_shape={expected}, y_pred of shape {shape}"

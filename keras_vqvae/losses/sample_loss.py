@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.types import Tensor
 
@@ -47,17 +48,13 @@ def _zero_unless(valid: Tensor, x: Tensor) -> Tensor:
 
 def _aligned(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Reshapes `y_true` to the shape of `y_pred`. As in Keras's losses, either may lack a last axis of size 1."""
-    a, b = tuple(y_true.shape), tuple(y_pred.shape)
-    if len(a) == len(b) + 1 and a[-1] == 1:
-        a = a[:-1]
-    elif len(b) == len(a) + 1 and b[-1] == 1:
-        b = b[:-1]
-    if len(a) != len(b) or any(m != n and None not in (m, n) for m, n in zip(a, b, strict=True)):
+    target, prediction = tuple(y_true.shape), tuple(y_pred.shape)
+    if not validation.target_fits(target, prediction):
         raise ValueError(
             "`y_true` must have the same shape as `y_pred`. "
-            f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}"
+            f"Received: y_true of shape {target}, y_pred of shape {prediction}"
         )
-    return y_true if len(y_true.shape) == len(y_pred.shape) else ops.reshape(y_true, ops.shape(y_pred))
+    return y_true if len(target) == len(prediction) else ops.reshape(y_true, ops.shape(y_pred))
 
 
 def _check_weight(sample_weight: Any) -> None:

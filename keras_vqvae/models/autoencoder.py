@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_vqvae import validation
 from keras_vqvae.layers.masks import ReplaceMasked
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models.cropping import Cropping, padded_axes
@@ -41,8 +42,8 @@ class CodeAutoencoder(keras.Model):
                 self._build_if_known()
 
         # Keras reads the constructor's arguments with `inspect`, and in some places ignores `functools.wraps`.
-        vars(init_and_build)["__signature__"] = inspect.signature(init)
-        setattr(cls, "__init__", init_and_build)  # noqa: B010
+        init_and_build.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]
+        cls.__init__ = init_and_build  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class CodeAutoencoder(keras.Model):
         preprocessing: keras.Layer | None = None,
         **kwargs: Any,
     ):
-        # Not a public argument: `get_config` saves the shapes here for which a subclass's layers were built.
+        # Not a public argument: in it, `get_config` saves the shapes for which the layers of a subclass were built.
         saved_builds = kwargs.pop("added_builds", [])
         super().__init__(**kwargs)
         parts = {"encoder": encoder, "quantizer": quantizer, "decoder": decoder, "preprocessing": preprocessing}
@@ -105,7 +106,8 @@ class CodeAutoencoder(keras.Model):
         self._parts.detokenizer(codes)
         outputs = [tuple(output.shape) for output in self._parts.detokenizer.outputs]
         # Inputs and outputs can share one scale only if they have one shape.
-        self._parts.reconstructs = self._parts.scales and len(outputs) == 1 and shapes_fit(encoded.shape, outputs[0])
+        single = self._parts.scales and len(outputs) == 1
+        self._parts.reconstructs = single and validation.shapes_fit(encoded.shape, outputs[0])
         self._prepare_training(outputs, tuple(vectors.shape))
         self._parts.cropping = Cropping(padded_axes(self.encoder, self.decoder, encoded, outputs))
         # k-means leaves NaN out.
@@ -203,11 +205,6 @@ class CodeAutoencoder(keras.Model):
             if name in config
         }
         return cls(**{**config, **parts})
-
-
-def shapes_fit(a: Sizes, b: Sizes) -> bool:
-    """Whether two shapes are equal, where `None` matches any size."""
-    return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
 
 
 def inputs_like(encoder: keras.Model) -> Any:

@@ -30,7 +30,7 @@ class AutoregressivePrior(Prior):
     If a position has several codes (`index_shape`), one Transformer processes the positions, and a second one with half
     as many blocks processes the codes of each position.
 
-    `Prior` describes the arguments, inputs and outputs.
+    `from_model` makes one for a `VQVAE`. `Prior` describes the arguments, inputs and outputs.
 
     Example:
 

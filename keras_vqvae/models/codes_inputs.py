@@ -26,9 +26,7 @@ class CodesInputs(keras.Model):
     def _check_codes(self, codes: Tensor, masked: bool = False, name: str = "codes", lowest: int = 0) -> Tensor:
         """Returns int32 codes `[samples, *shape]` of at least `lowest`. `masked` also allows `num_embeddings`."""
         codes = validation.code_indices(name, codes, self.num_embeddings + masked, lowest)
-        if len(codes.shape) != 1 + len(self.shape) or any(
-            size not in (None, own) for size, own in zip(codes.shape[1:], self.shape, strict=True)
-        ):
+        if not validation.shapes_fit(tuple(codes.shape), (None, *self.shape)):
             shape = ", ".join(map(str, ("samples", *self.shape)))
             raise ValueError(f"`{name}` must have shape [{shape}]. Received: {name} of shape {tuple(codes.shape)}")
         if masked:

@@ -111,8 +111,11 @@ class CodesModel(CodesInputs):
     ) -> None:
         """Configures training as `keras.Model.compile` does, without a loss: the loss of a prior is its nats per code.
 
-        `metrics` and `weighted_metrics` must compare integer codes with logits, as `"sparse_categorical_accuracy"`
-        does.
+        Args:
+            optimizer: As in `keras.Model.compile`. Defaults to `"rmsprop"`.
+            loss, loss_weights: Must be `None`.
+            *args, **kwargs: Further arguments of `keras.Model.compile`. `metrics` and `weighted_metrics` must compare
+                integer codes with logits, as `"sparse_categorical_accuracy"` does.
 
         Raises:
             ValueError: If `loss` or `loss_weights` is given.
@@ -143,7 +146,7 @@ class CodesModel(CodesInputs):
             filepath: Path of the exported file or folder.
             *args: Further arguments of `keras.Model.export`.
             batch_size: Batch size of the exported model. On PyTorch, ONNX needs an integer, because Keras cannot export
-                its `LayerNormalization` for any size. Defaults to `None`, any size.
+                its `LayerNormalization` with an unknown batch size. Defaults to `None`, any size.
             **kwargs: Further arguments of `keras.Model.export`, such as `format`.
         """
         codes = keras.InputSpec(shape=(batch_size, *self.shape), dtype="int32", name="codes")
@@ -153,7 +156,7 @@ class CodesModel(CodesInputs):
 
     @property
     def _default_save_signature(self) -> None:
-        """No signature for TensorFlow but that of `export`: Keras would add one with float inputs."""
+        """`None`, so that Keras does not add a second signature, with float inputs, to a SavedModel."""
         return None
 
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:

@@ -53,10 +53,10 @@ class Coding(CodeAutoencoder):
             x: Inputs of the encoder: arrays, or any source of batches that `fit` takes. Targets are ignored.
             batch_size: Samples per batch, if `x` is an array. Defaults to `None`, 32 samples.
             steps: Number of batches to read. Required if `x` is an infinite source. Defaults to `None`, all batches.
-            max_vectors: Number of vectors in the sample. Defaults to `None`, 256 for each code.
+            max_vectors: Largest number of vectors in the sample. Defaults to `None`, 256 for each code.
             verbose: As in `predict`. Defaults to `"auto"`.
-            seed: Integer for the random sample and for k-means. Defaults to `None`: the sample depends on NumPy's
-                global seed, which `keras.utils.set_random_seed` sets, and k-means on the layer's `seed`.
+            seed: Integer for the random sample and for k-means. Defaults to `None`: `keras.utils.set_random_seed`
+                determines both, or the `seed` of the layer, if it has one, determines k-means.
             **keywords: Further arguments of the quantizer's `adapt`, such as `epochs`.
 
         Raises:
@@ -147,7 +147,7 @@ class Coding(CodeAutoencoder):
                 f"Received: prior with codebook_sizes={prior.codebook_sizes}, quantizer with codebook_sizes={sizes}"
             )
         of_prior = prior.num_embeddings, *prior.shape
-        if len(own) != len(of_prior) or any(a not in (None, b) for a, b in zip(own, of_prior, strict=True)):
+        if not validation.shapes_fit(own, of_prior):
             raise ValueError(
                 f"`prior` must have the model's `num_embeddings={own[0]}` and `shape={own[1:]}`. Make it with "
                 f"`from_model`. Received: prior with num_embeddings={of_prior[0]}, shape={of_prior[1:]}"

@@ -6,14 +6,11 @@ import keras
 from keras import layers
 
 from keras_vqvae import validation
+from keras_vqvae.ops.spectrogram import channels_first
 from keras_vqvae.types import Tensor
 
 RANKS = (1, 2, 3)
 """Numbers of axes for which Keras has convolutions."""
-
-
-def _channels_first() -> bool:
-    return keras.config.image_data_format() == "channels_first"
 
 
 def check_grid(
@@ -28,7 +25,7 @@ def check_grid(
             f"`{name}` must be the shape of one sample without the batch: one to three sizes, and the channels. "
             f"Received: {name}={shape if isinstance(shape, int | list | tuple) else type(shape).__name__}"
         )
-    channel_axis = 0 if _channels_first() else len(shape) - 1
+    channel_axis = 0 if channels_first() else len(shape) - 1
     channels = validation.positive_int(f"{name}[{channel_axis}]", shape[channel_axis])
     for axis, size in enumerate(shape):
         if size is not None:
@@ -41,7 +38,7 @@ def _checked(
 ) -> tuple[tuple[int | None, ...], int, tuple[int, ...], int]:
     """Checks arguments. Returns the sizes and the channels of a sample's shape, `filters` and `num_residual_blocks`."""
     sizes, channels, filters = check_grid(name, shape, filters)
-    if validation.boolean("causal", causal) and (len(sizes) > 1 or _channels_first()):
+    if validation.boolean("causal", causal) and (len(sizes) > 1 or channels_first()):
         raise ValueError(
             f"`causal=True` needs sequences with channels last: `{name}` must be (steps, channels). "
             f"Received: causal=True, {name}={tuple(shape)}, image_data_format={keras.config.image_data_format()!r}"
@@ -112,8 +109,8 @@ def build_conv_encoder(
             `2`.
         name: Name of the model. Defaults to `"encoder"`.
         causal: Whether vector `t` depends only on the samples before `(t + 1) * stride`, so that a stream can be
-            encoded as it arrives: see `VQVAE.encode_stream`. Zeros are then padded at the start only, and at the end
-            only to complete the last `stride` samples. For sequences only. Defaults to `False`.
+            encoded as it arrives: see `VQVAE.encode_stream`. Zeros are then padded at the start, and at the end only to
+            complete the last `stride` samples. For sequences only. Defaults to `False`.
 
     Returns:
         A functional model from `input` to `[batch, *ceil(sizes / stride), embedding_dim]`. The channels of its outputs
@@ -147,7 +144,7 @@ def build_conv_encoder(
         x = convolutions.conv(x, size, 4, strides=2, name=f"encoder_conv_{i}")
     x = convolutions.residual_blocks(x, filters[-1], count, prefix="encoder")
     x = convolutions.conv(x, embedding_dim, 1, name="encoder_to_embedding")
-    if _channels_first():
+    if channels_first():
         # `[batch, D, *grid]` -> `[batch, *grid, D]`
         x = layers.Permute((*range(2, rank + 2), 1), name="encoder_channels_last")(x)
     return keras.Model(inputs, x, name=name)
@@ -198,7 +195,7 @@ def build_conv_decoder(
     convolutions = _Convolutions(rank, causal)
     grid = [None if size is None else -(-size // stride) for size in sizes]
     inputs = x = keras.Input((*grid, embedding_dim), name="quantized")
-    if _channels_first():
+    if channels_first():
         # `[batch, *grid, D]` -> `[batch, D, *grid]`
         x = layers.Permute((rank + 1, *range(1, rank + 1)), name="decoder_channels_first")(x)
     x = convolutions.conv(x, filters[-1], 3, name="decoder_conv")

@@ -91,7 +91,7 @@ class FrozenTokenizer(keras.layers.Layer):
                 scope.add_update(value)
             vectors = self.encoder(inputs, training=False)
             _, indices = self.quantizer(vectors, training=False, return_indices=True)
-            # Keras passes this layer's `training` on to the layers that follow, so it must be that of the outer call.
+            # Keras uses the last inner call's `training` for the layers after this one, so it must be the outer value.
             return self._parts.drop_masked(indices, training=training)
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> None:

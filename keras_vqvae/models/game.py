@@ -1,4 +1,4 @@
-"""The losses of a discriminator and of a generator, whose reconstructions it judges."""
+"""The losses of a generator, and of the discriminator that judges its reconstructions."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from keras_vqvae.types import Tensor
 NOT_LOGITS = ("sigmoid", "hard_sigmoid", "softmax", "relu", "softplus")
 """Activations that are never negative: with them, the hinge loss of reconstructions cannot fall below 1."""
 MIN_FEATURE = 1e-6
-"""Smallest mean magnitude of the data's features that the differences of features are divided by."""
+"""Lower bound of the mean magnitude of the data's features, by which differences of features are divided."""
 
 
 def split_outputs(outputs: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -136,7 +136,8 @@ class CodesGenerator(CodesModel):
         """
         num_samples = validation.positive_int("num_samples", num_samples)
         batch_size = validation.positive_int("batch_size", batch_size)
-        for name in options.keys() - set(self.generate_options):
+        if unknown := sorted(options.keys() - set(self.generate_options)):
+            name = unknown[0]
             raise ValueError(
                 f"`{name}` is not an argument of `{type(self).__name__}.generate`. "
                 f"Received: {described(name, options[name])}"
@@ -146,7 +147,6 @@ class CodesGenerator(CodesModel):
         options["guidance_scale"] = self._check_guidance(guidance_scale, labels)
         labels = ops.convert_to_numpy(self._check_labels(labels, num_samples))
         known = self._check_known(known, num_samples)
-        # From NumPy's global state, which `keras.utils.set_random_seed` sets.
         seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
         shape = self.bits_shape(**options)
         if not self.built:

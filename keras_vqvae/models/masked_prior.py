@@ -25,9 +25,9 @@ class MaskedPrior(Prior):
     Called on codes or on `(codes, labels)`, it returns the logits of each code. The code `num_embeddings` marks a code
     to fill in.
 
-    `generate(known=...)` keeps known codes and draws the others given all of them.
+    `generate(known=...)` keeps known codes, and draws each of the others given all known codes.
 
-    `Prior` describes the arguments, inputs and outputs.
+    `from_model` makes one for a `VQVAE`. `Prior` describes the arguments, inputs and outputs.
 
     Example:
 

@@ -106,7 +106,7 @@ def build(
     Args:
         input_size: Size of an input vector.
         embedding_dim: Size of a code. Defaults to `64`.
-        num_embeddings: Number of codes of the quantizer. It is checked, but has no effect. Defaults to `512`.
+        num_embeddings: Number of codes. It is accepted for compatibility, and has no effect. Defaults to `512`.
         encoder_sizes: Sizes of the encoder's hidden layers. Defaults to `(256, 128)`.
         decoder_sizes: Sizes of the decoder's hidden layers. Defaults to `(128, 256)`.
         activation: Activation of the hidden layers. Defaults to `"relu"`.

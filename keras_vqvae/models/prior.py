@@ -171,9 +171,9 @@ class Prior(CodesGenerator):
                 "`shape` must be given, because the model takes inputs of any size. Pass the shape of the codes of one "
                 f"sample: `codes.shape[1:]`. Received: shape=None, model with codes of shape {own}"
             )
-        if len(sizes) != len(own) or any(axis not in (None, size) for axis, size in zip(own, sizes, strict=True)):
+        if not validation.shapes_fit(own, sizes):
             raise ValueError(f"`shape` must match the shape of the model's codes, {own}. Received: shape={sizes}")
-        # Scales share the codebooks of one quantizer.
+        # The codebooks of one scale, because all scales of a `MultiScaleQuantizer` have codebooks of the same sizes.
         num_codebooks = math.prod(quantizer.index_shape)
         return cls(
             quantizer.codebook_sizes[:num_codebooks], sizes, num_classes, index_shape=quantizer.index_shape, **kwargs
@@ -193,13 +193,9 @@ class Prior(CodesGenerator):
         return rate
 
     def log_likelihood(
-        self,
-        codes: Tensor,
-        labels: Tensor | None = None,
-        *,
-        batch_size: int = 128,
-        verbose: str | int = "auto",
+        self, codes: Tensor, labels: Tensor | None = None, *, batch_size: int = 128, verbose: str | int = "auto"
     ) -> np.ndarray:
+        """Returns the log-probability of each code in nats, float32 `[n, *shape]`, if the subclass defines it."""
         raise NotImplementedError
 
     def corrupt(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -27,7 +27,7 @@ MIN_LATENT, MAX_OUTPUT = 0.001, 0.4
 TRAINED = ("bias", "beta", "moving_mean")
 """Names of weights that are zero until they are trained."""
 SAMPLES, NUMBERS = 1024, 2**22
-"""Largest number of samples of an array that are measured, and of their elements."""
+"""About how many samples of an array are measured at most, and how many elements in total."""
 TRIED = 32
 """Number of samples with which the networks are tried."""
 
@@ -41,6 +41,7 @@ class DataScale(keras.layers.Layer):
         self.supports_masking = True
 
     def get_config(self) -> dict[str, Any]:
+        # Without this method, Keras refuses to serialize a layer that was made with a `DTypePolicy`.
         return super().get_config()
 
     def build(self, input_shape: Any = None) -> None:

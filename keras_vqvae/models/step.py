@@ -14,11 +14,9 @@ from keras_vqvae.models.coding import Coding
 from keras_vqvae.models.moments import Moments
 from keras_vqvae.types import Sizes, Tensor
 
-COMMITMENT_LOSS = "commitment_loss"
-QUANTIZER_LOSSES = (
-    "quantizer_loss",
-    *(COMMITMENT_LOSS, "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss"),
-)
+QUANTIZER_LOSS, COMMITMENT_LOSS = "quantizer_loss", "commitment_loss"
+_PARTS = (COMMITMENT_LOSS, "codebook_loss", "entropy_loss", "assignment_loss", "kl_loss", "output_loss")
+QUANTIZER_LOSSES = (QUANTIZER_LOSS, *_PARTS)
 """Names of the logs: the sum of a quantizer's losses, and its parts. Losses with other names are only in the sum."""
 
 
@@ -43,6 +41,7 @@ class Step(threading.local):
     targets: list[tuple[list[Moments], Tensor, Tensor]]
     """Moments of the targets in all replicas, squared error, and number of targets in this replica."""
     hides_losses: bool = False
+    """Whether the model's `losses` are empty, while Keras computes the loss of the outputs."""
 
 
 class RecordedSteps(Coding):
@@ -84,7 +83,7 @@ class RecordedSteps(Coding):
         return self._step.passes is not None and backend.replicas_in_turns() > 1
 
     def _quantizer_losses(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        losses = {QUANTIZER_LOSSES[0]: total(self.quantizer.losses)}
+        losses = {QUANTIZER_LOSS: total(self.quantizer.losses)}
         for name, loss in (pair for record in records for pair in record.losses or ()):
             losses[name] = losses[name] + loss if name in losses else loss
         return losses

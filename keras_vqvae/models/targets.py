@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vqvae import validation
 from keras_vqvae.types import Data, Tensor
 
 OF_CLASSES = (
@@ -55,8 +56,7 @@ def check_targets(loss: Any, x: Data, y: Data, y_pred: Any) -> None:
         raise ValueError(
             "`y` must have the shape of the reconstruction. To train without labels, call `fit(x)`, or drop them "
             "from a data set with `ds.map(lambda x, y: x)`. For an output that is not a reconstruction, pass a dict "
-            "with a loss for each output to `compile`. "
-            f"Received: y of shape {tuple(target.shape)}, {received}"
+            f"with a loss for each output to `compile`. Received: y of shape {tuple(target.shape)}, {received}"
         )
 
 
@@ -90,10 +90,8 @@ def aligned_targets(
     if not len(targets) == len(y_pred) == len(shapes):
         return None
     for target, prediction, shape in zip(targets, y_pred, shapes, strict=True):
-        sizes = zip(prediction.shape, shape, strict=False)
-        if len(prediction.shape) != len(shape) or any(a != b and None not in (a, b) for a, b in sizes):
-            return None
-        if not _same_shape(tuple(target.shape), tuple(prediction.shape)):
+        target_shape, predicted = tuple(target.shape), tuple(prediction.shape)
+        if not (validation.shapes_fit(predicted, shape) and validation.target_fits(target_shape, predicted)):
             return None
     return [(ops.reshape(target, ops.shape(each)), each) for target, each in zip(targets, y_pred, strict=True)]
 
@@ -129,18 +127,9 @@ def _fits(loss: Any, target: Tensor, prediction: Tensor) -> bool:
     if loss in ("ce", "crossentropy"):
         # If the last axis has size 1, Keras uses the binary loss, which is elementwise. Otherwise it uses a categorical
         # one, which checks shapes.
-        return shape[-1] != 1 or _same_shape(tuple(target.shape), shape)
+        return shape[-1] != 1 or validation.target_fits(tuple(target.shape), shape)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    return name in OF_CLASSES or _same_shape(tuple(target.shape), shape)
-
-
-def _same_shape(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
-    """Whether two shapes are equal, if `None` is any size and either may have one more last axis, of size 1."""
-    if len(a) == len(b) + 1 and a[-1] == 1:
-        a = a[:-1]
-    elif len(b) == len(a) + 1 and b[-1] == 1:
-        b = b[:-1]
-    return len(a) == len(b) and all(m == n or None in (m, n) for m, n in zip(a, b, strict=True))
+    return name in OF_CLASSES or validation.target_fits(tuple(target.shape), shape)
 
 
 def _is_custom(loss: Any) -> bool:

@@ -16,7 +16,7 @@ from keras_vqvae.metrics import CodebookSummary
 from keras_vqvae.models import moments
 from keras_vqvae.models.logs import Averages, ExplainedVariance
 from keras_vqvae.models.reconstruction import Reconstruction
-from keras_vqvae.models.step import COMMITMENT_LOSS, QUANTIZER_LOSSES, Pass, RecordedSteps, total
+from keras_vqvae.models.step import COMMITMENT_LOSS, QUANTIZER_LOSS, QUANTIZER_LOSSES, Pass, RecordedSteps, total
 from keras_vqvae.models.targets import check_targets, targets_of
 from keras_vqvae.types import Data, Sizes, Tensor
 
@@ -110,8 +110,8 @@ class AutoencoderTraining(RecordedSteps):
         # list.
         added = total(self.losses)
         own = batch = reconstruction.moments(pairs or ())
-        # Processes may evaluate different numbers of batches, so they exchange moments in training only. Replicas
-        # always do.
+        # PyTorch's processes may evaluate different numbers of batches, so they exchange moments in training only.
+        # TensorFlow's replicas always exchange them.
         if training or backend.replicas_in_turns() > 1:
             batch = [moments.over_replicas(each) for each in own]
         if self._normalizes and training and pairs and reconstruction.targets.readable:
@@ -159,12 +159,7 @@ class AutoencoderTraining(RecordedSteps):
         return [] if self._step.hides_losses else super().losses
 
     def _compute_loss(
-        self,
-        x: Data = None,
-        y: Data = None,
-        y_pred: Any = None,
-        sample_weight: Data = None,
-        training: bool = True,
+        self, x: Data = None, y: Data = None, y_pred: Any = None, sample_weight: Data = None, training: bool = True
     ) -> Tensor:
         # Keras's steps call this method, which calls `compute_loss`. A subclass may override only the latter.
         loss = super()._compute_loss(x, y, y_pred, sample_weight, training)
@@ -186,10 +181,11 @@ class AutoencoderTraining(RecordedSteps):
     def _log_averages(self, passes: Sequence[Pass], reconstructions: Sequence[Tensor], samples: Tensor) -> None:
         values = {RECONSTRUCTION_LOSS: total(reconstructions) / len(reconstructions)} if reconstructions else {}
         for each in passes:
-            # `quantizer_loss` is already summed over the calls. Its parts are not.
-            for name in (name for name in QUANTIZER_LOSSES if name in each.losses):
-                earlier = values.get(name, 0.0) if name != QUANTIZER_LOSSES[0] else 0.0
-                values[name] = each.losses[name] + earlier
+            for name in QUANTIZER_LOSSES:
+                if name in each.losses:
+                    # `quantizer_loss` is already summed over the calls. Its parts are not.
+                    earlier = 0.0 if name == QUANTIZER_LOSS else values.get(name, 0.0)
+                    values[name] = each.losses[name] + earlier
         if values:
             self._averages.update_state(values, samples)
             self._parts.logged |= set(values)

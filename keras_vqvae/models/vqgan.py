@@ -9,13 +9,13 @@ from keras_vqvae import validation
 from keras_vqvae.backend import backend
 from keras_vqvae.layers.quantizer import Quantizer
 from keras_vqvae.models import game
-from keras_vqvae.models.autoencoder import shapes_fit
 from keras_vqvae.models.logs import Averages
 from keras_vqvae.models.step import total
 from keras_vqvae.models.vqvae import VQVAE
 from keras_vqvae.types import Data, Sizes, Tensor
 
-GAME = ("generator_loss", "discriminator_loss", "real_accuracy", "fake_accuracy")
+GENERATOR_LOSS, DISCRIMINATOR_LOSS = "generator_loss", "discriminator_loss"
+GAME = (GENERATOR_LOSS, DISCRIMINATOR_LOSS, "real_accuracy", "fake_accuracy")
 """Names of the logs of the two players, generator and discriminator."""
 FEATURE_LOSS = "feature_loss"
 """Logged if the discriminator returns features."""
@@ -128,7 +128,7 @@ class VQGAN(VQVAE):
         shape = output_shapes[0]
         expected = getattr(self.discriminator, "input_shape", None) if self.discriminator.built else None
         # A functional model does not check the shape of symbolic inputs.
-        fits, reason, outputs = not isinstance(expected, tuple) or shapes_fit(expected, shape), None, None
+        fits, reason, outputs = not isinstance(expected, tuple) or validation.shapes_fit(expected, shape), None, None
         if fits:
             try:
                 outputs = self.discriminator(keras.KerasTensor(shape))
@@ -175,8 +175,8 @@ class VQGAN(VQVAE):
         weight = self.adversarial_weight
         if self._normalizes:
             weight = weight * reconstruction.factor(pairs, passes[-1].latent_shape if passes else None)
-        generator = total([losses[name] for name in (GAME[0], FEATURE_LOSS) if name in losses])
-        both = weight * generator + losses[GAME[1]]
+        generator = total([losses[name] for name in (GENERATOR_LOSS, FEATURE_LOSS) if name in losses])
+        both = weight * generator + losses[DISCRIMINATOR_LOSS]
         if self._steps is not None:
             steps = ops.convert_to_tensor(self._steps)
             start = backend.constants((float(self.start_step),), steps)[0]

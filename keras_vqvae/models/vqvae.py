@@ -26,7 +26,7 @@ class VQVAE(AutoencoderTraining, CodeStreaming):
     - `perplexity`, `codebook_usage` and `bits_per_index`, which measure how the codebook is used over the epoch, and
       `bits_per_sample`, the size of a sample's indices after entropy coding;
     - `min_perplexity` and `min_codebook_usage` of the worst codebook, if the quantizer has several codebooks, one for
-      each stage, group or scale. `perplexity` and the others are then means over the codebooks.
+      each stage, group or scale. `perplexity`, `codebook_usage` and `bits_per_index` are then means over the codebooks.
 
     Keras knows the direction of `val_loss` only. Callbacks such as `EarlyStopping` and `ModelCheckpoint` need
     `mode="min"` to monitor another loss, and `mode="max"` for `val_explained_variance` or `val_perplexity`.

@@ -81,7 +81,9 @@ def kmeans(
         )
     if verbose not in ("auto", 0, 1, 2):
         raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
-    generator = np.random.default_rng(validation.seed(seed))
+    # Without a seed, NumPy's global state decides, which `keras.utils.set_random_seed` sets.
+    seed = np.random.randint(validation.INT32_MAX) if seed is None else validation.seed(seed)
+    generator = np.random.default_rng(seed)
     codes = _start(vectors, num_embeddings, init, distance, generator)
     step = len(vectors) if batch_size is None else validation.positive_int("batch_size", batch_size)
     batched = step < len(vectors)
@@ -95,7 +97,8 @@ def kmeans(
             chosen, sums, squares = _assign(batch, codes, distance)
             # Lloyd's algorithm counts the vectors of this step only.
             counts = counts + chosen if batched else chosen
-            # `((N - n) e + s) / N`. If `N` is `n`, this is exactly Lloyd's mean, `s / n`.
+            # `((c - n) e + s) / c`, for all counts `c`, counts `n` and sums `s` of this step, and codes `e`. If `c` is
+            # `n`, this is exactly Lloyd's mean, `s / n`.
             earlier, weights = (
                 ops.convert_to_tensor(number[:, None].astype("float32"))
                 for number in (counts - chosen, np.maximum(counts, 1))

@@ -112,8 +112,8 @@ def count_columns(
         indices: Integers `[N, Q]`.
         valid: Booleans `[N, Q]`. An index is counted if its entry is true.
         num_embeddings: Number of codes of each codebook, `K`.
-        codebooks: Number of the codebook of each column, `Q` integers from 0 to `C - 1`. Defaults to `None`: each
-            column has its own codebook.
+        codebooks: For each column, which codebook it belongs to, `Q` integers from 0 to `C - 1`. Defaults to `None`:
+            each column has its own codebook.
     """
     columns = indices.shape[-1]
     number = columns if codebooks is None else max(codebooks) + 1
@@ -127,7 +127,7 @@ def count_columns(
 
 
 def codebooks_in_turn(num_codebooks: int | Iterable[int]) -> tuple[int, ...]:
-    """Returns the number of the codebook, from 0, of each index of a sample.
+    """Returns, for each index of a sample, which codebook it belongs to, counted from 0.
 
     Args:
         num_codebooks: Number of codebooks, with one index each. Or a sequence with the number of indices of each

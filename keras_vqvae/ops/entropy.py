@@ -21,7 +21,7 @@ class AssignmentEntropy:
 
     The loss is `weight * (E[H(p)] - diversity_weight * H(E[p]))`. Here `p = softmax(-|z - e|^2 / temperature)` are the
     soft assignments of a vector to the codes, and `E` is the mean over vectors. Vectors and codes both get a gradient.
-    The `N x K` assignments are never in memory as a whole: both passes compute them in blocks.
+    The `N x K` assignments are never in memory as a whole: value and gradient are computed block by block.
 
     Args:
         weight: Weight of the loss, at least 0. Defaults to `0.1`.
@@ -84,7 +84,7 @@ def entropy_loss(
         diversity_weight,
         backend.block_scores(vectors),
     )
-    # The gradients are known already, so the backward pass needs no block again.
+    # The gradients have been computed with the value, so the backward pass computes no block again.
     return backend.with_gradients(value, [(vectors, by_vectors), (codebook, by_codebook)])
 
 
@@ -107,8 +107,8 @@ def _entropies(
     def assignments(z: Tensor) -> tuple[Tensor, Tensor]:
         # `[n, D]` -> `[n, K]` twice
         log_p = ops.log_softmax(backend.matmul(z, factors), axis=-1)
-        # Clipped for two reasons. Processors take 3 times as long if the exponentials underflow. And if there is only
-        # one axis, XLA fuses the product with the subtraction of the maximum, and gets infinity for vectors of 1e9.
+        # Clipped for two reasons. Processors take 3 times as long if the exponentials underflow. And for `D = 1`, XLA
+        # fuses the product with the subtraction of the maximum, and gets infinity for vectors of 1e9.
         log_p = backend.clip(log_p, -60.0, 0.0)
         return ops.exp(log_p), log_p
 
@@ -144,7 +144,7 @@ def _entropies(
             by_codebook + backend.matmul(ops.transpose(slope), weight * z),
         )
 
-    none = ops.zeros((blocks, ops.shape(parts)[0], dim), "float32"), ops.zeros((num_embeddings, dim), "float32")
-    by_vectors, by_codebook = ops.fori_loop(0, blocks, second_pass, none)
+    start = ops.zeros((blocks, ops.shape(parts)[0], dim), "float32"), ops.zeros((num_embeddings, dim), "float32")
+    by_vectors, by_codebook = ops.fori_loop(0, blocks, second_pass, start)
     by_vectors = backend.join_rows(by_vectors, rows)
     return value, sharpness * by_vectors, sharpness * by_codebook

@@ -48,9 +48,9 @@ def rotation(z_e: Tensor, z_q: Tensor) -> Tensor:
     """Returns the codes, with the gradient of the rotation and scaling that maps each vector to its code.
 
     With `u = z / |z|`, `c = q / |q|` and `w = (u + c) / |u + c|` as constants, the output is
-    `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, whose value is `q`. The angle between a gradient and its code becomes the
-    angle between the gradient and the vector. If there is no such rotation, the gradient is copied: if `q = 0`, if `z`
-    is almost 0, or if `q` is opposite to `z`. The codes get no gradient.
+    `|q| / |z| (z - 2 (z.w) w + 2 (z.u) c)`, whose value is `q`. The gradient of the vector has the same angle to the
+    vector as the gradient of the output has to the code. If there is no such rotation, the gradient is copied: if
+    `q = 0`, if `z` is almost 0, or if `q` is opposite to `z`. The codes get no gradient.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -77,7 +77,8 @@ def diveq(z_e: Tensor, z_q: Tensor, seed: Seed = None, stddev: float = 0.03) -> 
     """Moves each vector by the distance to its code, approximately in the direction of the code (DiVeQ).
 
     The output is `z + |q - z| * stop_gradient(unit(q - z + stddev * v))`, where `v` is standard normal. The gradient of
-    the distance reaches vectors and codes. The codebook therefore learns from the reconstruction, and needs no losses.
+    the distance reaches vectors and codes. The codebook therefore learns from the loss of the reconstruction, and needs
+    neither a codebook loss nor a commitment loss.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -111,7 +112,8 @@ def nsvq(z_e: Tensor, z_q: Tensor, seed: Seed = None) -> Tensor:
     """Replaces the quantization error of each vector by random noise of the same norm (NSVQ).
 
     The output is `z + |q - z| * v / |v|`, where `v` is standard normal. The gradient of `|q - z|` reaches vectors and
-    codes. The codebook therefore learns from the reconstruction, and needs no losses.
+    codes. The codebook therefore learns from the loss of the reconstruction, and needs neither a codebook loss nor a
+    commitment loss.
 
     Args:
         z_e: Encoder outputs, `[..., embedding_dim]`.
@@ -120,6 +122,9 @@ def nsvq(z_e: Tensor, z_q: Tensor, seed: Seed = None) -> Tensor:
 
     Returns:
         A tensor of the same shape, as far from `z_e` as the codes are.
+
+    Raises:
+        ValueError: If `seed` is invalid.
 
     Example:
 

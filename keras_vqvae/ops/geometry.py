@@ -21,8 +21,8 @@ def distance_factors(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
     """Returns vectors and codes with one more dimension, whose inner products measure distances.
 
     They are `(z, 1)`, `[N, D + 1]`, and `(e, -|e|^2 / 2)`, `[K, D + 1]`. Their inner product is `-|z - e|^2 / 2` plus
-    a constant for each vector. All points are first shifted so that the mean of the codes is 0. This keeps the
-    distances, which rounding would distort between points far from 0.
+    a constant for each vector. All points are first shifted so that the mean of the codes is 0. This changes no
+    distance, and avoids the rounding errors of products far from 0.
     """
     centre = ops.stop_gradient(ops.mean(codebook, axis=0))
     vectors, codebook = vectors - centre, codebook - centre

@@ -1,6 +1,6 @@
 """Resizing of grids along any number of axes: means over areas and interpolation, as matrix products.
 
-`keras.ops.image.resize` only handles two axes, and only SavedModel exports all of its modes.
+`keras.ops.image.resize` handles two axes only, and SavedModel is the only export format with all of its modes.
 """
 
 import functools
@@ -59,7 +59,8 @@ def _interpolated(kernel: Callable[[np.ndarray], np.ndarray], size: int, larger:
 
 
 def _phases(kernel: Callable[[np.ndarray], np.ndarray], reach: int, stride: int) -> np.ndarray:
-    """Returns weights `[stride, 2 reach + 1]` of the `stride` elements that replace one element, far from the ends."""
+    """Returns weights `[stride, 2 reach + 1]`, one row for each of the `stride` elements that replace an element."""
+    # A row weighs the replaced element and its `reach` neighbors on each side. It is taken far from the ends.
     taps = 2 * reach + 1
     return _interpolated(kernel, taps, taps * stride)[reach * stride : (reach + 1) * stride]
 

@@ -74,11 +74,11 @@ def check_distance(distance: str) -> str:
 
 @functools.partial(backend.jit, static_argnums=(2, 3))
 def _search(vectors: Tensor, codebook: Tensor, block_scores: int, block_codes: int) -> Tensor:
-    """`[N, D]`, `[K, D]` -> int32 `[N]`."""
+    """`[N, D]`, `[K, D]` -> integers `[N]`."""
     if vectors.shape[0] == 0:
         return ops.zeros((0,), dtype="int32")
-    # Vectors and codes are shifted so that the mean of the codes is 0. This keeps the distances and makes the products
-    # below small, so that rounding does not distort the distances between points far from 0.
+    # Vectors and codes are shifted so that the mean of the codes is 0. This changes no distance. It makes the products
+    # below small: far from 0, their rounding errors would distort the distances.
     centre = ops.mean(codebook, axis=0)
     best = found = None
     for start in range(0, codebook.shape[0], block_codes):
@@ -103,7 +103,7 @@ def _best_code(vectors: Tensor, centre: Tensor, codes: Tensor, bias: Tensor) -> 
 
 
 def beam_search(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> Sequence[Tensor]:
-    """Finds sums of codes, one from each codebook, that are near each vector.
+    """Finds, approximately, the sums of codes nearest to each vector. A sum has one code from each codebook.
 
     After each codebook, the search keeps the `beam_width` best partial sums, regardless of which earlier sums they
     extend. It runs in blocks of vectors, and has no gradient.
@@ -146,7 +146,7 @@ def _best_sums(vectors: Tensor, codebooks: list[Tensor], beam_width: int) -> lis
         size = codes.shape[0]
         centre = ops.mean(codes, axis=0)
         residuals, codes = residuals - centre, codes - centre
-        # One product computes -|r - e|^2 / 2 = r e - |e|^2 / 2 - |r|^2 / 2. All is shifted as in `_search`.
+        # One product computes -|r - e|^2 / 2 = r e - |e|^2 / 2 - |r|^2 / 2, with a shift as in `_search`.
         squares = [-0.5 * ops.sum(ops.square(x), axis=-1, keepdims=True) for x in (residuals, codes)]
         factors = (
             ops.concatenate([residuals, squares[0], ops.ones_like(squares[0])], axis=-1),
