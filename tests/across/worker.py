@@ -98,7 +98,7 @@ def train(folder: pathlib.Path) -> None:
             compiled(model, keras.optimizers.Adam(0.01))
             model.fit(draw(3, 64, *SHAPE), epochs=2, verbose=0, shuffle=False)
         else:
-            model.quantizer(draw(3, 17, *SHAPE), training=True)
+            model.quantizer(draw(3, 64, *SHAPE), training=True)
         model.save(folder / f"{name}-{backend}.keras")
         results[f"{name}/codes"] = codes_of(model)
     np.savez(folder / f"train-{backend}.npz", **results)
