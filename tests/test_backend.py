@@ -41,6 +41,29 @@ def test_backends_override_only_documented_methods():
     assert all(method.__doc__ for name, method in vars(base.Backend).items() if callable(method))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch has gradients that we wrote by hand")
+@pytest.mark.parametrize("operation", ["normalize", "scores", "squared_errors"])
+def test_second_derivatives_equal_those_of_automatic_differentiation(operation, rng):
+    import torch
+
+    x, y, towards = (torch.tensor(rng.normal(size=(5, 4)), dtype=torch.float32) for _ in range(3))
+    others = {
+        "normalize": (),
+        "scores": (y,),
+        "squared_errors": (y, torch.ones(5, dtype=bool), torch.tensor(5.0), (1.0, 0.0)),
+    }[operation]
+    found = []
+    # The base class has the formulas without gradients.
+    for kind in (type(backend), base.Backend):
+        x = x.detach().requires_grad_()
+        output = getattr(kind, operation)(backend, x, *others)
+        while isinstance(output, tuple | list):
+            output = output[0]
+        (slope,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad((slope * towards).sum(), x)[0].numpy())
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.each_backend
 def test_normalize_has_the_gradients_of_direction_and_norm(rng):
     x, by_unit, by_length = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), rng.normal(size=(5, 1))

@@ -210,14 +210,17 @@ def test_projections_of_earlier_stages_learn_from_the_losses_of_later_ones():
     ],
     ids=["rotation", "noise"],
 )
-@pytest.mark.parametrize("scales", [False, True])
-def test_settings_of_a_stage_have_an_effect_within_wrappers(plain, other, scales):
-    def wrap(quantizer):
-        if scales:
-            return keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3))
-        return keras_vqvae.ResidualQuantizer(quantizer, 2)
-
-    x, cotangent = draw(8, 3, DIM), draw(8, 3, DIM, seed=1)
+@pytest.mark.parametrize(
+    ("wrap", "dim"),
+    [
+        (lambda quantizer: keras_vqvae.ResidualQuantizer(quantizer, 2), DIM),
+        (lambda quantizer: keras_vqvae.ResidualQuantizer(keras_vqvae.GroupedQuantizer(quantizer, 2), 2), 2 * DIM),
+        (lambda quantizer: keras_vqvae.MultiScaleQuantizer(quantizer, (1, 3)), DIM),
+    ],
+    ids=["residual", "residual of groups", "scales"],
+)
+def test_settings_of_a_stage_have_an_effect_within_wrappers(plain, other, wrap, dim):
+    x, cotangent = draw(8, 3, dim), draw(8, 3, dim, seed=1)
     found = []
     for quantizer in (plain, other):
         layer = wrap(quantizer)

@@ -231,6 +231,18 @@ def test_nonfinite_vectors_never_reach_the_state(layer):
             assert np.isfinite(numpy(loss))
 
 
+@pytest.mark.each_backend("composed_sim")
+def test_given_indices_replace_the_search(layer):
+    """Residuals with a beam search, and groups, search first and then pass indices to their parts."""
+    if layer.quantizes_grids:
+        pytest.skip("it is never a part of another quantizer")
+    indices = ops.reshape(layer.encode(draw(4, *SHAPE)), (4 * SHAPE[0], *layer.index_shape))
+    vectors = ops.convert_to_tensor(draw(4 * SHAPE[0], DIM, seed=1))
+    record = layer.quantize_vectors(vectors, ops.ones(4 * SHAPE[0], "bool"), False, 4, indices)
+    np.testing.assert_array_equal(numpy(record.indices), numpy(indices))
+    np.testing.assert_array_equal(numpy(record.codes), numpy(layer.lookup(indices)))
+
+
 def test_nonfinite_vectors_do_not_spoil_gradients(layer):
     x = draw(4, *SHAPE)
     x[0, 2] = np.nan

@@ -192,6 +192,7 @@ def test_a_causal_model_is_the_papers_network_with_padding_at_the_start():
     y = np.stack([np.einsum("wc,wcf->f", padded[2 * t : 2 * t + 4], weights) for t in range(3)]) + bias
     weights, bias = kernel(encoder, "encoder_to_embedding")
     np.testing.assert_allclose(numpy(encoder(x))[0], np.maximum(y, 0) @ weights[0] + bias, atol=1e-5)
+    assert {"decoder_conv_pad", "decoder_output_pad"} <= {layer.name for layer in decoder.layers}
     z = draw(1, 3, 3)
     padded = np.pad(z[0], ((2, 0), (0, 0)))
     weights, bias = kernel(decoder, "decoder_conv")

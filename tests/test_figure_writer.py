@@ -35,7 +35,8 @@ def test_figures_are_written_every_n_epochs(tmp_path, monkeypatch):
     found = [event for event in EventFileLoader(str(events)).Load() if event.summary.value]
     assert [event.step for event in found] == [1, 3]
     assert found[0].summary.value[0].tag == "weights"
-    png = found[0].summary.value[0].tensor.string_val[2]
+    width, height, png = found[0].summary.value[0].tensor.string_val
+    assert (width, height) == (b"100", b"50")
     assert png == files[0].read_bytes()
     assert matplotlib.image.imread(io.BytesIO(png)).shape == (50, 100, 4)
 

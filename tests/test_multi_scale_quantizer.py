@@ -111,6 +111,17 @@ def test_masked_positions_have_no_effect(junk):
         assert all(np.isfinite(gradient).all() for gradient in (by_inputs[mask], *by_weights))
 
 
+def test_convolutions_ignore_the_image_data_format():
+    layer, x = multi_scale(convolution=True), draw(2, 4, 4, 4)
+    layer.kernel.assign(draw(*layer.kernel.shape, seed=1))
+    expected = numpy(layer(x))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        np.testing.assert_array_equal(numpy(layer(x)), expected)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_the_gradient_is_copied_and_trains_the_convolution():
     layer, x = multi_scale(inner=keras_vqvae.FiniteScalarQuantizer((3, 3, 3, 3)), convolution=True), draw(2, 4, 4, 4)
     upstream = draw(2, 4, 4, 4, seed=5)

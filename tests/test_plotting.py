@@ -45,6 +45,7 @@ def test_samples_of_each_class_are_drawn_in_a_row(images):
     assert [axis.get_ylabel() for axis in figure.axes[::4]] == ["0", "1"]
     np.testing.assert_allclose(np.squeeze(drawn[5]), np.squeeze(np.clip(images[1] - 0.5, 0, 1)))
     assert figure.get_suptitle() == "10 new images"
+    assert np.max(pictures(plotting.plot_samples(images + 0.5))) == 1
     unnamed = plotting.plot_samples(images)
     assert len(pictures(unnamed)) == 5
     assert unnamed.axes[0].get_ylabel() == "samples"

@@ -161,6 +161,11 @@ def test_moments_are_right_for_empty_batches_and_single_samples():
         np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
 
 
+def test_the_variance_of_equal_targets_is_exactly_0():
+    found = moments.moments_of(ops.full((50, 4), 0.1), (None, 4))
+    assert float(found.variance) == 0
+
+
 def test_the_loss_weight_is_right_for_sounds_of_any_length():
     """The weight uses the number of latent elements of the current batch."""
     encoder = keras.Sequential([keras.Input((None, 1)), layers.Conv1D(3, 4, strides=4)])
