@@ -33,6 +33,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Deselects what only `make test-all` runs: see "Tests" in `CONTRIBUTING.md`."""
+    if keras.backend.backend() != "torch":
+        for item in items:
+            marker = item.get_closest_marker("each_backend")
+            if marker is not None and marker.kwargs.get("slow"):
+                item.add_marker("slow")
     if config.getoption("--all"):
         return
     left_out = [item for item in items if not _is_chosen(item)]

@@ -34,6 +34,7 @@ def beam(vectors, codebooks, width):
     return np.array(found)
 
 
+@pytest.mark.each_backend(slow=True)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     width=st.integers(1, 9),

@@ -49,7 +49,7 @@ def test_the_monitor_reports_training_and_validation(x, tmp_path):
     assert numpy(quantizer.code_counts).sum() == 3 * len(train)
 
 
-@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.each_backend)])
+@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.each_backend(slow=True))])
 def test_the_monitor_agrees_with_the_models_own_metrics(x, stages):
     encoder, decoder = keras_vqvae.build(4, embedding_dim=3, encoder_sizes=(6,), decoder_sizes=(6,))
     quantizer = keras_vqvae.ResidualQuantizer(keras_vqvae.VectorQuantizer(16, ema_decay=0.9), stages)

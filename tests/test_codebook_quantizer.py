@@ -236,7 +236,7 @@ def test_resizing_keeps_weights_that_do_not_depend_on_the_number_of_codes(x, kin
     "keywords",
     [
         {"ema_decay": 0.9},
-        pytest.param({"ema_decay": 0.9, "estimator": "nsvq"}, marks=pytest.mark.each_backend),
+        pytest.param({"ema_decay": 0.9, "estimator": "nsvq"}, marks=pytest.mark.each_backend(slow=True)),
         {"estimator": "straight_through"},
     ],
 )

@@ -24,6 +24,7 @@ def scale_of(model):
     return float(numpy(model.data_scale.scale))
 
 
+@pytest.mark.each_backend(slow=True)
 def test_training_does_not_depend_on_the_scale_of_the_data():
     """Scaling by a power of two is exact in floating point, so all results must be equal to the last bit."""
     x, found = draw(24, 8), []

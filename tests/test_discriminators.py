@@ -135,7 +135,7 @@ def test_sounds_are_judged_by_their_spectrograms_at_each_resolution():
         np.testing.assert_allclose(numpy(found), numpy(part(image)["logits"]), atol=2e-4)
 
 
-@pytest.mark.parametrize("steps", [64, None])
+@pytest.mark.parametrize("steps", [64, pytest.param(None, marks=pytest.mark.each_backend(slow=True))])
 def test_discriminators_of_sounds_train_and_are_saved(tmp_path, steps):
     model = sound_judge((steps, 1), **SOUND)
     assert steps or model.output_shape == [(None, None, 9, 1), (None, None, 3, 1)]

@@ -78,7 +78,7 @@ PAGES = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((R
     "page",
     [
         # Other tests cover what the README shows on each backend.
-        pytest.param(page, marks=() if page == "README.md" else pytest.mark.each_backend)
+        pytest.param(page, marks=() if page == "README.md" else pytest.mark.each_backend(slow=True))
         for page in PAGES
         if blocks(page, keras.backend.backend())
     ],

@@ -5,7 +5,7 @@ import pytest
 import keras_vqvae
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="jax2onnx fixes the batch size")
 # These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")

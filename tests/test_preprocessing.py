@@ -53,6 +53,7 @@ def test_preprocessed_data_are_input_and_target():
     )
 
 
+@pytest.mark.each_backend(slow=True)
 def test_random_flips_act_only_in_training(tmp_path):
     """This decoder sees no positions, so it reconstructs flipped and unflipped images equally well."""
     x = np.zeros((16, 4, 4, 1), "float32")

@@ -96,7 +96,7 @@ def test_there_are_logits_for_each_code_that_depend_on_the_label(prior, codes, l
     assert np.abs(logits_of(prior, codes) - logits).max() > 1e-4
 
 
-@pytest.mark.each_backend("autoregressive")
+@pytest.mark.each_backend("autoregressive", slow=True)
 def test_the_loss_is_in_nats_per_code(prior, kind, codes, labels):
     prior.compile(optimizer="sgd")
     logs = prior.evaluate(codes, labels, verbose=0, return_dict=True)
@@ -161,7 +161,7 @@ def test_a_position_is_passed_on_as_the_sum_of_its_codes(codes, labels):
         ((), {}),
         ((3,), {}),
         ((), ALL_OPTIONS),
-        ((3,), ALL_OPTIONS),
+        pytest.param((3,), ALL_OPTIONS, marks=pytest.mark.each_backend(slow=True)),
     ],
 )
 def test_draws_with_and_without_cache_are_equal(autoregressive, codes, labels, options, index_shape):

@@ -79,7 +79,7 @@ def test_draws_depend_on_earlier_known_codes_and_for_the_masked_prior_on_later_o
     assert any((drawn(0, code) != middle).any() for code in range(1, 6)) == (kind == "masked")
 
 
-@pytest.mark.each_backend("masked")
+@pytest.mark.each_backend("masked", slow=True)
 def test_a_sweep_of_settings_compiles_one_program(kind):
     """Tries 30 settings of temperature, nucleus and guidance. PyTorch runs one sampler 30 times, uncompiled."""
     traced = []

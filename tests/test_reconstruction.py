@@ -118,6 +118,7 @@ def test_large_quantizer_losses_do_not_hide_the_error():
         np.testing.assert_allclose(logs["explained_variance"], 1 - error / x.var(0).mean(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.each_backend(slow=True)
 def test_an_encoder_without_an_input_shape_accepts_batches_of_any_size():
     encoder = keras.Sequential([layers.Dense(6), layers.Dense(3)])
     model = keras_vqvae.VQVAE(encoder, keras_vqvae.VectorQuantizer(16, seed=1), keras.Sequential([layers.Dense(8)]))
@@ -199,6 +200,7 @@ def test_several_outputs_share_one_scale():
     np.testing.assert_allclose(logs["loss"], WEIGHT * 10 / 3 * errors / variance + logs["quantizer_loss"], rtol=1e-4)
 
 
+@pytest.mark.each_backend(slow=True)
 def test_a_model_is_saved_with_the_default_loss_and_the_variance(tmp_path):
     x = 50 * draw(40, 8)
     model = compiled(make(), keras.optimizers.Adam(0.01))

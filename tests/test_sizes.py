@@ -60,7 +60,7 @@ def test_a_causal_model_is_padded_with_zeros_at_the_end():
     np.testing.assert_allclose(model.predict(x, verbose=0), model.predict(padded, verbose=0)[:, :9], atol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.each_backend(slow=True)), True])
 def test_a_model_for_any_size_is_trained(causal):
     """Batches have different sizes, so TensorFlow traces unknown ones."""
     model = helpers.compiled(make((None,), causal=causal), keras.optimizers.Adam(0.01))

@@ -64,7 +64,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_gives_the_codebook_of_an_array(source):
     x, y = draw(50, 6), np.arange(50)

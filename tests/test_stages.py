@@ -41,7 +41,7 @@ def x():
     return draw(64, DIM)
 
 
-@pytest.mark.parametrize("make", [falling, mixed])
+@pytest.mark.parametrize("make", [pytest.param(falling, marks=pytest.mark.each_backend(slow=True)), mixed])
 def test_each_stage_quantizes_the_residual_of_earlier_stages(x, make):
     layer = built(make())
     quantized, indices = layer(x, return_indices=True)

@@ -80,7 +80,7 @@ def assert_equal_to_the_whole(model, x, cuts):
     np.testing.assert_allclose(found, model.decode(codes, verbose=0), atol=1e-6)
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 def test_streams_in_any_parts_equal_the_whole():
     model, x = spread(make(keras_vqvae.ResidualQuantizer(vector(), 2))), draw(2, STEPS, 1)
     assert len(np.unique(model.encode(x, verbose=0)[..., 0])) > 4
@@ -285,7 +285,7 @@ def test_streams_work_in_mixed_precision(policy):
     assert {model.tokenizer_step.input[name].dtype for name in states} == {"float32"}
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 # These warnings come from the exporters.
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_is_exported_with_its_state(tmp_path):

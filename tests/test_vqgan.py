@@ -187,6 +187,7 @@ def stateful(dropout=0.0):
     )
 
 
+@pytest.mark.each_backend(slow=True)
 def test_a_loaded_model_continues_training_like_the_original(x, tmp_path):
     model = helpers.compiled(make(stateful(), start_step=3), "adam")
     model.fit(x, batch_size=6, shuffle=False, verbose=0)
@@ -233,7 +234,9 @@ def test_adversarial_training_waits_for_start_step(x):
     assert any((one != other).any() for one, other in zip(models[0].discriminator.get_weights(), before, strict=True))
 
 
-@pytest.mark.parametrize("policy", [pytest.param("mixed_float16", marks=pytest.mark.each_backend), "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("mixed_float16", marks=pytest.mark.each_backend(slow=True)), "mixed_bfloat16"]
+)
 def test_both_players_train_in_mixed_precision(x, policy):
     keras.config.set_dtype_policy(policy)
     model = helpers.compiled(make(), keras.optimizers.SGD(0.01), traced=False)
@@ -283,7 +286,7 @@ def test_models_without_input_shapes_are_trained_and_saved(x, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="since Keras 3.15")
 def test_the_discriminator_can_have_its_own_learning_rate(x, tmp_path):
     sgd, own = keras.optimizers.SGD(0.1, 0.9), keras.optimizers.SGD(0.0, 0.9)

@@ -227,7 +227,7 @@ def test_trap_sublayers_have_no_losses_on_jax_within_compute_loss(x):
         np.testing.assert_allclose(result["loss"], loss + regularizer, rtol=1e-4)
 
 
-@pytest.mark.each_backend
+@pytest.mark.each_backend(slow=True)
 def test_masked_positions_do_not_count_in_logs(rng):
     x = rng.normal(size=(6, 5, 4)).astype("float32")
     x[:, 3:] = 0

@@ -85,7 +85,7 @@ def assert_same_head(model, other):
         np.testing.assert_array_equal(found, value)
 
 
-@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.each_backend), False])
+@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.each_backend(slow=True)), False])
 def test_layers_added_by_a_subclass_are_trained_and_saved(x, labels, tmp_path, known):
     model = HeadInCall(*parts(known, ema_decay=0.9))
     model.compile(keras.optimizers.SGD(0.1), LOSSES)

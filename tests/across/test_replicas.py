@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
 SCRIPT = pathlib.Path(__file__).with_name("replicas.py")
 
 
@@ -35,7 +36,6 @@ def test_trap_replicas_do_not_drift_apart(tmp_path):
     assert (first["codebook-0.1"][3:6] < 50).all()
 
 
-@pytest.mark.slow
 def test_trap_inference_in_one_process_needs_no_other(tmp_path):
     arguments = [tmp_path / "store", tmp_path]
     script = [sys.executable, SCRIPT.with_name("alone.py")]
@@ -46,7 +46,6 @@ def test_trap_inference_in_one_process_needs_no_other(tmp_path):
     assert alone.returncode == other.returncode == 0
 
 
-@pytest.mark.slow
 def test_trap_tensorflow_replicas_take_turns_where_they_exchange():
     subprocess.run(
         [sys.executable, SCRIPT.with_name("mirrored.py")], env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True
