@@ -1,5 +1,7 @@
 """Which codebook initializer should be the default? Compares the error and the codebook usage on test images.
 
+Dead codes move under EMA, and stay where they are in a codebook that the optimizer trains.
+
 KERAS_BACKEND=torch python -m benchmarks.initializers --data-dir FOLDER_OF_IDX_FILES
 """
 
@@ -56,6 +58,7 @@ def main() -> None:
             quantizer = keras_vqvae.VectorQuantizer(
                 arguments.num_embeddings,
                 ema_decay=decay,
+                dead_code_threshold=0 if decay is None else 0.1,
                 embeddings_initializer=initializer,
                 seed=arguments.seed,
             )

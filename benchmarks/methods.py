@@ -222,4 +222,28 @@ PROJECTED: dict[str, Method] = {
     name: method for depth in (1, 2, 3, 4) for name, method in in_8_dimensions(depth).items()
 }
 """Residuals with 256 codes per stage, in 8 dimensions."""
-ALL = METHODS | FAMILY | RESIDUALS | PROJECTED
+
+THRESHOLDS: dict[str, Method] = {
+    f"EMA, threshold {threshold}": ours(
+        lambda size, seed, threshold=threshold: moving(size, seed, dead_code_threshold=threshold)
+    )
+    for threshold in (0.1, 0.2, 0.3, 0.5, 0.65)
+}
+"""Thresholds below which a code is dead, as fractions of the mean count."""
+
+
+def of_length(length: float) -> Method:
+    """Returns a method whose initial codes have about this length. Dead codes stay."""
+    return ours(
+        lambda size, seed: moving(
+            size,
+            seed,
+            dead_code_threshold=0,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=length / 32**0.5, seed=seed),
+        )
+    )
+
+
+LENGTHS: dict[str, Method] = {f"EMA, length {length}": of_length(length) for length in (1, 0.25, 0.04)}
+"""Lengths of the initial codes. 0.04 is that of the rotation's default initializer with 1,024 codes."""
+ALL = METHODS | FAMILY | RESIDUALS | PROJECTED | THRESHOLDS | LENGTHS

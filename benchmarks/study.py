@@ -5,6 +5,7 @@ KERAS_BACKEND=torch python -m benchmarks.study --family --data-dir FOLDER_OF_IDX
 KERAS_BACKEND=torch python -m benchmarks.study --family --codes 16384 65536 --steps 600 --data-dir FOLDER_OF_IDX_FILES
 KERAS_BACKEND=torch python -m benchmarks.study --family --codes 16384 65536 --times --data-dir FOLDER_OF_IDX_FILES
 KERAS_BACKEND=torch python -m benchmarks.study --residuals --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
+KERAS_BACKEND=torch python -m benchmarks.study --thresholds --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
 KERAS_BACKEND=torch python -m benchmarks.study --projected --seeds 0 1 2 --data-dir FOLDER_OF_IDX_FILES
 python -m benchmarks.study --short
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--family", action="store_true", help="compare quantizers with the same number of codes")
     parser.add_argument("--residuals", action="store_true", help="compare residual FSQ, by depth")
     parser.add_argument("--projected", action="store_true", help="compare residuals in 8 dimensions, by depth")
+    parser.add_argument("--thresholds", action="store_true", help="compare thresholds and lengths of initial codes")
     parser.add_argument("--codes", type=int, nargs="+", default=[1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
@@ -100,6 +102,8 @@ def main() -> None:
         arguments.methods = list(methods.RESIDUALS)
     if arguments.projected:
         arguments.methods = list(methods.PROJECTED)
+    if arguments.thresholds:
+        arguments.methods = [*methods.THRESHOLDS, *methods.LENGTHS]
     if arguments.short:
         arguments.dataset, arguments.codes, arguments.seeds, arguments.steps = "digits", [64], [0], 30
     train, test = images.load(arguments.dataset, arguments.data_dir)
