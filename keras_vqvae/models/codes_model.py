@@ -113,9 +113,11 @@ class CodesModel(CodesInputs):
 
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"rmsprop"`.
-            loss, loss_weights: Must be `None`.
-            *args, **kwargs: Further arguments of `keras.Model.compile`. `metrics` and `weighted_metrics` must compare
-                integer codes with logits, as `"sparse_categorical_accuracy"` does.
+            loss: Must be `None`.
+            loss_weights: Must be `None`.
+            *args: Further arguments of `keras.Model.compile`.
+            **kwargs: Further arguments of `keras.Model.compile`. `metrics` and `weighted_metrics` must compare integer
+                codes with logits, as `"sparse_categorical_accuracy"` does.
 
         Raises:
             ValueError: If `loss` or `loss_weights` is given.
