@@ -18,7 +18,7 @@ SMALLEST = 1e-37
 
 
 def _entropy(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the entropy in nats of each codebook's counts, and their sum: `[..., K]` -> `[...]`, `[...]`."""
+    """Returns, for each codebook, the entropy of its counts in nats and their sum: `[..., K]` -> `[...]`, `[...]`."""
     counts = ops.cast(counts, "float32")
     total = ops.sum(counts, axis=-1, keepdims=True)
     fractions = counts / backend.at_least(total, 1.0)

@@ -45,7 +45,7 @@ def live_config(layer: keras.Layer) -> dict[str, Any]:
 
 
 def fresh_initializer(initializer: Any, number: int) -> Any:
-    """Returns an initializer with another seed, for copy `number` of a layer, or the same one if it takes no seed."""
+    """Returns an initializer for copy `number` of a layer, with `number` added to its seed if it takes one."""
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     # `()` stands for an initializer that takes no seed.
     seed = config.get("seed", ())

@@ -292,7 +292,7 @@ REFUSED = {
         lambda: keras_vqvae.ResidualQuantizer([vector(), vector(8, distance="cosine")]),
         "Received: distance='cosine'",
     ),
-    "beam": (lambda: mixed(beam_width=2), "explicit codebook.*Received: beam_width=2"),
+    "beam": (lambda: mixed(beam_width=2), "nearest code.*Received: beam_width=2"),
     "shapes": (
         lambda: keras_vqvae.ResidualQuantizer([vector(), keras_vqvae.GroupedQuantizer(vector(8), 2)]),
         r"indices of the same shape. Received: stages whose `index_shape` is \[\(\), \(2,\)\]",

@@ -11,8 +11,8 @@ finds the index in the best group.
 
 **Replicas.** State that a layer updates in `call` must be the same in every replica. On JAX arrays are global, and so
 is every sum over a batch. On PyTorch each process has its own part of the batch, and the processes must exchange their
-sums. On TensorFlow an exchange within `call` silently corrupts the losses that `add_loss` collects. Therefore only
-`VQVAE` updates quantizers there, after it has read the losses.
+sums. On TensorFlow an exchange within `call` silently corrupts the losses that `add_loss` collects. With
+several replicas of TensorFlow, therefore, only `VQVAE` updates quantizers, after it has read the losses.
 """
 
 import keras

@@ -83,7 +83,7 @@ class Backend(Gradients):
         counter.assign_add(counts)
 
     def replicas_in_turns(self) -> int:
-        """Number of replicas that take turns when they exchange tensors. Keras divides losses by this number."""
+        """Number of replicas of TensorFlow, by which Keras divides losses. It is 1 on other backends."""
         return 1
 
     def refuse_updates_in_call(self) -> None:

@@ -39,7 +39,8 @@ class Operations:
         return contextlib.nullcontext()
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """Multiplies matrices in float32, forward and backward. With more than two axes only `b` has a gradient."""
+        """Multiplies matrices in float32, forward and backward. If `a` or `b` has more than two axes, only `b` may need
+        a gradient."""
         return ops.matmul(a, b)
 
     def on_accelerator(self, x: Tensor) -> bool:

@@ -16,7 +16,7 @@ class Search(Rows):
     ACCELERATOR_SCORES = 1 << 26
     """Scores per search block on an accelerator."""
     BLOCK_CODES = 4096
-    """Minimum block size in codes. It was the fastest of 1024 to 8192: XLA's products need more codes than oneDNN's."""
+    """Minimum block size in codes. With XLA it was the fastest of 1024 to 8192. PyTorch has smaller blocks."""
     GROUP_CODES = 64
     """Codes per group of a search block. It was the fastest of 32, 64 and 128."""
     MAX_BLOCKS = 64
@@ -61,7 +61,7 @@ class Search(Rows):
 
     def in_groups(self, num_embeddings: int) -> bool:
         """Whether the search first finds the group of `GROUP_CODES` codes that has the maximum."""
-        # With few groups, a last group that is not full costs more than groups save.
+        # With few groups, padding the last one takes more time than groups save.
         return num_embeddings % self.GROUP_CODES == 0 or num_embeddings > 4 * self.GROUP_CODES
 
     def argmax(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class TorchBackend(Replicas):
         return self.is_tracing() or x.device.type == "meta" or isinstance(x, FakeTensor)
 
     def refuse_updates_in_call(self) -> None:
-        # During a backward pass, code runs a second time, for its gradient, and would update twice. The number below is
+        # Rematerialized code runs a second time during the backward pass, and would update twice. The number below is
         # -1 outside of a backward pass. PyTorch's own checkpoints read it, too.
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(

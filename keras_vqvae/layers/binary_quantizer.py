@@ -46,7 +46,7 @@ class BinaryQuantizer(ImplicitQuantizer):
 
     @property
     def code_size(self) -> float:
-        """The absolute value of each element of a code."""
+        """The absolute value of each element of a code, in the first stage of a residual."""
         return 1.0
 
     def set_stage(self, stage: int) -> None:

@@ -21,7 +21,7 @@ COUNTS_RATE = 0.01
 def default_initializer(
     estimator: estimators.Estimator, seed: int | None, norm: float = 1.0
 ) -> keras.initializers.Initializer:
-    """Returns the default initializer. Its codes have the mean norm `norm`, or are shorter for the rotation.
+    """Returns the default initializer. Its codes have norms of about `norm`, or shorter ones for the rotation.
 
     The rotation scales gradients by `|q| / |z|`, and codes that start longer than the vectors die. `docs/studies/` has
     figures: `initializer.md` and `dead-codes.md`.

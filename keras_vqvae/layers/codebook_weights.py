@@ -91,7 +91,7 @@ class CodebookWeights(Quantizer):
         return estimators.straight_through(codes, self._constraint(codes))
 
     def set_codebook(self, values: Tensor) -> None:
-        """Assigns `values` to the codebook, after the layer's constraint.
+        """Assigns `values` to the codebook. The layer's constraint is applied to the codes that change.
 
         Args:
             values: Codes `[K, D]`.

@@ -13,7 +13,7 @@ from keras_vqvae.types import Tensor
 class LogSpectrogram(keras.layers.Layer):
     """Converts sounds to log-magnitude spectrograms, one image channel for each channel of the sound.
 
-    `ops.spectrogram.magnitudes` defines the magnitudes.
+    `keras_vqvae.ops.spectrogram.magnitudes` defines the magnitudes.
 
     Args:
         window_size: Size of the window in steps, a multiple of 4.

@@ -33,9 +33,10 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     - `update(record, counts)`: updates the layer's own state in training. `counts` is how often each code was chosen,
       int32 `[K]`, or `None` if codes are not counted. Defaults to no update.
 
-    A wrapper, a quantizer made of other quantizers, implements `quantize_vectors`, `compute_output`, `lookup` and
-    `index_shape`. If it quantizes whole grids, it sets `quantizes_grids = True`, and also implements `index_axes` and
-    `vector_axes`. Its `quantize_vectors` gets `[batch, *grid, D]`, and its `lookup` gets what `encode` returns.
+    A wrapper, a quantizer made of other quantizers, implements `quantize_vectors`, `lookup` and `index_shape`. It also
+    implements `compute_output`, or gives its record the output. If it quantizes whole grids, it sets `quantizes_grids =
+    True`, and also implements `index_axes` and `vector_axes`. Its `quantize_vectors` gets `[batch, *grid, D]`, and its
+    `lookup` gets what `encode` returns.
 
     Call arguments:
         inputs: Floats `[..., D]`, of rank 2 or more.
@@ -55,9 +56,9 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
     has_fixed_codes: bool = False
     """Whether codes are fixed points within bounds. Each stage of a residual then gets finer codes."""
     supports_beam_search: bool = False
-    """Whether a beam search may assign codes: any code is allowed for any vector, and the nearest code is best."""
+    """Whether a beam search may assign codes. The quantizer must take the code with the lowest squared error."""
     refines: bool = True
-    """Whether codes can have any norm. Only such codes can quantize the residual of another stage."""
+    """Whether codes can become as small as residuals, so that the quantizer can be a later stage of a residual."""
     quantizes_grids: bool = False
     """Whether the layer quantizes whole grids. Such a quantizer can only be the outermost wrapper."""
     stage: int | None = None
@@ -116,7 +117,7 @@ class Quantizer(AddedLosses, CountedCodes, SeededLayer):
         return Record(self, vectors, valid, indices, codes, training)
 
     def compute_output(self, record: Record) -> Tensor:
-        """Returns the output `[N, D]` of a record. It defines the encoder's gradient. Wrappers override this method."""
+        """Returns the output `[N, D]` of a record. It defines the encoder's gradient."""
         return self.estimate(record.vectors, record.codes, record.updates_state)
 
     def all_losses(self, record: Record) -> list[tuple[str, Tensor]]:

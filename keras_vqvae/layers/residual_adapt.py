@@ -15,7 +15,8 @@ BEAM_WIDTH = 4
 MAX_ERROR = 2.0
 """Largest squared error of such a sum, relative to the error of the vector's best sum."""
 ROUNDS = 5
-"""Number of rounds of refinement after that. Each round updates the codes of every stage once."""
+"""Number of rounds of refinement with a beam, after all stages are initialized. Each round updates the codes of every
+stage once."""
 
 
 def adapt(residual: Any, vectors: Tensor, **keywords: Any) -> None:
@@ -45,7 +46,7 @@ def _residuals(residual: Any, vectors: np.ndarray, previous: np.ndarray, num_sta
     Args:
         residual: The `ResidualQuantizer`.
         vectors: The vectors `[N, D]`.
-        previous: Residuals of the stages before the last of these. Without a beam they are changed in place.
+        previous: Residuals of the first `num_stages - 1` stages. Without a beam they are changed in place.
         num_stages: Number of first stages.
     """
     if residual.beam_width > 1:

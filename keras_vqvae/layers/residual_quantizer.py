@@ -22,9 +22,9 @@ class ResidualQuantizer(ResizableWrapper):
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
     the sum of the `q_i`. Gradients are those of these formulas, and flow through the residuals, too. The decoder and
-    the losses of later stages therefore train the projections and soft assignments inside a stage. If the stages are
-    straight-through, the encoder gets the gradient of the output exactly once, for any number of stages. Each stage's
-    commitment loss, on `z - stop_gradient(q_0 + ... + q_(i - 1))`, reaches the encoder in full.
+    the losses of later stages therefore train the projections and soft assignments inside a stage. If all stages are
+    straight-through, residuals are `r_i - stop_gradient(q_i)` instead. The encoder then gets the gradient of the output
+    exactly once, for any number of stages, and each stage's commitment loss reaches it in full.
 
     Quantizers with fixed codes (FSQ, LFQ, BSQ) get finer from stage to stage. Vectors are bounded once, and each stage
     subdivides the bins of the previous stage. For an axis with 8 levels, each stage makes the bins 8 times narrower and
@@ -55,8 +55,8 @@ class ResidualQuantizer(ResizableWrapper):
     Raises:
         ValueError: If `quantizer` is not a quantizer, or is built already. If `num_quantizers` is not positive. If a
             stage after the first has `distance="cosine"`. If `shared_codebook=True` with fixed codes. If a list has a
-            quantizer twice, or a quantizer with fixed codes. If `beam_width > 1` and a stage has no codebook, or has
-            `distance="direction"`.
+            quantizer twice, or a quantizer with fixed codes. If `beam_width > 1` and a stage does not take the
+            nearest code.
 
     Example: four stages of equal size, and three stages of decreasing size.
 
@@ -117,8 +117,8 @@ class ResidualQuantizer(ResizableWrapper):
             )
         if self.beam_width > 1 and not all(stage.supports_beam_search for stage in self.quantizers):
             raise ValueError(
-                "`beam_width > 1` ranks sums of codes by their squared error. It needs quantizers with an explicit "
-                "codebook, such as `VectorQuantizer`, whose `distance` is not 'direction'. "
+                "`beam_width > 1` ranks sums of codes by their squared error. It needs stages that take the nearest "
+                "code, such as `VectorQuantizer` with a `distance` other than 'direction'. "
                 f"Received: beam_width={beam_width}, quantizer={validation.shown(quantizer)}"
             )
         for stage in self.quantizers[1:]:

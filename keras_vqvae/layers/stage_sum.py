@@ -10,7 +10,8 @@ class StageSum:
     """Adds up the outputs `q_i` of stages. Each stage quantizes the `residual` of the stages before it.
 
     The residual is `r_(i + 1) = r_i - q_i`, with the gradient of this formula. If every stage is straight-through, this
-    gradient is 0, and the losses of the stages would not reach the encoder. Then it is `r_i - stop_gradient(q_i)`.
+    gradient is 0, and the losses of the stages would not reach the encoder. In that
+    case it is `r_i - stop_gradient(q_i)`.
 
     Args:
         vectors: Vectors `z` that the first stage quantizes.

@@ -23,9 +23,10 @@ class VectorQuantizer(CodebookQuantizer):
     code follows the moving average of the vectors that chose it. In both cases, a commitment loss keeps the encoder
     near its codes, and in training dead codes move onto vectors of the batch.
 
-    A codebook that the optimizer trains is the sum of two weights, the trainable `codebook` and the non-trainable
-    `offset_codebook`. The layer moves dead codes by the offset, because a call can update non-trainable weights only.
-    A regularizer or constraint sees the sum; an optimizer's weight decay shrinks the trainable part only.
+    A codebook that the optimizer trains is the sum of two weights, the trainable `codebook` and, if dead codes move or
+    there is a constraint, the non-trainable `offset_codebook`. The layer moves dead codes by the offset, because a call
+    can update non-trainable weights only. A regularizer or constraint sees the sum; an optimizer's weight decay shrinks
+    the trainable part only.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.
@@ -103,8 +104,8 @@ class VectorQuantizer(CodebookQuantizer):
         **kwargs: Any,
     ):
         if embeddings_initializer is None and ema_decay is not None:
-            # A code that no vector chooses does not move. Short codes are among the vectors of an untrained encoder,
-            # so that 2 to 3 times as many codes come into use.
+            # The average moves no code that no vector chooses. Short codes lie near the vectors of an untrained
+            # encoder, so that 2 to 3 times as many codes come into use.
             embeddings_initializer = default_initializer(estimators.get(estimator), validation.seed(seed), norm=1 / 4)
         super().__init__(
             num_embeddings,

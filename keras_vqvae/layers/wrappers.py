@@ -144,7 +144,7 @@ def _check_config(quantizer: Quantizer, config: dict[str, Any]) -> None:
     else:
         return
     raise ValueError(
-        "`quantizer` must be the same when made from its configuration, because a wrapper uses copies of it. "
+        "`quantizer` cannot be copied from its configuration, and a wrapper needs copies of it. "
         f"In `{kind.__name__}`, {wrong}. Received: quantizer={validation.shown(quantizer)}"
     )
 

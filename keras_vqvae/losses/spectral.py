@@ -33,9 +33,9 @@ class SpectralLoss(SampleLoss):
     Args:
         window_sizes: Sizes of the windows in steps, multiples of 4. Defaults to `(1024, 256, 64)`.
         log_weight: Weight of the difference of logarithms, at least 0. Defaults to `1.0`.
-        floor: Magnitude of silence, above 0. White noise with a standard deviation of `floor` has this magnitude.
-            Magnitudes are `sqrt(|X|^2 + floor^2)`, so that quieter sounds do not count in the logarithms, and gradients
-            at silence are finite. Defaults to `1e-3`.
+        floor: Magnitude of silence, above 0. White noise with a standard deviation of `floor` has an `|X|` of about
+            `floor`. Magnitudes are `sqrt(|X|^2 + floor^2)`, so that quieter sounds do not count in the logarithms, and
+            gradients at silence are finite. Defaults to `1e-3`.
         reduction: As for every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss. Defaults to `"spectral_loss"`.
 

@@ -42,10 +42,10 @@ class Span:
 class CausalStep:
     """Applies a causal model to a part of a sequence.
 
-    A causal model pads sequences at the start only. In a later part, the last steps of the part before take the place
-    of the zeros, and nothing else has to be remembered. So the step is the model with each `ZeroPadding1D((n, 0))`
-    replaced by a state of `n` steps. The state is an input of the step, and the new state is an output. All weights are
-    shared.
+    The layers of a causal model pad at the start only. In a later part, the last steps of the part before take the
+    place of the zeros, and nothing else has to be remembered. So the step is the model in which a state of `n` steps
+    replaces each `ZeroPadding1D((n, 0))`. The state is an input of the step, and the new state is an output. All
+    weights are shared.
 
     Args:
         name: `"encoder"` or `"decoder"`: the argument of `VQVAE` that `model` is.

@@ -79,7 +79,7 @@ class CodesInputs(keras.Model):
         sizes = zip(weights.shape, codes.shape, strict=False)
         if len(weights.shape) > len(codes.shape) or any(a not in (None, 1, b) and b is not None for a, b in sizes):
             raise ValueError(
-                "`sample_weight` must have one weight for each sample, or the first axes of the codes. "
+                "`sample_weight` must have the shape [samples], or the first axes of the shape of the codes. "
                 f"Received: sample_weight of shape {tuple(weights.shape)}, codes of shape {tuple(codes.shape)}"
             )
         axes = len(codes.shape) - len(weights.shape)

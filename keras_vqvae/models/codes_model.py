@@ -164,8 +164,8 @@ class CodesModel(CodesInputs):
     def fit(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, on codes `x` `[samples, *shape]` and their classes `y` `[samples]`.
 
-        Without `num_classes`, leave `y` out. `sample_weight` has one weight for each sample, `[samples]`, or any of the
-        first axes of `[samples, *shape]`. A data set yields `(codes, labels, weights)`; without classes, the labels
+        Without `num_classes`, leave `y` out. `sample_weight` has the shape `[samples]`, or has more of the
+        axes of `[samples, *shape]`. A data set yields `(codes, labels, weights)`; without classes, the labels
         have shape `[samples, 0]`.
 
         Raises:

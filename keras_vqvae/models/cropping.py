@@ -15,7 +15,7 @@ PROBES = (1009, 1013, 1019)
 
 
 class Cropping:
-    """Crops outputs of a decoder at the end of axes whose size is the input's, rounded up to a multiple of a stride.
+    """Crops the ends of a decoder's outputs, along the axes where strides have rounded the size of the input up.
 
     There are no masks to crop, because Keras's layers with strides drop them.
 

@@ -60,8 +60,8 @@ class AutoencoderTraining(RecordedSteps):
         """Configures training as `keras.Model.compile` does. The default loss does not depend on the data's scale.
 
         With the default loss, a training step leaves the quantizer's commitment loss out if the reconstruction explains
-        nothing of the variance, and counts it in full from 10% on. Otherwise the commitment loss could make all vectors
-        equal before a new decoder has learned to use them. Under masks, it always counts in full.
+        nothing of the variance, and counts it in full from 10% on. Without this, the commitment loss could make all
+        vectors equal before a new decoder has learned to use them. Under masks, it always counts in full.
 
         Args:
             optimizer: As in `keras.Model.compile`. Defaults to `"adam"`.

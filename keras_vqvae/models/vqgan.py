@@ -73,7 +73,7 @@ class VQGAN(VQVAE):
 
     Raises:
         ValueError: If an argument is invalid, the decoder has several outputs, or the discriminator does not accept
-            them or does not return logits.
+            its output or does not return logits.
 
     Example:
 

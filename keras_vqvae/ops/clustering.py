@@ -97,8 +97,8 @@ def kmeans(
             chosen, sums, squares = _assign(batch, codes, distance)
             # Lloyd's algorithm counts the vectors of this step only.
             counts = counts + chosen if batched else chosen
-            # `((c - n) e + s) / c`, for all counts `c`, counts `n` and sums `s` of this step, and codes `e`. If `c` is
-            # `n`, this is exactly Lloyd's mean, `s / n`.
+            # `((c - n) e + s) / c`, where `c` are the counts so far, `n` and `s` the counts and sums of this step, and
+            # `e` the codes. If `c` is `n`, this is exactly Lloyd's mean, `s / n`.
             earlier, weights = (
                 ops.convert_to_tensor(number[:, None].astype("float32"))
                 for number in (counts - chosen, np.maximum(counts, 1))

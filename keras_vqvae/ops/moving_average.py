@@ -16,10 +16,10 @@ SPAN_GROWTH = 1 / 20
 def rate_of_step(decay: float, span: Tensor, total: Tensor, num_embeddings: int) -> Tensor:
     """Returns the rate of a step, `1 - g` for a decay `g`. It is 0 for a batch without a valid vector.
 
-    The rate starts at `1 / span` and falls to `1 - decay` (the warm-up). Vectors move most at the start of training,
-    and with a constant decay the codes would average over old vectors for too long. The last stage of a residual would
-    suffer most: see `docs/studies/residual-training.md`. The rate is also limited so that, at the start, the average
-    covers at least 10 vectors per code.
+    During the warm-up the rate is `1 / span`, which falls from 1 to `1 - decay`. Vectors move most at the start of
+    training, and with a constant decay the codes would average over old vectors for too long. The last stage of a
+    residual would suffer most: see `docs/studies/residual-training.md`. The rate is also limited so that, at the start,
+    the average covers at least 10 vectors per code.
 
     Args:
         decay: Decay after the warm-up.
