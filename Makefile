@@ -27,7 +27,9 @@ test: lint
 
 # LLVM does not optimize JAX's programs in `make test`, which saves a third of their time. The tests of several devices,
 # which are slow ones, would sometimes wait forever.
+ifdef COMPILE
 test-jax test-across: export XLA_FLAGS := $(COMPILE) $(XLA_FLAGS)
+endif
 
 # Every test on every backend: for a release.
 test-all: lint
