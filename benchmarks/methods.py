@@ -227,7 +227,7 @@ THRESHOLDS: dict[str, Method] = {
     f"EMA, threshold {threshold}": ours(
         lambda size, seed, threshold=threshold: moving(size, seed, dead_code_threshold=threshold)
     )
-    for threshold in (0.1, 0.2, 0.3, 0.5, 0.65)
+    for threshold in (0.1, 0.3, 0.5, 0.65)
 }
 """Thresholds below which a code is dead, as fractions of the mean count."""
 
@@ -245,5 +245,5 @@ def of_length(length: float) -> Method:
 
 
 LENGTHS: dict[str, Method] = {f"EMA, length {length}": of_length(length) for length in (1, 0.25, 0.04)}
-"""Lengths of the initial codes. 0.04 is that of the rotation's default initializer with 1,024 codes."""
+"""Lengths of the initial codes. The rotation's default initializer makes codes of length 0.04, with 1,024 codes."""
 ALL = METHODS | FAMILY | RESIDUALS | PROJECTED | THRESHOLDS | LENGTHS

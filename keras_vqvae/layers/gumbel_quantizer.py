@@ -36,7 +36,7 @@ class GumbelQuantizer(CodebookQuantizer):
     `g`. Its gradient is the gradient of `softmax((a + g) / temperature) C`. With `distance="direction"` the `z` and `e`
     in `a` are scaled to unit norm. The layer adds `kl_weight` times the KL divergence of `softmax(a)` from uniform
     usage. The callback `TemperatureScheduler` can anneal the weight `temperature`. In training, memory grows with
-    `N x K`. The indices that are returned and counted are those of the nearest codes, even if training draws others.
+    `N x K`. The layer returns and counts the indices of the nearest codes, even if training draws other codes.
 
     Args:
         num_embeddings: Number of codes, `K`. Defaults to `512`.

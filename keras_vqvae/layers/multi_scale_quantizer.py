@@ -28,8 +28,8 @@ class MultiScaleQuantizer(Quantizer):
     with `convolution`, `f_i(x) = x + conv(x)`. The output is the sum of the `f_i(up(q_i))`. Each scale adds its own
     losses. A convolution adds the mean of `(stop_gradient(z) - output)^2`.
 
-    Gradients are those of these formulas, with one exception: the encoder gets the gradient of the output exactly once
-    if the quantizers are straight-through, the last scale is the full grid, and there is no convolution.
+    Gradients follow these formulas, with one exception. The encoder gets the gradient of the output exactly once if the
+    quantizers are straight-through, the last scale is the full grid, and there is no convolution.
 
     `scales` sets the sizes of the grids, for inputs of one size. `strides` sets the sizes of their cells, for inputs of
     any size. If a scale does not divide the grid, areas overlap: an area contains all elements that its cell touches.

@@ -21,7 +21,7 @@ class ResidualQuantizer(ResizableWrapper):
     """Quantizes a vector as a sum of codes: each stage quantizes the residual of the stages before it.
 
     With `r_0 = z`, stage `i` outputs `q_i = Q_i(r_i)`, and the next residual is `r_(i + 1) = r_i - q_i`. The output is
-    the sum of the `q_i`. Gradients are those of these formulas, and flow through the residuals, too. The decoder and
+    the sum of the `q_i`. Gradients follow these formulas, and flow through the residuals, too. The decoder and
     the losses of later stages therefore train the projections and soft assignments inside a stage. If all stages are
     straight-through, residuals are `r_i - stop_gradient(q_i)` instead. The encoder then gets the gradient of the output
     exactly once, for any number of stages, and each stage's commitment loss reaches it in full.

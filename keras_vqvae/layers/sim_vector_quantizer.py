@@ -15,7 +15,7 @@ from keras_vqvae.types import Tensor
 class SimVectorQuantizer(VectorQuantizer):
     """A vector quantizer whose codes are `C W`, with a frozen `C` and a trained `W` (SimVQ).
 
-    Each step moves all codes, including those that no vector chose. SimVQ was designed for large codebooks.
+    Each step moves every code, even if no vector chose it. SimVQ was designed for large codebooks.
     `VectorQuantizer` had a lower error with 1,024 and with 16,384 codes: see `docs/studies/quantizers.md` and
     `docs/studies/large-codebooks.md`.
 
